@@ -78,10 +78,15 @@ def from_blocks(blocks: jax.Array, shape: Sequence[int], axis_order: Sequence[in
       blocks: ``[n_blocks, d]``.
       shape: shape of the weight.
       axis_order: the order given to :func:`to_blocks`.
+
+    Raises:
+      ValueError: the number of blocks is not that of a weight of this shape.
     """
     d = blocks.shape[1]
     rows, columns = _rows_and_columns(shape, axis_order, d)
-    matrix = blocks.reshape(rows, -1)[:, :columns]
+    if blocks.shape[0] != n_blocks(shape, axis_order, d):
+        raise ValueError(f"{tuple(shape)} is {n_blocks(shape, axis_order, d)} blocks of {d}, got {blocks.shape[0]}")
+    matrix = blocks.reshape(rows, -(-columns // d) * d)[:, :columns]
     moved = matrix.reshape([shape[a] for a in axis_order])
     return jnp.transpose(moved, np.argsort(np.asarray(axis_order, dtype=np.int64)).tolist())
 

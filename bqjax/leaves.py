@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -74,7 +75,11 @@ def _concrete(x: Any) -> np.ndarray | None:
     return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
 
 
-@jax.tree_util.register_dataclass
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["indices", "codebook"],
+    meta_fields=["shape", "dtype", "axis_order", "group"],
+)
 @dataclass(frozen=True)
 class Clustered(CompressedLeaf):
     """A codebook and an index into it for every block of the weight; ``d = 1`` is scalar weight sharing.
@@ -146,6 +151,8 @@ class Clustered(CompressedLeaf):
             )
         if not np.isfinite(codebook.astype(np.float64)).all():
             raise ValueError(f"{name}: the codebook holds NaN or infinite values")
+        if sorted(self.axis_order) != list(range(len(self.shape))):
+            raise ValueError(f"{name}: axis_order {self.axis_order} is not a permutation of the axes of {self.shape}")
         expected = (blocks.n_blocks(self.shape, self.axis_order, self.d),)
         if indices.shape != expected or indices.dtype != index_dtype(self.k):
             raise ValueError(
@@ -156,7 +163,7 @@ class Clustered(CompressedLeaf):
             raise ValueError(f"{name}: index {int(indices.max())} points beyond the {self.k} codebook entries")
 
 
-@jax.tree_util.register_dataclass
+@partial(jax.tree_util.register_dataclass, data_fields=["codes", "scale", "zero_point"], meta_fields=["axis", "dtype"])
 @dataclass(frozen=True)
 class Affine(CompressedLeaf):
     """Integer codes on a line: ``(codes - zero_point) * scale``, per tensor or per slice of one axis.

@@ -1,0 +1,138 @@
+"""The command line: parsing only; :mod:`bqjax.commands` does the work."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+__all__ = ["main"]
+
+
+@dataclass(frozen=True)
+class Compress:
+    """Compress a trained network.
+
+    Either `--config FILE` runs an experiment with a model and data, or WEIGHTS.safetensors is compressed as it is.
+    """
+
+    weights: Annotated[Path | None, tyro.conf.Positional] = None
+    """Any .safetensors weights; compressed without a model and without data."""
+    config: Path | None = None
+    """A Python file that defines `config = ExperimentConfig(...)`; see configs/."""
+    data: Path | None = None
+    """Folder of the data that the config's task reads."""
+    out: Path | None = None
+    """The file to write; default: beside the weights, or out/NAME OF THE CONFIG, with the ending .bq.safetensors."""
+    report: Path | None = None
+    """Write a self-contained HTML report here (with --config)."""
+    table: Path | None = None
+    """Write the results as Markdown here (with --config)."""
+    method: Literal["gaussian-bins", "kmeans"] = "gaussian-bins"
+    """How WEIGHTS are compressed."""
+    bins: int = 16
+    """Values a leaf, for WEIGHTS."""
+    sigma_scale: float = 1.0
+    """Factor on each leaf's standard deviation when Gaussian bins are placed."""
+    only: tuple[str, ...] = ()
+    """Patterns of the leaves of WEIGHTS to compress; default: floating point, two or more dimensions."""
+    skip: tuple[str, ...] = ()
+    """Patterns of leaves to leave as they are."""
+    coder: Literal["auto", "raw", "zstd", "ans", "huffman"] = "auto"
+    """How the indices of WEIGHTS are coded."""
+    force: bool = False
+    """Overwrite existing files."""
+
+    def run(self, console: Console) -> None:
+        from bqjax import commands
+
+        if (self.weights is None) == (self.config is None):
+            raise ValueError("name either WEIGHTS.safetensors or --config FILE")
+        if self.config is not None:
+            out = self.out or Path("out") / f"{self.config.stem}.bq.safetensors"
+            commands.compress_experiment(
+                commands.load_config(self.config),
+                self.data,
+                out,
+                command=f"bqjax {shlex.join(sys.argv[1:])}",
+                report=self.report,
+                table=self.table,
+                force=self.force,
+                console=console,
+            )
+        elif self.weights is not None:
+            commands.compress_weights(
+                self.weights,
+                self.out or self.weights.with_suffix(".bq.safetensors"),
+                method=self.method,
+                bins=self.bins,
+                sigma_scale=self.sigma_scale,
+                only=self.only,
+                skip=self.skip,
+                coder=self.coder,
+                force=self.force,
+                console=console,
+            )
+
+
+@dataclass(frozen=True)
+class Decompress:
+    """Decode a .bq.safetensors file to plain .safetensors weights. Needs no model."""
+
+    file: tyro.conf.Positional[Path]
+    """The compressed file."""
+    out: Path
+    """The weights to write."""
+    force: bool = False
+    """Overwrite an existing file."""
+
+    def run(self, console: Console) -> None:
+        from bqjax import commands
+
+        commands.decompress(self.file, self.out, force=self.force, console=console)
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Show what a .bq.safetensors file holds, leaf by leaf. Needs no model."""
+
+    file: tyro.conf.Positional[Path]
+    """The compressed file."""
+
+    def run(self, console: Console) -> None:
+        from bqjax import commands
+
+        commands.inspect(self.file, console=console)
+
+
+Command = (
+    Annotated[Compress, tyro.conf.subcommand("compress")]
+    | Annotated[Decompress, tyro.conf.subcommand("decompress")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point of ``bqjax``; returns the exit status."""
+    command = tyro.cli(Command, prog="bqjax", description="Makes trained neural networks small.", args=args)
+    try:
+        # Wide enough for the tables where the output is a file or a pipe.
+        console = Console() if sys.stdout.isatty() else Console(width=160)
+        command.run(console)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"bqjax: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bqjax: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

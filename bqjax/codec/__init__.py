@@ -1,0 +1,10 @@
+"""Compressed trees as files: entropy coders for codes, and one safetensors file that holds a tree.
+
+Needs neither a model nor a neural-network library: the file says all that :func:`load` restores.
+"""
+
+from bqjax.codec.container import inspect, load, save
+from bqjax.codec.entropy import CODERS
+from bqjax.codec.records import FileInfo, LeafInfo
+
+__all__ = ["CODERS", "FileInfo", "LeafInfo", "inspect", "load", "save"]

@@ -1,0 +1,153 @@
+"""The bytes of one leaf: its codes and its codebook or scales, or its values; little-endian, in C order."""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from bqjax.codec import entropy, structure
+from bqjax.codec.header import read_exactly
+from bqjax.codec.records import LeafInfo
+from bqjax.leaves import Affine, Clustered, CompressedLeaf, is_compressed
+
+__all__ = ["decode_leaf", "encode_leaf"]
+
+_THOROUGH_BYTES = 1 << 20
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    """The little-endian bytes of a native array in C order, without a copy on little-endian machines."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data
+
+
+def encode_leaf(
+    name: str, leaf: Any, coder: str, groups: dict[str, tuple[str, np.ndarray]]
+) -> tuple[LeafInfo, list[bytes | memoryview]]:
+    """A leaf's description and its bytes: codes (or values), then table.
+
+    Args:
+      name: of the leaf.
+      leaf: an array or a compressed leaf.
+      coder: for codes.
+      groups: name and codebook of the first leaf of each group so far; grows.
+
+    Raises:
+      ValueError: naming the leaf, where it is not valid or cannot be stored.
+    """
+    if not is_compressed(leaf):
+        array = structure.as_array(name, leaf)
+        plain = _bytes_of(array)
+        # Float weights hardly shrink; level 19 would spend a minute on 100 MB of them.
+        small = entropy.zstd(plain, level=19 if array.nbytes <= _THOROUGH_BYTES else 3)
+        small = small.ljust(entropy.min_bytes(array.nbytes), b"\0")
+        data = small if len(small) < array.nbytes else plain
+        used = "zstd" if data is small else "raw"
+        return LeafInfo(name, shape=array.shape, dtype=array.dtype.name, coder=used, code_bytes=len(data)), [data]
+    if leaf.dtype.name not in structure.DTYPES:
+        raise ValueError(f"leaf {name!r} decodes to dtype {leaf.dtype}, which cannot be stored")
+    if isinstance(leaf, Clustered):
+        indices, codebook = structure.as_array(name, leaf.indices), structure.as_array(name, leaf.codebook)
+        shape, order = tuple(map(int, leaf.shape)), tuple(map(int, leaf.axis_order))
+        leaf = Clustered(indices, codebook, shape, leaf.dtype, order, leaf.group)
+        leaf.validate(name)
+        used, codes = entropy.encode(indices, leaf.k, coder)
+        table = [_bytes_of(codebook)] if _holds_codebook(name, leaf, groups) else []
+        info = LeafInfo(
+            name,
+            kind="clustered",
+            shape=shape,
+            dtype=leaf.dtype.name,
+            coder=used,
+            code_bytes=len(codes),
+            table_bytes=sum(map(len, table)),
+            k=leaf.k,
+            d=leaf.d,
+            group=leaf.group,
+            table_dtype=codebook.dtype.name,
+            axis_order=order,
+        )
+        return info, [codes, *table]
+    if isinstance(leaf, Affine):
+        codes8, scale, zero_point = (structure.as_array(name, x) for x in (leaf.codes, leaf.scale, leaf.zero_point))
+        axis = None if leaf.axis is None else int(leaf.axis)
+        Affine(codes8, scale, zero_point, axis, leaf.dtype).validate(name)
+        used, codes = entropy.encode(codes8.reshape(-1).view(np.uint8), 256, coder)
+        info = LeafInfo(
+            name,
+            kind="affine",
+            shape=codes8.shape,
+            dtype=leaf.dtype.name,
+            coder=used,
+            code_bytes=len(codes),
+            table_bytes=scale.nbytes + zero_point.nbytes,
+            k=256,
+            table_dtype=scale.dtype.name,
+            code_dtype=codes8.dtype.name,
+            axis=axis,
+        )
+        return info, [codes, _bytes_of(scale), _bytes_of(zero_point)]
+    raise ValueError(f"leaf {name!r} is a {type(leaf).__name__}, which this version of the format cannot store")
+
+
+def _holds_codebook(name: str, leaf: Clustered, groups: dict[str, tuple[str, np.ndarray]]) -> bool:
+    """Whether the leaf is the first of its group, or in none. Compares the codebook with the group's."""
+    if leaf.group is None:
+        return True
+    if type(leaf.group) is not str:
+        raise ValueError(f"leaf {name!r}: a group is named by a string, got {leaf.group!r}")
+    codebook = np.asarray(leaf.codebook)
+    if leaf.group not in groups:
+        groups[leaf.group] = name, codebook
+        return True
+    first, shared = groups[leaf.group]
+    if shared.dtype != codebook.dtype or shared.shape != codebook.shape or _bytes_of(shared) != _bytes_of(codebook):
+        raise ValueError(f"leaves {first!r} and {name!r} name one group, {leaf.group!r}, but their codebooks differ")
+    return False
+
+
+def _read_array(file: BinaryIO, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    kind = structure.DTYPES[dtype]
+    return _from_bytes(read_exactly(file, kind.itemsize * int(np.prod(shape, dtype=object))), kind, shape)
+
+
+def _from_bytes(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    # A copy, because arrays on top of bytes are read-only.
+    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
+
+
+def decode_leaf(file: BinaryIO, info: LeafInfo, codebooks: dict[str, np.ndarray]) -> np.ndarray | CompressedLeaf:
+    """Reads the leaf that begins at the file's position.
+
+    Args:
+      file: open for reading.
+      info: its description, checked by :func:`bqjax.codec.records.parse_records`.
+      codebooks: those of the groups so far; grows.
+
+    Raises:
+      ValueError: naming the leaf, where its stream is damaged or it breaks an invariant.
+    """
+    codes = read_exactly(file, info.code_bytes)
+    try:
+        if info.kind == "array":
+            plain = entropy.unzstd(codes, info.weight_bytes) if info.coder == "zstd" else codes
+            return _from_bytes(plain, structure.DTYPES[info.dtype], info.shape)
+        symbols = entropy.decode(codes, info.n_symbols, info.k or 1, info.coder)
+    except ValueError as error:
+        raise ValueError(f"leaf {info.name!r}: {error}") from error
+    leaf: CompressedLeaf
+    if info.kind == "affine":
+        slices = () if info.axis is None else (info.shape[info.axis],)
+        scale, zero_point = _read_array(file, info.table_dtype, slices), _read_array(file, "int32", slices)
+        integers = symbols.view(structure.DTYPES[info.code_dtype]).reshape(info.shape)
+        leaf = Affine(integers, scale, zero_point, info.axis, structure.DTYPES[info.dtype])
+    else:
+        if info.table_bytes:
+            codebook = _read_array(file, info.table_dtype, (info.k or 1, info.d))
+            if info.group is not None:
+                codebooks[info.group] = codebook
+        else:
+            codebook = codebooks[info.group or ""]
+        leaf = Clustered(symbols, codebook, info.shape, structure.DTYPES[info.dtype], info.axis_order, info.group)
+    leaf.validate(info.name)
+    return leaf

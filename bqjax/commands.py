@@ -1,0 +1,215 @@
+"""What the commands of ``bqjax`` do; :mod:`bqjax.cli` parses their arguments."""
+
+from __future__ import annotations
+
+import runpy
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from bqjax import codec, experiment
+from bqjax.adapters.weights import read_weights, write_weights
+from bqjax.bin_and_quant import BinConfig, bin_and_quant, gaussian_bins
+from bqjax.experiment import ExperimentConfig
+from bqjax.files import atomic_write
+from bqjax.leaves import decode
+from bqjax.progress import Progress
+from bqjax.related.weight_sharing import kmeans_share
+from bqjax.report.html import search_report
+from bqjax.report.tables import Table, file_table, markdown, results_table, rich_table, search_table
+from bqjax.tree import Rule, named_leaves, select
+
+__all__ = ["compress_experiment", "compress_weights", "decompress", "inspect", "load_config"]
+
+
+@contextmanager
+def _progress(console: Console, what: str) -> Iterator[Progress]:
+    """A live bar on a terminal; elsewhere a line every few seconds, so that a log shows that work goes on."""
+    if not console.is_terminal:
+        start = last = time.monotonic()
+
+        def line(done: int, total: int, message: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= 5 or done == total:
+                last = now
+                console.print(f"{what} {done}/{total} {message} ({now - start:.0f} s)", highlight=False)
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[message]}"),
+    )
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None, message="")
+        yield lambda done, total, message: bar.update(task, completed=done, total=total, message=message)
+
+
+def load_config(path: Path) -> ExperimentConfig:
+    """The ``config`` that a Python file defines. The file is run: use files you trust."""
+    if not path.is_file():
+        raise ValueError(f"no config file {path}")
+    config = runpy.run_path(str(path)).get("config")
+    if not isinstance(config, ExperimentConfig):
+        raise ValueError(f"{path} must define `config = ExperimentConfig(...)`, found {type(config).__name__}")
+    return config
+
+
+def compress_experiment(
+    config: ExperimentConfig,
+    data: Path | None,
+    out: Path,
+    *,
+    command: str,
+    report: Path | None = None,
+    table: Path | None = None,
+    force: bool = False,
+    console: Console,
+) -> None:
+    """Runs an experiment: searches, writes the file, scores what it decodes to, prints and writes the tables.
+
+    Interrupted, it keeps its measurements beside ``out`` and goes on from them when run again.
+    """
+    for path in (out, report, table):
+        if path is not None and path.exists() and not force:
+            raise ValueError(f"{path} exists: pass --force to overwrite it")
+    with _progress(console, "preparing") as progress:
+        task = config.task(data, progress)
+        before = experiment.reference(task)
+    key = jax.random.key(config.seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    states: list[Path] = []
+
+    def run(i: int, method: Any, path: Path, overwrite: bool) -> experiment.Outcome:
+        state = out.with_name(f"{out.name}.search{i or ''}.jsonl")
+        states.append(state)
+        with _progress(console, method.label) as progress:
+            return experiment.run(
+                task,
+                method,
+                path,
+                before,
+                key=key,
+                coder=config.coder,
+                force=overwrite,
+                state_path=str(state),
+                progress=progress,
+                metadata={"task": task.name, "method": method.label},
+            )
+
+    outcome = run(0, config.method, out, force)
+    rows = [outcome.row]
+    with tempfile.TemporaryDirectory(prefix=".bqjax-", dir=out.parent) as scratch:
+        rows += [run(i, m, Path(scratch) / f"{i}.bq.safetensors", False).row for i, m in enumerate(config.beside, 1)]
+
+    names = task.test_name, task.calibration_name
+    results = results_table(task.name, task.metric, before, rows, names)
+    files = file_table(codec.inspect(out), str(out.name))
+    for shown in ([search_table(outcome.info)] if outcome.info else []) + [files, results]:
+        console.print(rich_table(shown))
+    if table is not None:
+        with atomic_write(table, force=force) as file:
+            file.write(f"`{command}`\n\n{markdown(results)}".encode())
+    if report is not None:
+        html = search_report(task, before, outcome, rows, files, command, names)
+        with atomic_write(report, force=force) as file:
+            file.write(html.encode())
+    for state in states:
+        state.unlink(missing_ok=True)
+    console.print(f"wrote {out}" + (f" and {report}" if report else ""), highlight=False, soft_wrap=True)
+
+
+def _rules(params: Any, only: Sequence[str], skip: Sequence[str]) -> list[Rule[Any]] | None:
+    if not only and not skip:
+        return None
+    skipped = [Rule[Any](pattern, skip=True) for pattern in skip]
+    if only:
+        return skipped + [Rule(pattern) for pattern in only]
+    # What the default rule takes, less what is skipped.
+    left = select(params, [*skipped, Rule("*", skip=True)]).left
+    kept = [name for name in select(params).taken if left[name] == "skipped by rule '*'"]
+    if not kept:
+        raise ValueError(f"nothing is left to compress: {', '.join(map(repr, skip))} skip every leaf")
+    return [*skipped, *map(Rule, kept)]
+
+
+def compress_weights(
+    source: Path,
+    out: Path,
+    *,
+    method: str,
+    bins: int,
+    sigma_scale: float = 1.0,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    coder: str = "auto",
+    force: bool = False,
+    console: Console,
+) -> None:
+    """Compresses any safetensors weights with no model and no data, and checks the file by decoding it."""
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists: pass --force to overwrite it")
+    params = read_weights(source)
+    rules = _rules(params, only, skip)
+    start = time.monotonic()
+    if method == "gaussian-bins":
+        tree = bin_and_quant(params, gaussian_bins(params, BinConfig(n_bins=bins, sigma_scale=sigma_scale), rules))
+    else:
+        tree = kmeans_share(params, bins, rules)
+    codec.save(out, tree, coder=coder, force=force, metadata={"method": method})
+    seconds = time.monotonic() - start
+    loaded = codec.load(out, like=tree)
+    if not experiment.same_tree(tree, loaded):
+        raise RuntimeError(f"{out} does not decode to what was written into it")
+    console.print(rich_table(file_table(codec.inspect(out), out.name)))
+
+    decoded = named_leaves(decode(loaded))
+    error = power = 0.0
+    for name, leaf in named_leaves(params).items():
+        w = np.asarray(leaf).astype(np.float64)
+        error += float(np.square(np.asarray(decoded[name]).astype(np.float64) - w).sum())
+        power += float(np.square(w).sum())
+    whole, size = source.stat().st_size, out.stat().st_size
+    lossless = experiment.zstd_bytes(source.read_bytes())
+    selection = select(params, rules)
+    console.print(rich_table(Table(
+        "Size",
+        ("file", "bytes", "ratio"),
+        [
+            (source.name, f"{whole:,}", "1.00"),
+            (f"{source.name}, zstd -19 (lossless)", f"{lossless:,}", f"{whole / lossless:.2f}"),
+            (out.name, f"{size:,}", f"{whole / size:.2f}"),
+        ],
+        f"Relative error of the weights {100 * (error / power) ** 0.5 if power else 0.0:.2f} %; accuracy was not measured. "
+        f"Compressed {len(selection.taken)} leaves in {seconds:.1f} s; the file decodes to exactly what was written.",
+    )))  # fmt: skip
+    for name, reason in selection.left.items():
+        console.print(f"left as it was: {name} ({reason})", highlight=False)
+
+
+def decompress(source: Path, out: Path, *, force: bool = False, console: Console) -> None:
+    """Decodes a file to plain safetensors weights."""
+    tree = codec.load(source)
+    params = named_leaves(decode(tree))
+    write_weights(out, params, force=force)
+    console.print(f"wrote {out}: {len(params)} tensors, {out.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
+
+
+def inspect(source: Path, *, console: Console) -> None:
+    """Shows what a file holds, leaf by leaf, without decoding it."""
+    info = codec.inspect(source)
+    console.print(rich_table(file_table(info, source.name)))
+    for name, value in info.metadata.items():
+        console.print(f"{name}: {value}", highlight=False)

@@ -1,0 +1,231 @@
+"""Runs a method on a task and measures what came out, from the file that was written.
+
+Every figure of a :class:`Row` is taken on ``task.test`` from parameters that were decoded from the file; methods
+see ``task.calibration`` only.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import zstandard
+from safetensors.numpy import save as safetensors_bytes
+
+from bqjax import codec
+from bqjax.leaves import decode
+from bqjax.methods import Method
+from bqjax.progress import Progress
+from bqjax.search import SearchInfo
+from bqjax.sensitivity.evaluate import Evaluator, signed
+from bqjax.task import Task
+from bqjax.tree import named_leaves
+
+__all__ = ["ExperimentConfig", "Outcome", "Reference", "Row", "float_file", "reference", "run", "same_tree", "zstd_bytes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """An experiment of ``bqjax compress --config``.
+
+    Attributes:
+      task: ``task(data_dir, progress) -> Task``.
+      method: makes the file that is kept.
+      beside: other methods and settings whose rows stand beside it in the table; their files are not kept.
+      seed: of every random draw.
+      coder: of the indices, see :mod:`bqjax.codec`.
+    """
+
+    task: Callable[[Path | None, Progress | None], Task]
+    method: Method
+    beside: Sequence[Method] = ()
+    seed: int = 0
+    coder: str = "auto"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a results table.
+
+    Attributes:
+      method: label of the method.
+      before, after: the metric on the test data of the original network and of the decoded file.
+      difference: ``after - before``, in the direction where higher is better.
+      standard_error: of the paired difference, or None without predictions.
+      agreement: share of test examples on which both predict the same, or None.
+      calibration: the metric of the decoded file on the calibration data.
+      file_bytes: size of the file.
+      ratio: bytes of the float file over ``file_bytes``.
+      bits_per_weight: ``8 * file_bytes`` over ALL parameters of the network, compressed or not.
+      seconds: that compressing took, search included.
+    """
+
+    method: str
+    before: float
+    after: float
+    difference: float
+    standard_error: float | None
+    agreement: float | None
+    calibration: float
+    file_bytes: int
+    ratio: float
+    bits_per_weight: float
+    seconds: float
+
+
+class Reference(NamedTuple):
+    """The uncompressed network: its scores, predictions and sizes, taken once for all rows.
+
+    Attributes:
+      test, calibration: metrics on both sets.
+      predictions: class of each test example, or None.
+      right: whether each was right.
+      n_test, n_calibration: examples.
+      n_params: parameters.
+      float_bytes: of the parameters as a safetensors file.
+      zstd_bytes: of that file after ``zstd -19``, what lossless compression gives for nothing.
+    """
+
+    test: Mapping[str, float]
+    calibration: Mapping[str, float]
+    predictions: np.ndarray | None
+    right: np.ndarray | None
+    n_test: int
+    n_calibration: int
+    n_params: int
+    float_bytes: int
+    zstd_bytes: int
+
+
+class Outcome(NamedTuple):
+    """A finished run: its row, the tree as read back from the file, and the search's report."""
+
+    row: Row
+    tree: Any
+    info: SearchInfo | None
+
+
+def float_file(params: Any) -> bytes:
+    """Parameters as the bytes of a safetensors file, the size that ratios are taken against."""
+    return safetensors_bytes({name: np.ascontiguousarray(leaf) for name, leaf in named_leaves(params).items()})
+
+
+def zstd_bytes(data: bytes, level: int = 19) -> int:
+    """Size of ``data`` after zstd at ``level``, the lossless baseline."""
+    return len(zstandard.ZstdCompressor(level=level).compress(data))
+
+
+def _examples(task: Task, params: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Prediction and correctness of every counted test example."""
+    if task.predict is None:
+        return None, None
+    predict = jax.jit(task.predict)
+    outputs = [jax.device_get(predict(params, batch)) for batch in task.test]
+    keep = np.concatenate([np.asarray(o.counted, bool) for o in outputs])
+    return (
+        np.concatenate([o.predictions for o in outputs])[keep],
+        np.concatenate([o.right for o in outputs])[keep],
+    )
+
+
+def _count(task: Task, batches: Sequence[Any]) -> int:
+    count = jax.jit(lambda params, batch: task.score(params, batch)[1])
+    return round(sum(float(count(task.params, batch)) for batch in batches))
+
+
+def reference(task: Task) -> Reference:
+    """Scores the uncompressed network of a task on its test and calibration data."""
+    data = float_file(task.params)
+    predictions, right = _examples(task, task.params)
+    return Reference(
+        Evaluator(task.score, task.test).baseline(task.params),
+        Evaluator(task.score, task.calibration).baseline(task.params),
+        predictions,
+        right,
+        _count(task, task.test),
+        _count(task, task.calibration),
+        sum(int(np.size(x)) for x in named_leaves(task.params).values()),
+        len(data),
+        zstd_bytes(data),
+    )
+
+
+def same_tree(a: Any, b: Any) -> bool:
+    """Whether two trees have the same structure and the same leaves bit for bit."""
+    x, x_def = jax.tree.flatten(a)
+    y, y_def = jax.tree.flatten(b)
+    if bool(x_def != y_def):  # type: ignore[operator]
+        return False
+    pairs = [(np.asarray(p), np.asarray(q)) for p, q in zip(x, y, strict=True)]
+    return all(p.dtype == q.dtype and p.shape == q.shape and p.tobytes() == q.tobytes() for p, q in pairs)
+
+
+def run(
+    task: Task,
+    method: Method,
+    path: str | os.PathLike[str],
+    before: Reference,
+    *,
+    key: jax.Array,
+    coder: str = "auto",
+    force: bool = False,
+    state_path: str | None = None,
+    progress: Progress | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Compresses, writes the file, reads it back, decodes and scores what was decoded on the test data.
+
+    Args:
+      task: the network and its data.
+      method: what compresses it.
+      path: the file.
+      before: from :func:`reference`.
+      key: a ``jax.random`` key.
+      coder: see :func:`bqjax.codec.save`.
+      force: overwrite an existing file.
+      state_path: keeps a search's measurements, so that it can be interrupted.
+      progress: called as the method goes on.
+      metadata: strings to keep in the file.
+
+    Raises:
+      ValueError: see the method and :func:`bqjax.codec.save`.
+      RuntimeError: the file does not decode to what was written.
+    """
+    start = time.monotonic()
+    compressed, info = method.compress(task, key=key, state_path=state_path, progress=progress)
+    seconds = time.monotonic() - start
+    codec.save(path, compressed, coder=coder, force=force, metadata=metadata)
+    tree = codec.load(path, like=compressed)
+    if not same_tree(compressed, tree):
+        raise RuntimeError(f"{path} does not decode to the tree that was written into it")
+    params = decode(tree)
+    after = Evaluator(task.score, task.test).baseline(params)
+    predictions, right = _examples(task, params)
+    agreement = standard_error = None
+    if predictions is not None and right is not None and before.predictions is not None and before.right is not None:
+        agreement = float(np.mean(predictions == before.predictions))
+        changed = right.astype(np.float64) - before.right.astype(np.float64)
+        standard_error = float(changed.std() / math.sqrt(len(changed)))
+    name = task.metric.removeprefix("-")
+    size = Path(path).stat().st_size
+    row = Row(
+        method=method.label,
+        before=before.test[name],
+        after=after[name],
+        difference=float(signed(after, task.metric) - signed(before.test, task.metric)),
+        standard_error=standard_error,
+        agreement=agreement,
+        calibration=Evaluator(task.score, task.calibration).baseline(params)[name],
+        file_bytes=size,
+        ratio=before.float_bytes / size,
+        bits_per_weight=8 * size / before.n_params,
+        seconds=seconds,
+    )
+    return Outcome(row, tree, info)

@@ -1,0 +1,137 @@
+"""Rows of results as text: for a terminal, for Markdown and for HTML, with the same columns everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import rich.box
+import rich.table
+
+from bqjax import codec
+from bqjax.experiment import Reference, Row
+from bqjax.search import SearchInfo
+
+__all__ = ["Table", "file_table", "markdown", "results_table", "rich_table", "search_table"]
+
+
+class Table(NamedTuple):
+    """A table of strings; the first column is text, the others are numbers and set to the right."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    caption: str = ""
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def results_table(task_name: str, metric: str, before: Reference, rows: Sequence[Row], data: tuple[str, str]) -> Table:
+    """Before and after, sizes and ratios: the uncompressed network, the lossless baseline, then a line a row.
+
+    Args:
+      task_name: the network.
+      metric: name of the metric, shown in per cent.
+      before: the uncompressed network.
+      rows: the results.
+      data: names of the test data and of the calibration data.
+    """
+    name = metric.removeprefix("-")
+    test, calibration = before.test[name], before.calibration[name]
+
+    def sizes(n_bytes: int) -> tuple[str, str, str]:
+        return f"{n_bytes:,}", f"{before.float_bytes / n_bytes:.2f}", f"{8 * n_bytes / before.n_params:.3f}"
+
+    lines = [
+        ("float32", _percent(test), "", "", *sizes(before.float_bytes), _percent(calibration), ""),
+        ("zstd -19 (lossless)", _percent(test), "0.00", "100.00", *sizes(before.zstd_bytes), _percent(calibration), ""),
+    ]
+    for row in rows:
+        error = "" if row.standard_error is None else f" ± {100 * row.standard_error:.2f}"
+        lines.append(
+            (
+                row.method,
+                _percent(row.after),
+                f"{100 * row.difference:+.2f}{error}",
+                "" if row.agreement is None else _percent(row.agreement),
+                *sizes(row.file_bytes),
+                _percent(row.calibration),
+                f"{row.seconds:.1f}",
+            )
+        )
+    columns = (
+        "method",
+        f"{name} %",
+        "difference, points",
+        "agreement %",
+        "file bytes",
+        "ratio",
+        "bits/weight",
+        "on calibration %",
+        "seconds",
+    )
+    caption = (
+        f"{name} on {data[0]} ({before.n_test} examples) of the parameters decoded from the file; bins were chosen on "
+        f"{data[1]} ({before.n_calibration} examples) only. Difference: paired, with its standard error. Ratio: whole file to "
+        f"whole float32 file. Bits/weight: the file's bits over all {before.n_params:,} parameters."
+    )
+    return Table(task_name, columns, lines, caption)
+
+
+def file_table(info: codec.FileInfo, title: str) -> Table:
+    """What ``bqjax inspect`` shows: a line a leaf, then the total."""
+    lines = []
+    for leaf in info.leaves:
+        values = "" if leaf.k is None else str(leaf.k)
+        per_weight = f"{leaf.bits_per_weight:.3f}" if leaf.size else ""
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        lines.append(
+            (leaf.name, shape, leaf.dtype, leaf.kind, values, leaf.coder or "", leaf.group or "", per_weight, f"{leaf.bytes:,}")
+        )
+    size = sum(leaf.size for leaf in info.leaves)
+    rest = info.file_bytes - sum(leaf.bytes for leaf in info.leaves)
+    lines.append(("structure and header", "", "", "", "", "", "", "", f"{rest:,}"))
+    per_weight = f"{8 * info.file_bytes / size:.3f}" if size else ""
+    lines.append(("total", f"{size:,} weights", "", "", "", "", "", per_weight, f"{info.file_bytes:,}"))
+    columns = ("leaf", "shape", "dtype", "stored as", "values", "coder", "group", "bits/weight", "bytes")
+    return Table(title, columns, lines)
+
+
+def search_table(info: SearchInfo) -> Table:
+    """A line a searched leaf or group, then the leaves left alone with the reason."""
+    lines = []
+    for layer in info.layers:
+        last = layer.result
+        lines.append(
+            (
+                ", ".join(layer.names),
+                f"{layer.size:,}",
+                "yes" if layer.accepted else "no",
+                str(last.n_bins),
+                f"{last.entropy:.3f}",
+                f"{100 * layer.drop:+.2f}",
+                layer.reason,
+            )
+        )
+    lines += [(name, "", "left", "", "", "", reason) for name, reason in info.left.items()]
+    columns = ("leaf", "weights", "compressed", "bins", "entropy, bits", "drop, points", "why")
+    return Table("Search, on calibration data", columns, lines)
+
+
+def markdown(table: Table) -> str:
+    """The table as GitHub Markdown, without its title."""
+    rule = ["---"] + ["---:"] * (len(table.columns) - 1)
+    lines = ["| " + " | ".join(line) + " |" for line in (table.columns, rule, *table.rows)]
+    return "\n".join(lines) + (f"\n\n{table.caption}" if table.caption else "") + "\n"
+
+
+def rich_table(table: Table) -> Any:
+    """The table for a terminal."""
+    out = rich.table.Table(title=table.title, caption=table.caption or None, box=rich.box.SIMPLE_HEAD, title_justify="left")
+    for i, column in enumerate(table.columns):
+        out.add_column(column, justify="left" if i == 0 or column == "why" else "right", overflow="fold")
+    for row in table.rows:
+        out.add_row(*row)
+    return out

@@ -1,0 +1,1 @@
+"""How much a network loses when some of its weights change."""

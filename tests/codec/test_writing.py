@@ -1,0 +1,96 @@
+"""What stood under the name before survives whatever stops the writer."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from bqjax import codec
+
+OLD, NEW = {"w": np.arange(4)}, {"a": np.random.default_rng(0).normal(size=50_000), "b": np.arange(10)}
+
+
+def run(script, path):
+    command = [sys.executable, "-c", textwrap.dedent(script), str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def unharmed(path, leftovers=0):
+    np.testing.assert_array_equal(codec.load(path)["w"], OLD["w"])
+    assert len(list(path.parent.iterdir())) == 1 + leftovers
+
+
+def test_refuses_an_existing_file_without_force(tmp_path):
+    path = tmp_path / "f"
+    codec.save(path, OLD)
+    with pytest.raises(ValueError, match="exists: pass force=True"):
+        codec.save(path, NEW)
+    unharmed(path)
+    codec.save(path, NEW, force=True)
+    assert codec.load(path).keys() == NEW.keys()
+
+
+def test_killed_before_the_rename(tmp_path):
+    path = tmp_path / "f"
+    codec.save(path, OLD)
+    done = run(
+        """
+        import os, pathlib, signal, sys
+        import numpy as np
+        from bqjax import codec
+        pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        codec.save(sys.argv[1], {"a": np.ones(10_000)}, force=True)
+        """,
+        path,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    unharmed(path, leftovers=1)
+
+
+def test_a_full_disk(tmp_path):
+    path = tmp_path / "f"
+    codec.save(path, OLD)
+    done = run(
+        """
+        import resource, signal, sys
+        import numpy as np
+        from bqjax import codec
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            codec.save(sys.argv[1], {"a": np.random.default_rng(0).normal(size=50_000)}, force=True)
+        except OSError as error:
+            print(error)
+        """,
+        path,
+    )
+    assert "File too large" in done.stdout, done.stderr
+    unharmed(path)
+
+
+def test_an_error_in_the_last_leaf(tmp_path):
+    path = tmp_path / "f"
+    codec.save(path, OLD)
+    with pytest.raises(ValueError, match="'z' is a str"):
+        codec.save(path, NEW | {"z": "text"}, force=True)
+    unharmed(path)
+
+
+def test_memory_is_bounded_by_a_leaf(tmp_path):
+    """Ten leaves of 4 MB each are written and read within a few leaves' memory beyond the tree's own."""
+    script = """
+        import sys, tracemalloc
+        import numpy as np
+        from bqjax import codec
+        leaf = np.random.default_rng(0).integers(0, 2**62, 500_000)
+        tracemalloc.start()
+        codec.save(sys.argv[1], {str(i): leaf for i in range(10)})
+        print(tracemalloc.get_traced_memory()[1])
+        """
+    done = run(script, tmp_path / "f")
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 3 * 4e6
+    assert (tmp_path / "f").stat().st_size > 10 * 3.9e6

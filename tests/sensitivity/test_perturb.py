@@ -1,0 +1,132 @@
+"""What each perturbation does to the weights of its bin, and that it leaves all others alone."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from bqjax.sensitivity.perturb import KINDS, Codebook, Noise, NoiseCandidate, Perturbation, Quantize
+
+F32 = np.float32
+NOISE = [k for k in KINDS if k != "collapse"]
+
+
+def candidate(lower, upper, magnitude, key=0):
+    return NoiseCandidate(F32(lower), F32(upper), F32(magnitude), jax.random.key(key))
+
+
+def weights(n=200_000):
+    return np.random.default_rng(0).normal(size=n).astype(F32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("lower", "upper"), [(-0.5, 0.25), (-np.inf, -1.0), (1.0, np.inf)])
+def test_only_the_weights_of_the_bin_change(kind, lower, upper):
+    w = weights(3000).reshape(30, 100)
+    new = np.asarray(Noise(kind)(jnp.asarray(w), candidate(lower, upper, 0.3)))
+    inside = (w >= lower) & (w < upper)
+    np.testing.assert_array_equal(new[~inside], w[~inside])
+    # All of them: neighbouring weights or a small bin are no excuse.
+    assert (new[inside] != w[inside]).mean() > 0.999
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bin_holds_its_lower_bound_and_not_its_upper(kind):
+    w = np.array([-1.0, np.nextafter(F32(-1), F32(-2)), 2.0, np.nextafter(F32(2), F32(1))], F32)
+    new = np.asarray(Noise(kind)(jnp.asarray(w), candidate(-1, 2, 0.37)))
+    assert (new != w).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_infinite_bounds_take_every_weight(kind):
+    w = np.array([-3e38, 5.0, 3e38], F32)
+    new = np.asarray(Noise(kind)(jnp.asarray(w), candidate(-np.inf, np.inf, 0.1)))
+    assert new[1] != w[1]
+    if kind in ("relative", "collapse"):  # added noise is lost beside such weights
+        assert (new != w).all()
+
+
+# The tests below compare with known distributions; keys are fixed, and the levels leave a wide margin.
+
+
+def test_gaussian_noise_is_normal_with_the_magnitude_as_deviation():
+    w = weights()
+    noise = np.asarray(Noise("gaussian")(jnp.asarray(w), candidate(-np.inf, np.inf, 0.5))).astype(float) - w
+    assert scipy.stats.kstest(noise / 0.5, "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(noise, w)[0, 1]) < 0.01
+
+
+def test_uniform_noise_fills_plus_minus_the_magnitude():
+    w = weights()
+    noise = np.asarray(Noise("uniform")(jnp.asarray(w), candidate(-np.inf, np.inf, 0.5))).astype(float) - w
+    assert np.abs(noise).max() <= 0.5 + 1e-6
+    assert scipy.stats.kstest((noise + 0.5), "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef(noise, w)[0, 1]) < 0.01
+
+
+def test_relative_noise_is_a_fair_coin_between_two_factors():
+    w = weights()
+    new = np.asarray(Noise("relative")(jnp.asarray(w), candidate(-np.inf, np.inf, 0.5)))
+    up, down = np.isclose(new, 1.5 * w, rtol=1e-6), np.isclose(new, 0.5 * w, rtol=1e-6)
+    assert (up ^ down).all()
+    assert scipy.stats.binomtest(int(up.sum()), w.size).pvalue > 1e-3
+    assert abs(np.corrcoef(up, w)[0, 1]) < 0.01
+
+
+def test_collapse_puts_the_magnitude_in_place_of_the_bin():
+    w = weights(1000)
+    new = np.asarray(Noise("collapse")(jnp.asarray(w), candidate(-0.5, 0.5, -0.123)))
+    np.testing.assert_array_equal(new, np.where((w >= -0.5) & (w < 0.5), F32(-0.123), w))
+
+
+@pytest.mark.parametrize("kind", NOISE)
+def test_a_key_gives_its_noise_and_no_other(kind):
+    w = jnp.asarray(weights(100))
+    one, again, other = (np.asarray(Noise(kind)(w, candidate(-9, 9, 0.3, key))) for key in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    # A coin falls the same way half of the time.
+    assert (one != other).mean() > 0.25
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, F32])
+def test_the_dtype_is_kept_and_the_noise_is_that_of_float32(kind, dtype):
+    w = weights(1000).astype(dtype)
+    given = candidate(-0.5, 0.5, 0.3)
+    new = Noise(kind)(jnp.asarray(w), given)
+    assert new.dtype == dtype
+    wide = np.asarray(Noise(kind)(jnp.asarray(w.astype(F32)), given))
+    np.testing.assert_array_equal(np.asarray(new), wide.astype(dtype))
+
+
+@pytest.mark.parametrize("perturbation", [*map(Noise, KINDS), Quantize()])
+def test_a_perturbation_is_hashable_and_traces(perturbation):
+    assert isinstance(perturbation, Perturbation)
+    assert {perturbation: 1}[type(perturbation)(*vars(perturbation).values())] == 1
+    w = jnp.asarray(weights(60).reshape(6, 10))
+    given = Codebook(np.array([0.0], F32), np.array([-1, 1], F32))
+    if isinstance(perturbation, Noise):
+        given = candidate(-1, 1, 0.5)
+    np.testing.assert_allclose(jax.jit(perturbation)(w, given), perturbation(w, given), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [F32, jnp.bfloat16])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_quantize_gives_each_weight_the_value_of_its_bin(dtype, padding):
+    w = weights(500).reshape(20, 25).astype(dtype)
+    edges, values = np.array([-1.0, 0.0, 0.5], F32), np.array([-2, -0.5, 0.25, 1.0], F32)
+    # On an edge, which belongs to the upper bin.
+    w[0, :3] = -1.0, 0.0, 0.5
+    expected = values[np.digitize(w.astype(F32), edges)].astype(dtype)
+    padded = Codebook(np.append(edges, np.full(padding, np.inf, F32)), np.append(values, np.full(padding, 77, F32)))
+    new = Quantize()(jnp.asarray(w), jax.tree.map(jnp.asarray, padded))
+    assert new.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(new), expected)
+
+
+def test_an_unknown_kind_is_an_error():
+    with pytest.raises(ValueError, match="gaussian, relative, uniform, collapse, got 'laplace'"):
+        Noise("laplace")
