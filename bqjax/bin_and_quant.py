@@ -13,17 +13,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.kmeans import segment_means
 from bqjax.leaves import Clustered, index_dtype
-from bqjax.tree import Rule, check_finite, named_leaves, replace, select
+from bqjax.segments import segment_means
+from bqjax.tree import Rule, check_compressible, check_finite, named_leaves, replace, select
 
 __all__ = ["BinConfig", "BinStats", "Bins", "bin_and_quant", "bin_indices", "gaussian_bins", "gaussian_edges", "occupied"]
+
+
+_PIECE = 2**20
 
 
 @jax.tree_util.register_dataclass
@@ -134,7 +137,9 @@ def moments(values: Sequence[np.ndarray]) -> tuple[float, float]:
     """Mean and standard deviation over all entries of some arrays, in float64."""
     n = sum(v.size for v in values)
     mean = sum(float(v.sum(dtype=np.float64)) for v in values) / n
-    variance = sum(float(np.square(v - v.dtype.type(mean)).sum(dtype=np.float64)) for v in values) / n
+    # In float64, whatever the scale of the weights, and in pieces, so that the copies stay small.
+    pieces = (p for v in values for p in np.split(v.reshape(-1), range(_PIECE, v.size, _PIECE)))
+    variance = sum(float(np.square(np.subtract(p, mean, dtype=np.float64)).sum()) for p in pieces) / n
     return mean, math.sqrt(variance)
 
 
@@ -191,6 +196,13 @@ def gaussian_bins(
     return stats
 
 
+def _differ(a: Any, b: Any) -> bool:
+    """Whether two sets of edges differ, as far as can be told while tracing."""
+    if a.shape != b.shape:
+        return True
+    return not any(isinstance(x, jax.core.Tracer) for x in (a, b)) and not np.array_equal(a, b)
+
+
 def bin_and_quant(params: Any, stats: BinStats) -> Any:
     """Replaces the weights of every bin by their mean. Pure and traceable; measures nothing.
 
@@ -206,21 +218,53 @@ def bin_and_quant(params: Any, stats: BinStats) -> Any:
       ValueError: a name that ``params`` does not have; leaves of one group with different edges; NaN or infinite
         weights where they are concrete.
     """
-    leaves = named_leaves(params)
-    rules = {name: Rule[None](name, group=bins.group) for name, bins in stats.items()}
-    replace(params, dict.fromkeys(stats))  # names the leaf that does not exist
     new: dict[str, Clustered] = {}
-    for group, names in grouped(rules):
-        edges = stats[names[0]].edges
-        if any(stats[name].edges.shape != edges.shape for name in names):
-            raise ValueError(f"group {group!r}: its leaves {names} have different numbers of bins")
-        for name in names:
-            check_finite(name, leaves[name])
-        dtype = compute_dtype(jnp.result_type(*[leaves[name].dtype for name in names]))
-        indices = [bin_indices(leaves[name], edges) for name in names]
-        values = jnp.concatenate([leaves[name].reshape(-1).astype(dtype) for name in names])
-        means = segment_means(values, jnp.concatenate(indices), edges.size + 1)
-        for name, index in zip(names, indices, strict=True):
-            leaf = leaves[name]
-            new[name] = Clustered(index, means.astype(leaf.dtype)[:, None], leaf.shape, leaf.dtype, group=group)
+    for bins in binned_groups(params, stats):
+        indices = bin_indices(bins.weights, bins.edges)
+        new.update(bins.clustered(segment_means(bins.weights, indices, bins.edges.size + 1), indices))
     return replace(params, new)
+
+
+class BinnedGroup(NamedTuple):
+    """Leaves that share bins, with their weights end to end.
+
+    Attributes:
+      group: its name, or None for a leaf by itself.
+      leaves: by name.
+      edges: of the bins.
+      weights: ``[n]`` in the compute dtype.
+    """
+
+    group: str | None
+    leaves: dict[str, jax.Array]
+    edges: jax.Array | np.ndarray
+    weights: jax.Array
+
+    def clustered(self, codebook: jax.Array, indices: jax.Array) -> dict[str, Clustered]:
+        """Compressed leaves by name from a codebook ``[k]`` and indices ``[n]`` for all the weights."""
+        new, start = {}, 0
+        for name, leaf in self.leaves.items():
+            part = indices[start : start + leaf.size]
+            new[name] = Clustered(part, codebook.astype(leaf.dtype)[:, None], leaf.shape, leaf.dtype, group=self.group)
+            start += leaf.size
+        return new
+
+
+def binned_groups(params: Any, stats: BinStats) -> list[BinnedGroup]:
+    """The leaves that ``stats`` speaks of, checked and put together by group; see :func:`bin_and_quant` for the errors."""
+    leaves = named_leaves(params)
+    replace(params, dict.fromkeys(stats))  # names the leaf that does not exist
+    for name in stats:
+        check_compressible(name, leaves[name])
+        check_finite(name, leaves[name])
+    found = []
+    for group, names in grouped({name: Rule[None](name, group=bins.group) for name, bins in stats.items()}):
+        edges = stats[names[0]].edges
+        if any(_differ(stats[name].edges, edges) for name in names):
+            raise ValueError(f"group {group!r}: its leaves {names} have different edges")
+        dtype = compute_dtype(jnp.result_type(*[leaves[name].dtype for name in names]))
+        # One leaf by itself is not copied.
+        flat = [jnp.ravel(leaves[name]).astype(dtype) for name in names]
+        weights = flat[0] if len(flat) == 1 else jnp.concatenate(flat)
+        found.append(BinnedGroup(group, {name: leaves[name] for name in names}, edges, weights))
+    return found

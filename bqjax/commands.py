@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import runpy
 import tempfile
 import time
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 
 from bqjax import codec, experiment
 from bqjax.adapters.weights import read_weights, write_weights
@@ -21,6 +23,7 @@ from bqjax.bin_and_quant import BinConfig, bin_and_quant, gaussian_bins
 from bqjax.experiment import ExperimentConfig
 from bqjax.files import atomic_write
 from bqjax.leaves import decode
+from bqjax.methods import BinAndQuant, Method
 from bqjax.progress import Progress
 from bqjax.related.weight_sharing import kmeans_share
 from bqjax.report.html import search_report
@@ -85,16 +88,20 @@ def compress_experiment(
     for path in (out, report, table):
         if path is not None and path.exists() and not force:
             raise ValueError(f"{path} exists: pass --force to overwrite it")
+    if config.data is not None and data is None:
+        raise ValueError(f"--data is missing: it must name a folder with {config.data}")
     with _progress(console, "preparing") as progress:
         task = config.task(data, progress)
         before = experiment.reference(task)
     key = jax.random.key(config.seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    states: list[Path] = []
+    states: set[Path] = set()
 
-    def run(i: int, method: Any, path: Path, overwrite: bool) -> experiment.Outcome:
-        state = out.with_name(f"{out.name}.search{i or ''}.jsonl")
-        states.append(state)
+    def run(method: Method, path: Path, overwrite: bool) -> experiment.Outcome:
+        # Methods with one search between them share its measurements.
+        search = repr((method.search, method.rules)) if isinstance(method, BinAndQuant) else method.label
+        state = out.with_name(f"{out.name}.{hashlib.sha256(search.encode()).hexdigest()[:8]}.jsonl")
+        states.add(state)
         with _progress(console, method.label) as progress:
             return experiment.run(
                 task,
@@ -109,10 +116,10 @@ def compress_experiment(
                 metadata={"task": task.name, "method": method.label},
             )
 
-    outcome = run(0, config.method, out, force)
+    outcome = run(config.method, out, force)
     rows = [outcome.row]
     with tempfile.TemporaryDirectory(prefix=".bqjax-", dir=out.parent) as scratch:
-        rows += [run(i, m, Path(scratch) / f"{i}.bq.safetensors", False).row for i, m in enumerate(config.beside, 1)]
+        rows += [run(m, Path(scratch) / "beside.bq.safetensors", True).row for m in config.beside]
 
     names = task.test_name, task.calibration_name
     results = results_table(task.name, task.metric, before, rows, names)

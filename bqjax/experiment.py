@@ -41,6 +41,7 @@ class ExperimentConfig:
       beside: other methods and settings whose rows stand beside it in the table; their files are not kept.
       seed: of every random draw.
       coder: of the indices, see :mod:`bqjax.codec`.
+      data: what the folder of ``--data`` must hold; None where the task needs none.
     """
 
     task: Callable[[Path | None, Progress | None], Task]
@@ -48,6 +49,7 @@ class ExperimentConfig:
     beside: Sequence[Method] = ()
     seed: int = 0
     coder: str = "auto"
+    data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -199,9 +201,9 @@ def run(
       RuntimeError: the file does not decode to what was written.
     """
     start = time.monotonic()
-    compressed, info = method.compress(task, key=key, state_path=state_path, progress=progress)
+    compressed, info, found = method.compress(task, key=key, state_path=state_path, progress=progress)
     seconds = time.monotonic() - start
-    codec.save(path, compressed, coder=coder, force=force, metadata=metadata)
+    codec.save(path, compressed, coder=coder, force=force, metadata={**(metadata or {}), **found})
     tree = codec.load(path, like=compressed)
     if not same_tree(compressed, tree):
         raise RuntimeError(f"{path} does not decode to the tree that was written into it")

@@ -18,7 +18,6 @@ References:
 from __future__ import annotations
 
 import functools
-import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -26,27 +25,36 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bqjax.histogram import coarsen, histogram
 from bqjax.leaves import index_dtype
+from bqjax.segments import (
+    check_k,
+    check_values,
+    check_weights,
+    concrete,
+    pairwise,
+    segment_sums,
+    total_of,
+    uniform_if_zero,
+)
+from bqjax.segments import segment_means as segment_means
 
-__all__ = ["ScalarKMeans", "kmeans_scalar", "nearest", "segment_means"]
+__all__ = ["ScalarKMeans", "kmeans_scalar", "nearest"]
 
 # Inputs up to this size are clustered as they are; a histogram stands in for larger ones until the last passes.
 _DIRECT = 2**15
-# First-level cells are the leading 14 bits of a value's ordered bit pattern: 32 cells an octave in float32.
-_COARSE_BITS = 14
-# Cells handed out by the second level, on top of one for every first-level cell in use.
-_FINE_CELLS = 2**16
-# Passes over all values after the histogram: one makes the entries exact means, one settles the cells at boundaries.
-_EXACT_PASSES = 2
+# Passes over all values after one that had to split clusters, where a histogram stands in for them.
+_PASSES_AFTER_SPLIT = 2
 # The dynamic programme sees this many points and is used up to this k: k * points^2 operations.
 _PROGRAMME_POINTS = 1024
 _PROGRAMME_MAX_K = 256
-# Up to these k comparing with every segment's number beats a scatter, and comparing with every midpoint a binary search.
-_SUM_BY_COMPARING_MAX_K = 16
+# Up to this k comparing with every midpoint beats a binary search.
 _ASSIGN_BY_COMPARING_MAX_K = 64
-_CHUNK = 2**14
-_LANES = 64
-_SCATTER_ROWS = 64
+# Up to this k comparing with all boundaries beats adding up by index.
+_SUM_BY_COMPARING_MAX_K = 32
+_ROWS, _LANES = 64, 256
+# Points of a block in Lloyd's iterations on ascending points.
+_BLOCK = 256
 
 
 class ScalarKMeans(NamedTuple):
@@ -67,208 +75,22 @@ class ScalarKMeans(NamedTuple):
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Checks, made before tracing
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def _check_k(k: int) -> int:
-    try:
-        k = operator.index(k)
-    except TypeError:
-        raise ValueError(f"k must be an integer, got {k!r}") from None
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    return k
-
-
-def _concrete(x: Any) -> bool:
-    return not isinstance(x, jax.core.Tracer)
-
-
-def _check_values(values: Any, what: str = "values") -> jax.Array:
-    """The values as a float32 or float64 vector."""
-    values = jnp.asarray(values)
-    if values.ndim != 1:
-        raise ValueError(f"{what} must be one-dimensional, got shape {values.shape}")
-    if values.size == 0:
-        raise ValueError(f"{what} must not be empty")
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        raise ValueError(f"{what} must be floating point, got {values.dtype}")
-    if _concrete(values) and not bool(jnp.isfinite(values).all()):
-        raise ValueError(f"{what} holds {int((~jnp.isfinite(values)).sum())} NaN or infinite entries of {values.size}")
-    return values if values.dtype == jnp.float64 else values.astype(jnp.float32)
-
-
-def _check_weights(weights: Any, values: jax.Array) -> jax.Array | None:
-    if weights is None:
-        return None
-    weights = jnp.asarray(weights)
-    if weights.shape != values.shape:
-        raise ValueError(f"weights must have the shape of values, {values.shape}, got {weights.shape}")
-    if _concrete(weights):
-        if not bool(jnp.isfinite(weights).all()):
-            raise ValueError(f"weights holds {int((~jnp.isfinite(weights)).sum())} NaN or infinite entries of {weights.size}")
-        if bool((weights < 0).any()):
-            raise ValueError(f"weights must not be negative, the smallest is {float(weights.min())}")
-    return weights.astype(values.dtype)
-
-
-def _uniform_if_zero(weights: jax.Array) -> jax.Array:
-    """Weights scaled to a largest of 1, so that products neither overflow nor vanish; ones where all are zero."""
-    largest = weights.max()
-    return jnp.where(largest > 0, weights / jnp.where(largest > 0, largest, 1), 1)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Reductions over segments
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def _chunked(x: jax.Array, fill: Any) -> jax.Array:
-    """``[n]`` -> ``[chunks, 1, rows, lanes]``, padded."""
-    chunk = min(_CHUNK, -(-x.size // _LANES) * _LANES)
-    return jnp.pad(x, (0, -x.size % chunk), constant_values=fill).reshape(-1, 1, chunk // _LANES, _LANES)
-
-
-def _pairwise(x: jax.Array) -> jax.Array:
-    """Sum over axis 0 by groups of 32, whose rounding error grows with the logarithm of the length."""
-    while x.shape[0] > 32:
-        x = jnp.pad(x, ((0, -x.shape[0] % 32), *[(0, 0)] * (x.ndim - 1)))
-        x = x.reshape(-1, 32, *x.shape[1:]).sum(1)
-    return x.sum(0)
-
-
-def _total(x: jax.Array) -> jax.Array:
-    """Sum of a vector, pairwise over short chunks."""
-    return _pairwise(_pairwise(_chunked(x, 0).sum((1, 2))))
-
-
-class _Sums(NamedTuple):
-    mass: jax.Array  # [k] sum of weights
-    residual: jax.Array  # [k] sum of weight * (value - offset of its segment)
-
-
-def _segment_sums(x: jax.Array, segments: jax.Array, weights: jax.Array | None, offset: jax.Array) -> _Sums:
-    """Sums about an offset for each segment, so that rounding is relative to the spread and not to the values.
-
-    Segments numbered ``k`` count nowhere.
-    """
-    k, dtype = offset.shape[0], x.dtype
-    segments = segments.astype(index_dtype(k + 1))
-    if k > _SUM_BY_COMPARING_MAX_K:
-        # Rows bound the number of additions into any one accumulator.
-        rows = lax.iota(jnp.int32, x.size) % _SCATTER_ROWS * (k + 1) + segments.astype(jnp.int32)
-
-        def add(term: Any) -> jax.Array:
-            table = jnp.zeros(_SCATTER_ROWS * (k + 1), jnp.result_type(term)).at[rows].add(term, mode="promise_in_bounds")
-            return _pairwise(table.reshape(_SCATTER_ROWS, k + 1))[:k].astype(dtype)
-
-        r = x - offset[jnp.minimum(segments, np.array(k - 1, segments.dtype))]
-        return _Sums(add(np.int32(1)), add(r)) if weights is None else _Sums(add(weights), add(weights * r))
-
-    numbers = lax.iota(segments.dtype, k)[:, None, None]
-    centre = offset[:, None, None]
-
-    def sums(chunk: tuple[jax.Array, ...]) -> _Sums:
-        hit, r = chunk[1] == numbers, chunk[0] - centre
-        if weights is None:
-            return _Sums(hit.sum(1, dtype=jnp.int32), jnp.where(hit, r, 0).sum(1))
-        return _Sums(jnp.where(hit, chunk[2], 0).sum(1), jnp.where(hit, chunk[2] * r, 0).sum(1))
-
-    operands = (_chunked(x, 0), _chunked(segments, k)) + (() if weights is None else (_chunked(weights, 0),))
-    return _Sums(*(_pairwise(_pairwise(total).T).astype(dtype) for total in lax.map(sums, operands)))
-
-
-def _segment_range(x: jax.Array, segments: jax.Array, weights: jax.Array | None, k: int) -> tuple[jax.Array, jax.Array]:
-    """Smallest and largest value of positive weight in each segment: ``inf`` and ``-inf`` where there is none."""
-    segments = segments.astype(index_dtype(k + 1))
-    if weights is not None:
-        segments = jnp.where(weights > 0, segments, np.array(k, segments.dtype))
-    if k > _SUM_BY_COMPARING_MAX_K:
-        low = jnp.full(k + 1, jnp.inf, x.dtype).at[segments].min(x, mode="promise_in_bounds")
-        high = jnp.full(k + 1, -jnp.inf, x.dtype).at[segments].max(x, mode="promise_in_bounds")
-        return low[:k], high[:k]
-    numbers = lax.iota(segments.dtype, k)[:, None, None]
-
-    def extremes(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        hit = chunk[1] == numbers
-        return jnp.where(hit, chunk[0], jnp.inf).min(1), jnp.where(hit, chunk[0], -jnp.inf).max(1)
-
-    low, high = lax.map(extremes, (_chunked(x, 0), _chunked(segments, k)))
-    return low.min((0, 2)), high.max((0, 2))
-
-
-def segment_means(values: Any, segments: Any, k: int, weights: Any | None = None, *, fill: float = 0.0) -> jax.Array:
-    """Mean of the values in each segment, careful about rounding.
-
-    ``mean_j = c_j + sum_{i in j} w_i (x_i - c_j) / sum_{i in j} w_i``, with ``c_j`` first a member of the segment and then
-    the mean so found. Sums run pairwise over short chunks. A segment of equal values gives exactly that value, and
-    elsewhere the error is near one rounding of the segment's *spread*, however many values there are.
-
-    Args:
-      values: ``[n]`` floating point; float16 and bfloat16 are computed in float32. Traceable.
-      segments: ``[n]`` integers in ``[0, k)``. Under ``jit`` other numbers are not noticed and count nowhere.
-      k: number of segments, static.
-      weights: ``[n]``, not negative, or None for equal weights. Where all weights of a segment are zero its values count equally.
-      fill: what an empty segment gets.
-
-    Returns:
-      ``[k]`` means, float32, or float64 for float64 values.
-
-    Raises:
-      ValueError: ``k`` below 1, shapes that differ, values that are empty, not floating point, NaN or infinite; negative
-        weights; segment numbers outside ``[0, k)``. What concerns the content is checked on concrete arrays only.
-
-    Example:
-      >>> import numpy as np
-      >>> segment_means(np.float32([1, 3, 0.1, 0.1, 0.1]), np.array([0, 0, 2, 2, 2]), 3).tolist() == [2, 0, np.float32(0.1)]
-      True
-    """
-    k = _check_k(k)
-    x = _check_values(values)
-    segments = jnp.asarray(segments)
-    if segments.shape != x.shape:
-        raise ValueError(f"segments must have the shape of values, {x.shape}, got {segments.shape}")
-    if not jnp.issubdtype(segments.dtype, jnp.integer):
-        raise ValueError(f"segments must be integers, got {segments.dtype}")
-    if _concrete(segments):
-        low, high = int(segments.min()), int(segments.max())
-        if low < 0 or high >= k:
-            raise ValueError(f"segments must lie in [0, {k}), got numbers from {low} to {high}")
-    return _segment_means(x, segments, _check_weights(weights, x), k, fill)
-
-
-@functools.partial(jax.jit, static_argnames="k")
-def _segment_means(x: jax.Array, segments: jax.Array, weights: jax.Array | None, k: int, fill: Any) -> jax.Array:
-    # Compared in the segments' own type, whose range may end below k.
-    valid = segments >= 0 if k > jnp.iinfo(segments.dtype).max else (segments >= 0) & (segments < k)
-    segments = jnp.where(valid, segments.astype(index_dtype(k + 1)), np.array(k, index_dtype(k + 1)))
-    if weights is not None:
-        weights = _uniform_if_zero(weights)
-        mass = _segment_sums(weights, segments, None, jnp.zeros(k, x.dtype)).residual
-        weights = jnp.where(jnp.append(mass > 0, True)[segments], weights, 1)
-    low, high = _segment_range(x, segments, weights, k)
-    found = low <= high
-    centre = jnp.where(found, low, 0)
-    for _ in range(2):
-        mass, residual = _segment_sums(x, segments, weights, centre)
-        centre = jnp.clip(centre + residual / jnp.where(found, mass, 1), low, high)
-    return jnp.where(found, centre, jnp.asarray(fill, x.dtype))
-
-
-# --------------------------------------------------------------------------------------------------------------------
 # Lloyd's algorithm
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _assign(x: jax.Array, codebook: jax.Array) -> jax.Array:
-    """``[n]`` index of the nearest entry of an ascending codebook; of equals, the first."""
-    k = codebook.shape[0]
+def _middles(codebook: jax.Array) -> jax.Array:
+    """``[k - 1]`` largest values, or nearly so, that are nearer to the lower of two neighbours or equally near."""
     lower, upper = codebook[:-1], codebook[1:]
     middle = lower + (upper - lower) / 2
     # Between neighbouring floats the middle rounds to one of them: the upper one must stay above it.
     middle = jnp.where(middle >= upper, lower, middle)
-    middle = jnp.where(lower == codebook[-1], jnp.inf, middle)  # surplus entries take nothing
+    return jnp.where(lower == codebook[-1], jnp.inf, middle)  # surplus entries take nothing
+
+
+def _assign(x: jax.Array, codebook: jax.Array) -> jax.Array:
+    """``[n]`` index of the nearest entry of an ascending codebook; of equals, the first. Any index for NaN."""
+    k, middle = codebook.shape[0], _middles(codebook)
     if k <= _ASSIGN_BY_COMPARING_MAX_K:
         return (x[None, :] > middle[:, None]).sum(0, dtype=index_dtype(k))
     return jnp.searchsorted(middle, x, method="scan_unrolled").astype(index_dtype(k))
@@ -293,8 +115,8 @@ def nearest(values: Any, codebook: Any) -> jax.Array:
       >>> nearest(np.float32([-3, 0.4, 0.6]), np.float32([-1, 0, 1])).tolist()
       [0, 1, 2]
     """
-    x, centres = _check_values(values), _check_values(codebook, "codebook")
-    if _concrete(centres) and bool((centres[1:] < centres[:-1]).any()):
+    x, centres = check_values(values), check_values(codebook, "codebook")
+    if concrete(centres) and bool((centres[1:] < centres[:-1]).any()):
         raise ValueError("codebook must be in ascending order")
     return _nearest(x, centres.astype(x.dtype))
 
@@ -302,33 +124,75 @@ def nearest(values: Any, codebook: Any) -> jax.Array:
 _nearest = jax.jit(_assign)
 
 
-def _squares(x: jax.Array, segments: jax.Array, weights: jax.Array | None, codebook: jax.Array) -> jax.Array:
-    square = jnp.square(x - codebook[segments])
-    return square if weights is None else weights * square
+class _Sums(NamedTuple):
+    mass: jax.Array  # [k] sum of weights
+    residual: jax.Array  # [k] sum of weight * (value - entry)
+
+
+def _sums(x: jax.Array, weights: jax.Array | None, codebook: jax.Array) -> _Sums:
+    """Sums over the values nearest to each entry; NaN counts nowhere."""
+    k = codebook.shape[0]
+    if k > _SUM_BY_COMPARING_MAX_K:
+        segments = jnp.where(jnp.isnan(x), k, _assign(x, codebook).astype(index_dtype(k + 1)))
+        return _Sums(*segment_sums(jnp.where(jnp.isnan(x), 0, x), segments, weights, codebook))
+    middle = _middles(codebook)
+    above = jnp.concatenate([jnp.full(1, -jnp.inf, x.dtype), middle])[:, None]
+    upto = jnp.concatenate([middle, jnp.full(1, jnp.inf, x.dtype)])[:, None]
+    lanes = min(_LANES, x.size)
+
+    def lines(a: jax.Array, fill: float) -> jax.Array:
+        a = jnp.pad(a, (0, -a.size % lanes), constant_values=fill).reshape(-1, lanes)
+        rows = min(_ROWS, a.shape[0])
+        return jnp.pad(a, ((0, -a.shape[0] % rows), (0, 0)), constant_values=fill).reshape(-1, rows, lanes)
+
+    def chunk_sums(chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        def add(i: Any, total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            value = chunk[0][i][None]
+            hit = (value > above) & (value <= upto)
+            w = chunk[1][i][None] if len(chunk) > 1 else jnp.ones((), x.dtype)
+            mass = total[0] + (hit if len(chunk) == 1 else jnp.where(hit, w, 0))
+            return mass, total[1] + jnp.where(hit, w * (value - codebook[:, None]), 0)
+
+        zero = jnp.zeros((k, lanes), x.dtype)
+        return lax.fori_loop(0, chunk[0].shape[0], add, (zero.astype(jnp.int32) if len(chunk) == 1 else zero, zero))
+
+    operands = (lines(x, jnp.nan),) + (() if weights is None else (lines(weights, 0),))
+    return _Sums(*(pairwise(pairwise(total).T).astype(x.dtype) for total in lax.map(chunk_sums, operands)))
+
+
+def _ascending(means: jax.Array) -> jax.Array:
+    """Sorted, with the largest finite entry in place of infinite ones."""
+    means = jnp.sort(means)
+    return jnp.where(jnp.isinf(means), jnp.where(jnp.isinf(means), -jnp.inf, means).max(), means)
 
 
 class _State(NamedTuple):
     codebook: jax.Array  # [k] ascending, surplus entries repeat the largest
     moved: jax.Array  # [] largest move of an entry in the last iteration
-    error: jax.Array  # [] root of the mean squared error before the last iteration
     split: jax.Array  # [] whether the last iteration split clusters to fill empty ones
     iterations: jax.Array  # []
-    last: jax.Array  # [] the iteration to stop at: a split grants max_iterations more
+    last: jax.Array  # [] the iteration to stop at: a split grants more
 
 
 def _lloyd(
-    x: jax.Array, weights: jax.Array | None, codebook: jax.Array, max_iterations: Any, tolerance: Any
+    x: jax.Array, weights: jax.Array | None, codebook: jax.Array, passes: Any, after_split: Any, settled: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Lloyd iterations from an ascending codebook: the codebook and how many iterations it took."""
+    """Lloyd iterations from an ascending codebook: the codebook and how many iterations it took.
+
+    They end after ``passes``, or ``after_split`` further ones where clusters were split, or when no entry moves further than
+    ``settled``.
+    """
     k = codebook.shape[0]
 
-    def split(operands: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    def split(means: jax.Array, before: jax.Array) -> tuple[jax.Array, jax.Array]:
         # The clusters of the largest error that hold more than one value are halved, one for each empty cluster. Their
         # extremes are the new entries: both halves then have a member for certain.
-        segments, means, squares = operands
-        low, high = _segment_range(x, segments, weights, k)
+        segments = jnp.where(jnp.isnan(x) if weights is None else weights <= 0, k, _assign(x, before).astype(jnp.int32))
+        low = jnp.full(k, jnp.inf, x.dtype).at[segments].min(x, mode="drop")
+        high = jnp.full(k, -jnp.inf, x.dtype).at[segments].max(x, mode="drop")
         divisible = high > low
-        square = _segment_sums(squares, segments, None, jnp.zeros(k, x.dtype)).residual
+        squares = jnp.square(x - before[segments])
+        square = jnp.zeros(k, x.dtype).at[segments].add(squares if weights is None else weights * squares, mode="drop")
         order = jnp.argsort(jnp.where(divisible, -square, jnp.inf))
         empty = jnp.isinf(means)
         n_split = jnp.minimum(divisible.sum(), empty.sum())
@@ -336,115 +200,83 @@ def _lloyd(
         target = order[jnp.clip(place, 0, k - 1)]
         halved = jnp.zeros(k, bool).at[order].set(lax.iota(jnp.int32, k) < n_split)
         means = jnp.where(halved, low, means)
-        return jnp.where(empty & (place < n_split), high[target], means), n_split > 0
+        return _ascending(jnp.where(empty & (place < n_split), high[target], means)), n_split > 0
 
     def step(state: _State) -> _State:
-        segments = _assign(x, state.codebook)
-        mass, residual = _segment_sums(x, segments, weights, state.codebook)
-        squares = _squares(x, segments, weights, state.codebook)
+        mass, residual = _sums(x, weights, state.codebook)
         means = jnp.where(mass > 0, state.codebook + residual / jnp.where(mass > 0, mass, 1), jnp.inf)
         means, was_split = lax.cond(
-            (mass > 0).all(), lambda operands: (operands[1], jnp.array(False)), split, (segments, means, squares)
+            (mass > 0).all(), lambda means, _: (lax.cummax(means), jnp.array(False)), split, means, state.codebook
         )
-        means = jnp.sort(means)
-        means = jnp.where(jnp.isinf(means), jnp.where(jnp.isinf(means), -jnp.inf, means).max(), means)
         moved = jnp.abs(means - state.codebook).max()
         iterations = state.iterations + 1
-        last = jnp.where(was_split, iterations + max_iterations, state.last)
-        return _State(means, moved, jnp.sqrt(_total(squares) / mass.sum()), was_split, iterations, last)
+        last = jnp.where(was_split, iterations + after_split, state.last)
+        return _State(means, moved, was_split, iterations, last)
 
     def unfinished(state: _State) -> jax.Array:
         # A split leaves every cluster with a member, so that fewer are empty each time: splitting ends by itself.
-        return (state.split | (state.moved > tolerance * state.error)) & (state.iterations < state.last)
+        return (state.split | (state.moved > settled)) & (state.iterations < state.last)
 
-    one = jnp.ones((), x.dtype)
-    start = _State(codebook, one, 0 * one, jnp.array(True), jnp.zeros((), jnp.int32), jnp.asarray(max_iterations, jnp.int32))
+    start = _State(codebook, jnp.zeros((), x.dtype), jnp.array(True), jnp.zeros((), jnp.int32), jnp.asarray(passes, jnp.int32))
     end = lax.while_loop(unfinished, step, start)
     return end.codebook, end.iterations
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# The start: a histogram over ordered bit patterns, and the optimum of a coarse one
-# --------------------------------------------------------------------------------------------------------------------
+def _lloyd_on_points(
+    points: jax.Array, mass: jax.Array, codebook: jax.Array, max_iterations: Any, tolerance: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Lloyd iterations on ascending points: the codebook, the distance of moves that do not count, the iterations.
 
-
-def _to_key(x: jax.Array) -> jax.Array:
-    """The leading 32 bits of each value, as uint32 in the order of the values."""
-    if x.dtype == jnp.float64:
-        wide = lax.bitcast_convert_type(x, jnp.uint64) >> 32
-        pattern = wide.astype(jnp.uint32)
-    else:
-        pattern = lax.bitcast_convert_type(x, jnp.uint32)
-    return jnp.where(pattern >> 31 == 1, ~pattern, pattern | jnp.uint32(1 << 31))
-
-
-def _from_key(key: jax.Array, dtype: Any) -> jax.Array:
-    pattern = jnp.where(key >> 31 == 1, key & jnp.uint32(2**31 - 1), ~key)
-    if dtype == jnp.float64:
-        return lax.bitcast_convert_type(pattern.astype(jnp.uint64) << 32, jnp.float64)
-    return lax.bitcast_convert_type(pattern, jnp.float32)
-
-
-def _histogram(x: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Cells that stand for many values: ascending representatives and masses, both ``[2^14 + 2^16]``.
-
-    The first level counts values by the leading bits of their keys. The second divides those cells by their next 16 bits
-    into equal parts, half of them handed out by mass and half by ``(mass * width^2)^(1/3)``, the allotment that minimises
-    the squared error of rounding values to cells.
+    A cluster is a run of points: whole blocks of them, known by their mass and mean, and parts of two more. An iteration
+    costs ``k * sqrt(points)`` instead of ``k * points``, and adds up only terms about the entry, where differences of prefix
+    sums would cancel. Entries without members stay where they are.
     """
-    n_coarse, dtype = 2**_COARSE_BITS, x.dtype
-    key = _to_key(x)
-    coarse = (key >> (32 - _COARSE_BITS)).astype(jnp.int32)
-    rest_shift = 32 - _COARSE_BITS - 16
-    rest = (key >> rest_shift) & jnp.uint32(2**16 - 1)
+    size, k = points.size, codebook.shape[0]
+    width = min(_BLOCK, size)
+    points = jnp.append(points, jnp.broadcast_to(points[-1], -size % width)).reshape(-1, width)
+    mass = jnp.append(mass, jnp.zeros(-size % width, mass.dtype)).reshape(-1, width)
+    blocks = points.shape[0]
+    block_mass = mass.sum(1)
+    offset = (mass * (points - points[:, :1])).sum(1) / jnp.where(block_mass > 0, block_mass, 1)
+    block_mean = points[:, 0] + offset
+    block, place = lax.iota(jnp.int32, blocks)[None], lax.iota(jnp.int32, width)[None]
+    total = block_mass.sum()
 
-    def count(cells: jax.Array, size: int) -> jax.Array:
-        # Counts are integers: a float32 accumulator would stop at 2^24 equal values.
-        if weights is None:
-            return jnp.zeros(size, jnp.int32).at[cells].add(1, mode="promise_in_bounds").astype(dtype)
-        return jnp.zeros(size, dtype).at[cells].add(weights, mode="promise_in_bounds")
+    def sums(codebook: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        middle = _middles(codebook)
+        row = jnp.maximum((points[None, :, 0] <= middle[:, None]).sum(1, dtype=jnp.int32) - 1, 0)
+        within = (points[row] <= middle[:, None]).sum(1, dtype=jnp.int32)
+        first = jnp.append(0, row)[:, None], jnp.append(0, within)[:, None]
+        last = jnp.append(row, blocks - 1)[:, None], jnp.append(within, width)[:, None]
+        same = first[0] == last[0]
+        whole = jnp.where((block > first[0]) & (block < last[0]), block_mass[None], 0)
+        head = jnp.where((place >= first[1]) & (~same | (place < last[1])), mass[first[0][:, 0]], 0)
+        tail = jnp.where((place < last[1]) & ~same, mass[last[0][:, 0]], 0)
+        w = jnp.concatenate([whole, head, tail], 1)
+        x = (
+            jnp.concatenate([jnp.broadcast_to(block_mean[None], (k, blocks)), points[first[0][:, 0]], points[last[0][:, 0]]], 1)
+            - codebook[:, None]
+        )
+        return w.sum(1), (w * x).sum(1), (w * x * x).sum()
 
-    mass = count(coarse, n_coarse)
-    edges = _from_key(lax.iota(jnp.uint32, n_coarse) << (32 - _COARSE_BITS), dtype)
-    used = mass > 0
-    width = jnp.where(used, jnp.abs(jnp.append(edges[1:], edges[-1]) - edges), 0)
-    width = jnp.where(jnp.isfinite(width), width, jnp.finfo(dtype).max / 4)
-    mass_share = mass / mass.sum()
-    error_share = jnp.cbrt(mass_share) * jnp.square(jnp.cbrt(width / width.max()))
-    share = mass_share / 2 + error_share / error_share.sum() / 2
-    parts = used + jnp.floor(share * (_FINE_CELLS - 1)).astype(jnp.int32)
-    end = jnp.cumsum(parts)
-    base = end - parts
-    fine = base[coarse] + ((rest * parts[coarse].astype(jnp.uint32)) >> 16).astype(jnp.int32)
+    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        codebook, _, _, iterations = state
+        member_mass, residual, square = sums(codebook)
+        means = lax.cummax(codebook + residual / jnp.where(member_mass > 0, member_mass, 1))
+        return means, jnp.abs(means - codebook).max(), tolerance * jnp.sqrt(square / total), iterations + 1
 
-    size = n_coarse + _FINE_CELLS
-    cell = lax.iota(jnp.int32, size)
-    parent = jnp.minimum(jnp.searchsorted(end, cell, side="right"), n_coarse - 1).astype(jnp.int32)
-    position = (cell - base[parent]).astype(jnp.uint32)
-    middle = (((2 * position + 1) << 15) // jnp.maximum(parts[parent], 1).astype(jnp.uint32)) << rest_shift
-    representative = _from_key((parent.astype(jnp.uint32) << (32 - _COARSE_BITS)) + middle, dtype)
-    return jnp.where(cell < end[-1], representative, x.max()), count(fine, size)
+    zero = jnp.zeros((), points.dtype)
+    codebook, _, settled, iterations = lax.while_loop(
+        lambda state: (state[1] > state[2]) & (state[3] < max_iterations),
+        step,
+        (codebook, zero + 1, zero, jnp.zeros((), jnp.int32)),
+    )
+    return codebook, settled, iterations
 
 
-def _coarsen(x: jax.Array, mass: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Joins ascending points into ``size`` neighbouring groups: their means and masses, without loss where they suffice."""
-    previous = jnp.append(-jnp.inf, x[:-1])
-    used = mass > 0
-    rank = jnp.maximum(jnp.cumsum(used & (x != previous)) - 1, 0)
-    # Widths are gaps between points of some mass: cells of sparse tails are mostly empty and much narrower than the gaps.
-    low, high = jnp.where(used, x, jnp.inf).min(), jnp.where(used, x, -jnp.inf).max()
-    before = jnp.maximum(jnp.append(low, lax.cummax(jnp.where(used, x, -jnp.inf))[:-1]), low)
-    after = jnp.minimum(jnp.append(lax.cummin(jnp.where(used, x, jnp.inf), reverse=True)[1:], high), high)
-    error_share = jnp.cbrt(mass) * jnp.square(jnp.cbrt((after - before) / 2))
-    share = error_share / jnp.maximum(error_share.sum(), jnp.finfo(x.dtype).tiny)
-    level = jnp.cumsum(share) - share / 2
-    group = jnp.where(rank[-1] < size, rank, jnp.clip(level * size, 0, size - 1).astype(rank.dtype))
-    # Joined with a neighbour of zero mass, a group must still be centred where its mass lies.
-    first = jnp.full(size, jnp.inf, x.dtype).at[group].min(jnp.where(used, x, jnp.inf))
-    first = jnp.where(jnp.isinf(first), 0, first)
-    total = jnp.zeros(size, x.dtype).at[group].add(mass)
-    offset = jnp.zeros(size, x.dtype).at[group].add(mass * (x - first[group]))
-    return first + offset / jnp.where(total > 0, total, 1), total
+# --------------------------------------------------------------------------------------------------------------------
+# The start: the optimum of a coarse histogram
+# --------------------------------------------------------------------------------------------------------------------
 
 
 _Triple = tuple[jax.Array, jax.Array, jax.Array]
@@ -489,17 +321,30 @@ def _optimum(x: jax.Array, mass: jax.Array, k: int) -> jax.Array:
 def _start(x: jax.Array, mass: jax.Array, k: int) -> jax.Array:
     """``[k]`` ascending first codebook for ascending points."""
     if k > _PROGRAMME_MAX_K:
-        means, totals = _coarsen(x, mass, k)
+        means, totals = coarsen(x, mass, k)
     else:
-        points, weights = _coarsen(x, mass, max(k, min(_PROGRAMME_POINTS, x.shape[0])))
+        points, weights = coarsen(x, mass, max(k, min(_PROGRAMME_POINTS, x.shape[0])))
         scale = jnp.abs(points).max()
         groups = _optimum(points / jnp.where(scale > 0, scale, 1), weights / weights.max(), k)
-        low, _ = _segment_range(points, groups, weights, k)
-        low = jnp.where(jnp.isinf(low), 0, low)
-        totals, residual = _segment_sums(points, groups, weights, low)
-        means = low + residual / jnp.where(totals > 0, totals, 1)
-    means = jnp.sort(jnp.where(totals > 0, means, jnp.inf))
-    return jnp.where(jnp.isinf(means), jnp.where(jnp.isinf(means), -jnp.inf, means).max(), means)
+        member = groups[None] == lax.iota(jnp.int32, k)[:, None]
+        low = jnp.where(member & (weights > 0)[None], points[None], jnp.inf).min(1)
+        w = jnp.where(member, weights[None], 0)
+        totals = w.sum(1)
+        low = jnp.where(totals > 0, low, 0)
+        means = low + (w * (points[None] - low[:, None])).sum(1) / jnp.where(totals > 0, totals, 1)
+    return _ascending(jnp.where(totals > 0, means, jnp.inf))
+
+
+def _pad(x: jax.Array, size: int, fill: float) -> Any:
+    if x.size == size:
+        return x
+    # On concrete arrays in NumPy: every eager operation of JAX would be compiled for every size.
+    xp: Any = np if concrete(x) else jnp
+    return xp.pad(xp.asarray(x), (0, size - x.size), constant_values=fill)
+
+
+def _cut(x: jax.Array, n: int) -> jax.Array:
+    return jnp.asarray(np.asarray(x)[:n]) if concrete(x) else x[:n]
 
 
 def kmeans_scalar(
@@ -537,33 +382,52 @@ def kmeans_scalar(
       >>> result.codebook.tolist(), result.indices.tolist(), result.indices.dtype
       ([-2.0, 1.0], [1, 0, 1, 1, 0], dtype('uint8'))
     """
-    k = _check_k(k)
-    x = _check_values(values)
-    weights = _check_weights(weights, x)
+    k = check_k(k)
+    x = check_values(values)
+    weights = check_weights(weights, x)
     if max_iterations < 1:
         raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
-    return _kmeans_scalar(x, k, weights, max_iterations, tolerance)
+    n, padded = x.size, _padded_size(x.size)
+    x, weights = _pad(x, padded, np.nan), None if weights is None else _pad(weights, padded, 0)
+    result = _kmeans_scalar(x, k, weights, max_iterations, tolerance)
+    return result if n == padded else result._replace(indices=_cut(result.indices, n))
+
+
+def _padded_size(n: int) -> int:
+    """Few sizes, so that inputs of many sizes share compiled code."""
+    if n <= _DIRECT:
+        return _DIRECT
+    step = 2 ** ((n - 1).bit_length() - 3)
+    return -(-n // step) * step
 
 
 @functools.partial(jax.jit, static_argnames="k")
 def _kmeans_scalar(x: jax.Array, k: int, weights: jax.Array | None, max_iterations: Any, tolerance: Any) -> ScalarKMeans:
-    iterations = jnp.zeros((), jnp.int32)
+    """:func:`kmeans_scalar` of padded values: NaN counts nowhere, and its weight is zero."""
+    valid = ~jnp.isnan(x)
     if weights is not None:
-        weights = _uniform_if_zero(weights)
+        weights = jnp.where(valid, uniform_if_zero(weights), 0)
+    after_split: Any = _PASSES_AFTER_SPLIT
     if x.size <= _DIRECT:
-        mass = jnp.ones_like(x) if weights is None else weights
+        after_split = max_iterations
+        mass = valid.astype(x.dtype) if weights is None else weights
         # Values of no weight go to the end and take the place of the largest that has some.
         points, mass = lax.sort((jnp.where(mass > 0, x, jnp.inf), mass), num_keys=1)
         points = jnp.where(mass > 0, points, jnp.where(mass > 0, points, -jnp.inf).max())
-        codebook = _start(points, mass, k)
     else:
-        points, mass = _histogram(x, weights)
-        codebook, iterations = _lloyd(points, mass, _start(points, mass, k), max_iterations, tolerance)
-        max_iterations = _EXACT_PASSES
-    codebook, exact_iterations = _lloyd(x, weights, codebook, max_iterations, tolerance)
+        points, mass = histogram(x, weights)
+    codebook = _start(points, mass, k)
+    if k <= _PROGRAMME_MAX_K:
+        codebook, settled, iterations = _lloyd_on_points(points, mass, codebook, max_iterations, tolerance)
+    else:
+        square = mass * jnp.square(points - codebook[_assign(points, codebook)])
+        settled = tolerance * jnp.sqrt(total_of(square) / mass.sum())
+        codebook, iterations = _lloyd(points, mass, codebook, max_iterations, max_iterations, settled)
+    codebook, exact_iterations = _lloyd(x, weights, codebook, 1, after_split, settled)
     indices = _assign(x, codebook)
-    mass = jnp.asarray(x.size, x.dtype) if weights is None else _total(weights)
-    mse = _total(_squares(x, indices, weights, codebook)) / mass
+    square = jnp.where(valid, jnp.square(x - codebook.at[indices].get(mode="promise_in_bounds")), 0)
+    total = valid.sum(dtype=x.dtype) if weights is None else total_of(weights)
+    mse = total_of(square if weights is None else weights * square) / total
     return ScalarKMeans(codebook, indices, mse, iterations + exact_iterations)

@@ -20,7 +20,7 @@ import numpy as np
 
 from bqjax import blocks
 
-__all__ = ["Affine", "Clustered", "CompressedLeaf", "bits", "decode", "index_dtype", "is_compressed"]
+__all__ = ["Affine", "Clustered", "CompressedLeaf", "bits", "decode", "index_dtype", "is_compressed", "trim_codebook"]
 
 Array = jax.Array | np.ndarray
 
@@ -69,6 +69,31 @@ def index_dtype(k: int) -> np.dtype:
     (dtype('uint8'), dtype('uint16'))
     """
     return np.dtype(np.uint8 if k <= 2**8 else np.uint16 if k <= 2**16 else np.uint32)
+
+
+def trim_codebook(codebook: Array, indices: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Drops codebook entries that no index points to, and joins equal ones. The order of entries stays. Not traceable.
+
+    Args:
+      codebook: ``[k]``, in any order.
+      indices: integers in ``[0, k)`` of any shape, at least one.
+
+    Returns:
+      Codebook ``[k']`` of the same dtype, and indices of the same shape in the smallest unsigned type for ``k'``. They
+      stand for the same values.
+
+    Example:
+      >>> trim_codebook(np.float32([5, 3, 3, 7]), np.array([2, 0, 1, 2]))
+      (array([5., 3.], dtype=float32), array([1, 0, 1, 1], dtype=uint8))
+    """
+    values, old = np.asarray(codebook), np.asarray(indices)
+    used = np.flatnonzero(np.bincount(old.ravel(), minlength=values.size))
+    # Compared in float64, which every shorter type converts to exactly and NumPy's sorting knows.
+    _, first, inverse = np.unique(values[used].astype(np.float64), return_index=True, return_inverse=True)
+    kept = np.sort(first)
+    renumbered = np.zeros(values.size, index_dtype(kept.size))
+    renumbered[used] = np.searchsorted(kept, first[inverse])
+    return values[used[kept]], renumbered[old]
 
 
 def _concrete(x: Any) -> np.ndarray | None:

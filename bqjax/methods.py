@@ -7,16 +7,18 @@ compose them into other programs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from bqjax.bin_and_quant import BinConfig, bin_and_quant, gaussian_bins
+from bqjax.bin_and_quant import BinConfig, BinStats, bin_and_quant, gaussian_bins
 from bqjax.progress import Progress
+from bqjax.rate import bin_and_quant_at_price
 from bqjax.related.weight_sharing import kmeans_share
-from bqjax.search import SearchConfig, SearchInfo, search_bins
+from bqjax.search import RateConfig, SearchConfig, SearchInfo, search_bins, search_price
+from bqjax.sensitivity.importance import output_importance
 from bqjax.task import Task
 from bqjax.tree import Rule
 
@@ -24,10 +26,11 @@ __all__ = ["BinAndQuant", "Compressed", "GaussianBins", "KMeans", "Method"]
 
 
 class Compressed(NamedTuple):
-    """What a method made: the compressed tree, and the report of its search where it had one."""
+    """What a method made: the compressed tree, the report of its search where it had one, and what else it found."""
 
     tree: Any
     info: SearchInfo | None = None
+    found: Mapping[str, str] = {}
 
 
 class Method(Protocol):
@@ -43,11 +46,38 @@ class Method(Protocol):
         ...
 
 
+def _at_price(task: Task, stats: BinStats, rate: RateConfig, key: jax.Array, progress: Progress | None) -> Compressed:
+    """Weighs bins against storage, at the price given or else at the highest that keeps the limit."""
+    if task.outputs is None:
+        raise ValueError(f"task {task.name!r} has no outputs, which the importance of its weights is taken from")
+    importance = output_importance(task.outputs, task.params, task.calibration, key=key, draws=rate.draws, names=list(stats))
+    price = rate.price
+    if price is None:
+        price = search_price(
+            task.score,
+            task.params,
+            task.calibration,
+            stats,
+            importance,
+            rate,
+            metric=task.metric,
+            rank_by=task.rank_by,
+            progress=progress,
+        )
+    tree = bin_and_quant_at_price(task.params, stats, importance, price, floor=rate.floor, iterations=rate.iterations)
+    return Compressed(tree, found={"price": f"{price:.4g}"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class BinAndQuant:
-    """Bin & Quant with its sensitivity search (see :func:`bqjax.search.search_bins`)."""
+    """Bin & Quant with its sensitivity search (see :func:`bqjax.search.search_bins`).
+
+    With ``rate``, the bins that were found are then weighed against what storing their indices costs (see
+    :func:`bqjax.rate.bin_and_quant_at_price`); the task must have ``outputs``.
+    """
 
     search: SearchConfig = field(default_factory=SearchConfig)
+    rate: RateConfig | None = None
     rules: Sequence[Rule[SearchConfig]] | None = None
     label: str = "B&Q"
 
@@ -66,21 +96,27 @@ class BinAndQuant:
             state_path=state_path,
             progress=progress,
         )
-        return Compressed(bin_and_quant(task.params, stats), info)
+        if self.rate is None or not stats:
+            return Compressed(bin_and_quant(task.params, stats), info)
+        return _at_price(task, stats, self.rate, key, progress)._replace(info=info)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianBins:
-    """Bins by the normal distribution alone; needs no data (see :func:`bqjax.bin_and_quant.gaussian_bins`)."""
+    """Bins by the normal distribution (see :func:`bqjax.bin_and_quant.gaussian_bins`); needs data with ``rate`` only."""
 
     bins: int | BinConfig = 8
+    rate: RateConfig | None = None
     rules: Sequence[Rule[int | BinConfig]] | None = None
     label: str = "Gaussian bins"
 
     def compress(
         self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
     ) -> Compressed:
-        return Compressed(bin_and_quant(task.params, gaussian_bins(task.params, self.bins, self.rules)))
+        stats = gaussian_bins(task.params, self.bins, self.rules)
+        if self.rate is None:
+            return Compressed(bin_and_quant(task.params, stats))
+        return _at_price(task, stats, self.rate, key, progress)
 
 
 @dataclass(frozen=True, kw_only=True)

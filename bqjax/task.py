@@ -19,7 +19,7 @@ import numpy as np
 
 from bqjax.sensitivity.evaluate import Score
 
-__all__ = ["Predictions", "Task", "batches", "classification_predict", "classification_score"]
+__all__ = ["Predictions", "Task", "batches", "classification_outputs", "classification_predict", "classification_score"]
 
 Array = jax.Array | np.ndarray
 
@@ -52,6 +52,8 @@ class Task:
       rank_by: the metric that a search ranks candidates by; a leading ``-`` means lower is better. The default is
         finer than accuracy, which moves in steps of one example.
       predict: ``predict(params, batch) -> Predictions``, from which agreement and paired differences are taken; optional.
+      outputs: ``outputs(params, batch) -> [n, ...]``, what the network says of each example before any decision, zero for
+        padding; importance of weights is taken from it; optional.
       calibration_name, test_name: what reports call the two sets.
 
     Raises:
@@ -66,6 +68,7 @@ class Task:
     metric: str = "accuracy"
     rank_by: str = "-loss"
     predict: Callable[[Any, Any], Predictions] | None = None
+    outputs: Callable[[Any, Any], jax.Array] | None = None
     calibration_name: str = "calibration data"
     test_name: str = "test data"
 
@@ -126,6 +129,17 @@ def classification_predict(
     """
     outcome = _classify(apply, classes)
     return lambda params, batch: outcome(params, batch)[2]
+
+
+def classification_outputs(apply: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any], jax.Array]:
+    """Logits ``[n, c]`` of a batch with zeros for padding, the ``outputs`` of a classification task."""
+
+    def outputs(params: Any, batch: Mapping[str, Any]) -> jax.Array:
+        logits = jnp.asarray(apply(params, batch["inputs"]))
+        mask = batch.get("mask")
+        return logits if mask is None else jnp.where(jnp.asarray(mask)[:, None] != 0, logits, 0)
+
+    return outputs
 
 
 def _classify(

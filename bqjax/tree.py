@@ -20,7 +20,7 @@ import numpy as np
 
 from bqjax.leaves import is_compressed
 
-__all__ = ["Rule", "Selection", "by_size", "check_finite", "named_leaves", "replace", "select"]
+__all__ = ["Rule", "Selection", "by_size", "check_compressible", "check_finite", "named_leaves", "replace", "select"]
 
 T = TypeVar("T")
 
@@ -163,6 +163,12 @@ def select(tree: Any, rules: Sequence[Rule[T]] | None = None) -> Selection[T]:
         if not decided[i]:
             raise ValueError(f"rule {r.pattern!r} has no effect: earlier rules decide for every leaf that it matches")
     return Selection(taken, left)
+
+
+def check_compressible(name: str, leaf: Any) -> None:
+    """Raises ``ValueError`` where a leaf is not a non-empty floating-point array."""
+    if reason := _unfit(leaf):
+        raise ValueError(f"leaf {name!r} cannot be compressed: {reason}")
 
 
 def check_finite(name: str, leaf: Any) -> None:

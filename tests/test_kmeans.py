@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bqjax import kmeans
-from bqjax.kmeans import kmeans_scalar, nearest, segment_means
+from bqjax.kmeans import kmeans_scalar, nearest
+from bqjax.segments import segment_means
 
 SMALL = 1000  # every (n, k) is compiled once for all tests: few are used
 LARGE = 100_000  # beyond the size up to which values are clustered without a histogram

@@ -18,7 +18,7 @@ from bqjax.adapters.flax import nnx_apply, nnx_params, nnx_with_params
 from bqjax.models.digits import DigitsConv
 from bqjax.progress import Progress
 from bqjax.sensitivity.evaluate import Score
-from bqjax.task import Task, batches, classification_predict, classification_score
+from bqjax.task import Task, batches, classification_outputs, classification_predict, classification_score
 
 __all__ = ["DigitsSplits", "EpochRecord", "digits_splits", "digits_task", "train_digits"]
 
@@ -151,6 +151,7 @@ def digits_task(seed: int = 0, progress: Progress | None = None) -> Task:
         params=nnx_params(model),
         score=classification_score(apply),
         predict=classification_predict(apply),
+        outputs=classification_outputs(apply),
         calibration_name="calibration images",
         test_name="test images",
         calibration=batches(*splits.calibration, EVALUATION_BATCH_SIZE),

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 
 from bqjax.adapters.flax import nnx_apply, nnx_params, nnx_with_params
 from bqjax.audio import MfccConfig, mfcc
-from bqjax.task import Task, batches, classification_predict, classification_score
+from bqjax.task import Task, batches, classification_outputs, classification_predict, classification_score
 
 __all__ = ["FEATURES", "SpeechClips", "SpeechConv", "load_spc", "read_speech", "spc_features", "spc_task"]
 
@@ -224,6 +224,7 @@ def spc_task(data_dir: str | os.PathLike[str]) -> Task:
         params=nnx_params(model),
         score=classification_score(apply, classes),
         predict=classification_predict(apply, classes),
+        outputs=classification_outputs(apply),
         calibration=made["calibration"],
         test=made["test"],
         calibration_name="speech_calibration",

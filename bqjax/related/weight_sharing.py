@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bqjax import kmeans
-from bqjax.leaves import Clustered, index_dtype
+from bqjax.leaves import Clustered, trim_codebook
 from bqjax.tree import Rule, check_finite, named_leaves, replace, select
 
 __all__ = ["kmeans_share"]
@@ -72,7 +72,7 @@ def kmeans_share(params: Any, k: int = 16, rules: Sequence[Rule[int]] | None = N
         values = jnp.concatenate([jnp.ravel(leaves[name]) for name in names])
         codebook, indices = _share(values, sizes[names[0]])
         if not isinstance(indices, jax.core.Tracer):
-            codebook, indices = _trim(codebook, indices)
+            codebook, indices = map(jnp.asarray, trim_codebook(codebook, indices))
         ends = np.cumsum([leaves[name].size for name in names])
         for name, part in zip(names, jnp.split(indices, ends[:-1]), strict=True):
             shared[name] = Clustered(part, codebook[:, None], leaves[name].shape, dtypes[name], group=group)
@@ -97,12 +97,3 @@ def _share(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
         return codebook, result.indices
     # Rounding to a shorter type moves entries: each weight goes to the nearest of those that the leaf really holds.
     return codebook, kmeans.nearest(values, codebook)
-
-
-def _trim(codebook: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Drops entries that no index points to, and joins equal ones, which rounding to a short type leaves."""
-    values = np.asarray(codebook)
-    first = np.searchsorted(values.astype(np.float64), values.astype(np.float64))
-    used = np.unique(first[np.flatnonzero(np.bincount(np.asarray(indices), minlength=values.size))])
-    renumbered = np.searchsorted(used, first).astype(index_dtype(used.size))
-    return codebook[used], jnp.asarray(renumbered)[indices]

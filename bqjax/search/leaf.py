@@ -14,7 +14,7 @@ import numpy as np
 from bqjax.bin_and_quant import host_weights, moments, start_edges
 from bqjax.search.config import SearchConfig, Step
 from bqjax.sensitivity.evaluate import signed
-from bqjax.sensitivity.perturb import Codebook, Noise, NoiseCandidate, Quantize
+from bqjax.sensitivity.perturb import Codebook, Noise, NoiseCandidate, Perturbation, Quantize
 from bqjax.sorted_weights import SortedWeights
 
 __all__ = ["LeafSearch"]
@@ -80,30 +80,37 @@ class LeafSearch:
             found = level * self._std
         return found or 1.0  # a constant leaf has no scale; any noise does
 
+    def _codebook(self, bins: list[tuple[float, float]], edges: np.ndarray, within: tuple[float, float]) -> Codebook:
+        """The means of some bins; padded to one size, so that all of a leaf's candidates share a compilation."""
+        dtype = self.weights.values.dtype.type
+        pad = self._config.max_bins - len(bins)
+        values = [self.weights.mean(a, b) for a, b in bins]
+        padded = np.append(edges, np.full(pad, np.inf)).astype(dtype), np.array(values + values[-1:] * pad, dtype)
+        return Codebook(*padded, dtype(within[0]), dtype(within[1]))
+
     def _measure_bins(self, bins: list[tuple[float, float]]) -> list[tuple[float, float]]:
-        """Drop of the metric and of the ranking metric for every bin; only bins that are new are measured."""
-        for lower, upper in bins:
-            if (lower, upper) in self._drops:
-                continue
-            magnitude, draws = self.magnitude, self._config.draws
-            if magnitude is None:
-                magnitude, draws = self.weights.mean(lower, upper), 1
-            results = self._measure(self._names, Noise(self._config.kind), self._candidates(lower, upper, magnitude, draws))
-            self._drops[lower, upper] = (
-                float(np.mean([self.drop(m) for m in results])),
-                float(np.mean([self.drop(m, self._rank) for m in results])),
-            )
+        """Drop of the metric and of the ranking metric for every bin; only bins that are new are measured, in one call."""
+        new = [b for b in bins if b not in self._drops]
+        perturbation: Perturbation = Noise(self._config.kind)
+        if self.magnitude is None:
+            # Collapsing a bin is quantising it alone, and so runs in the executable that quantises the leaf.
+            draws, perturbation = 1, Quantize()
+            candidates: list[Any] = [self._codebook([b], np.empty(0), b) for b in new]
+        else:
+            draws = self._config.draws
+            candidates = [c for b in new for c in self._candidates(*b, self.magnitude, draws)]
+        if new:
+            results = self._measure(self._names, perturbation, candidates)
+            for i, b in enumerate(new):
+                own = results[i * draws : (i + 1) * draws]
+                drops = [[self.drop(m, by) for m in own] for by in (self._metric, self._rank)]
+                self._drops[b] = float(np.mean(drops[0])), float(np.mean(drops[1]))
         return [self._drops[b] for b in bins]
 
     def _step(self, edges: np.ndarray) -> Step:
-        dtype = self.weights.values.dtype.type
         bins = _bins(edges)
         drops = self._measure_bins(bins)
-        # Padding to one size lets all steps of a leaf share a compilation.
-        pad = self._config.max_bins - len(bins)
-        values = [self.weights.mean(a, b) for a, b in bins]
-        codebook = Codebook(np.append(edges, np.full(pad, np.inf)).astype(dtype), np.array(values + values[-1:] * pad, dtype))
-        metrics = self._measure(self._names, Quantize(), [codebook])[0]
+        metrics = self._measure(self._names, Quantize(), [self._codebook(bins, edges, (-math.inf, math.inf))])[0]
         drop, rank_drop = zip(*drops, strict=True)
         return Step(tuple(edges.tolist()), drop, rank_drop, metrics, self.weights.entropy(edges))
 

@@ -101,19 +101,23 @@ def search_bins(
         "key": digest(key),
         "config": _text_digest(repr([(g, n, asdict(s)) for (g, n), s in zip(groups, settings, strict=True)])),
     }
-    n_scores = 0
+    n_scores = n_resumed = 0
     with Journal(state_path, fingerprint) as journal:
         stats: dict[str, Bins] = {}
         current = params
 
         def measure(names: Sequence[str], perturbation: Any, candidates: list[Any]) -> list[dict[str, float]]:
-            nonlocal n_scores
+            nonlocal n_scores, n_resumed
             n_scores += len(candidates)
+            answered = journal.answered
             state = [(n, b.edges.tolist()) for n, b in stats.items()]
             if perturbation is None:
-                return [journal.measure(_text_digest(repr(("none", state))), lambda: evaluator.baseline(current))]
-            described = repr((state, list(names), perturbation, [digest(c) for c in candidates]))
-            return journal.measure(_text_digest(described), lambda: evaluator.scores(current, names, perturbation, candidates))
+                results = [journal.measure(_text_digest(repr(("none", state))), lambda: evaluator.baseline(current))]
+            else:
+                described = _text_digest(repr((state, list(names), perturbation, [digest(c) for c in candidates])))
+                results = journal.measure(described, lambda: evaluator.scores(current, names, perturbation, candidates))
+            n_resumed += len(candidates) * (journal.answered - answered)
+            return results
 
         baseline = measure((), None, [None])[0]
         metric, rank_by = _choose_metric(baseline, metric, rank_by)
@@ -161,6 +165,6 @@ def search_bins(
             if progress:
                 progress(i + 1, len(groups), f"{label}: {reason}")
         info = SearchInfo(
-            metric, rank_by, baseline, final, tuple(layers), selection.left, n_scores, journal.answered, time.monotonic() - start
+            metric, rank_by, baseline, final, tuple(layers), selection.left, n_scores, n_resumed, time.monotonic() - start
         )
     return stats, info

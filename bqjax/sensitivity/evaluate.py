@@ -29,6 +29,7 @@ Score = Callable[[Any, Any], tuple[Any, Any]]
 then called ``"score"``), and the number of examples. Traceable: it may run under ``jit``, ``vmap`` and ``grad``."""
 
 _AXIS = "candidates"
+_LEAST_SLOTS = 5  # as a power of two
 
 
 def signed(metrics: Mapping[str, Any], name: str) -> Any:
@@ -163,11 +164,11 @@ class Evaluator:
         """Candidates as arrays ``[devices, groups, group, ...]``, the groups in use on each device, and where each went.
 
         The number of groups is rounded up to a power of two, so that few different sizes are compiled; the ones added
-        are never evaluated.
+        are never evaluated, and take a few numbers each.
         """
         n_devices, group = self._mesh.size, self._group
         per_device = -(-len(candidates) // n_devices)
-        groups = 1 << max(0, math.ceil(math.log2(-(-per_device // group))))
+        groups = 1 << max(_LEAST_SLOTS, math.ceil(math.log2(-(-per_device // group))))
         index = np.arange(len(candidates))
         device, slot = index % n_devices, index // n_devices  # dealt out in turn, so that all have nearly the same
         places = (device * groups + slot // group) * group + slot % group

@@ -78,17 +78,26 @@ class Noise:
 
 
 class Codebook(NamedTuple):
-    """Scalar bins and their values: ``edges [k - 1]`` ascending (padded with +inf), ``values [k]``."""
+    """Scalar bins and their values, for the weights ``w`` with ``lower <= w < upper``.
+
+    Attributes:
+      edges: ``[k - 1]`` ascending, padded with +inf.
+      values: ``[k]``.
+      lower, upper: ``[]``; other weights are left alone.
+    """
 
     edges: jax.Array | np.ndarray
     values: jax.Array | np.ndarray
+    lower: jax.Array | np.ndarray | np.floating = np.float32(-np.inf)
+    upper: jax.Array | np.ndarray | np.floating = np.float32(np.inf)
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """Replaces every weight by the value of its bin: what compressing the whole leaf would do."""
+    """Replaces weights by the values of their bins: what compressing the whole leaf, or one bin of it, would do."""
 
     def __call__(self, weights: jax.Array, candidate: Codebook) -> jax.Array:
         w = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
         index = jnp.searchsorted(candidate.edges.astype(w.dtype), w.reshape(-1), side="right", method="compare_all")
-        return candidate.values[index].reshape(w.shape).astype(weights.dtype)
+        inside = (w >= candidate.lower.astype(w.dtype)) & (w < candidate.upper.astype(w.dtype))
+        return jnp.where(inside, candidate.values[index].reshape(w.shape), w).astype(weights.dtype)

@@ -12,7 +12,7 @@ Equations are bound again while JAX traces, the documented pattern for custom in
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -56,9 +56,9 @@ class Program:
       out_tree: structure of the result.
     """
 
-    steps: tuple[_Step, ...]
+    steps: tuple[_Step, ...] = field(repr=False)  # JAX shows programs in its error messages
     inputs: tuple[int, ...]
-    constants: Mapping[int, Any]
+    constants: Mapping[int, Any] = field(repr=False)
     outputs: tuple[Atom, ...]
     out_tree: Any
 
@@ -128,12 +128,12 @@ class Split:
       prefix_steps, suffix_steps: the equations of each part, without those that nothing needs.
     """
 
-    program: Program
+    program: Program = field(repr=False)
     varying: tuple[int, ...]
     kept: tuple[int, ...]
     unused: bool
-    prefix_steps: tuple[_Step, ...]
-    suffix_steps: tuple[_Step, ...]
+    prefix_steps: tuple[_Step, ...] = field(repr=False)
+    suffix_steps: tuple[_Step, ...] = field(repr=False)
 
     def _environment(self, constants: Sequence[Any], fixed: Sequence[Any]) -> dict[int, Any]:
         program = self.program
@@ -204,7 +204,7 @@ def split(program: Program, varying: Collection[int]) -> Split:
       >>> [float(k) for k in kept], float(parts.suffix(kept, [], [a], [b])), len(parts.suffix_steps)
       ([6.0], 11.0, 1)
     """
-    varying = tuple(sorted(varying))
+    varying = tuple(sorted(set(varying)))
     depends = {program.inputs[i] for i in varying}
     wanted = _variables(program.outputs)
     prefix: list[_Step] = []

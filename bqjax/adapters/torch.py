@@ -1,0 +1,118 @@
+"""Weights in PyTorch's names and layouts, put into Flax NNX models whose layers have the same names.
+
+PyTorch itself is not needed: a state dict of NumPy arrays is (``bqjax.adapters.weights.read_weights`` reads one from a
+safetensors file). A variable ``layer1/0/conv1/kernel`` takes its values from the tensor ``layer1.0.conv1.weight``:
+
+    ==========  ================  ===============================================
+    variable    tensor            layout
+    ==========  ================  ===============================================
+    kernel      weight            convolutions ``[out, in, ...] -> [..., in, out]``,
+                                  dense layers ``[out, in] -> [in, out]``
+    scale       weight            as it is
+    bias        bias              as it is
+    mean        running_mean      as it is
+    var         running_var       as it is
+    ==========  ================  ===============================================
+
+``num_batches_tracked``, PyTorch's count of BatchNorm's training steps, has no counterpart and is left out. Transposed
+convolutions, recurrent layers and embeddings have other layouts and are not covered. A dense layer that follows a
+flattened image keeps PyTorch's order of inputs (channels first), so the model must flatten in that order as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bqjax.tree import named_leaves
+
+__all__ = ["load_torch", "torch_name", "torch_to_nnx_layout"]
+
+_TENSORS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_IGNORED = "num_batches_tracked"
+
+
+def torch_name(name: str) -> str:
+    """PyTorch's name of an NNX variable.
+
+    Raises:
+      ValueError: the variable is none of kernel, scale, bias, mean and var.
+
+    Example:
+      >>> torch_name("layer1/0/bn1/var")
+      'layer1.0.bn1.running_var'
+    """
+    *layers, variable = name.split("/")
+    if variable not in _TENSORS:
+        raise ValueError(f"variable {name!r} has no counterpart in PyTorch: expected one of {', '.join(_TENSORS)}")
+    return ".".join([*layers, _TENSORS[variable]])
+
+
+def torch_to_nnx_layout(tensor: np.ndarray) -> np.ndarray:
+    """A weight in NNX's order of axes: ``[out, in, h, w] -> [h, w, in, out]`` and ``[out, in] -> [in, out]``.
+
+    Tensors of one axis, the parameters of BatchNorm and biases, stay as they are.
+
+    Example:
+      >>> torch_to_nnx_layout(np.zeros((64, 3, 5, 7))).shape
+      (5, 7, 3, 64)
+    """
+    # Axes out, in, then space: space first, then in, then out. For two axes this is the plain transpose.
+    return tensor.transpose(*range(2, tensor.ndim), 1, 0) if tensor.ndim >= 2 else tensor
+
+
+def load_torch(model: nnx.Module, tensors: Mapping[str, Any], *, source: str = "the state dict") -> nnx.Module:
+    """A copy of the model that holds PyTorch's weights and BatchNorm statistics; ``model`` itself is unchanged.
+
+    Args:
+      model: gives the names, shapes and dtypes. It may be abstract (made under ``nnx.eval_shape``) where the parameters
+        and statistics are all that it holds.
+      tensors: arrays by PyTorch's names, in PyTorch's layout. They are cast to the dtypes of the model.
+      source: what errors call ``tensors``.
+
+    Returns:
+      A model of the same class.
+
+    Raises:
+      ValueError: the model is abstract in more than parameters and statistics (keys of Dropout). A tensor is missing, unexpected, of another shape, or not floating point. All missing and all
+        unexpected names are given at once, as they mostly come from one mismatch of names.
+
+    Example:
+      >>> weights = {"weight": np.array([[1.0, 2.0]]), "bias": np.array([3.0])}
+      >>> model = load_torch(nnx.Linear(2, 1, rngs=nnx.Rngs(0)), weights)
+      >>> model(jnp.ones((1, 2))).tolist()
+      [[6.0]]
+    """
+    graph, state, rest = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.to_pure_dict(rest))):
+        raise ValueError(f"the abstract {type(model).__name__} holds more than parameters and statistics: pass a concrete model")
+    expected = nnx.to_pure_dict(state)
+    names = {name: torch_name(name) for name in named_leaves(expected)}
+    missing = [name for name in names.values() if name not in tensors]
+    if missing:
+        raise ValueError(f"{source} lacks the tensors {', '.join(missing)}; it has {', '.join(sorted(tensors)) or 'none'}")
+    known = set(names.values())
+    unexpected = [name for name in tensors if name not in known and name.rpartition(".")[2] != _IGNORED]
+    if unexpected:
+        raise ValueError(f"{source} has tensors that the model does not: {', '.join(sorted(unexpected))}")
+    values = []
+    for name, variable in named_leaves(expected).items():
+        tensor = np.asarray(tensors[names[name]])
+        array = torch_to_nnx_layout(tensor)
+        if array.shape != variable.shape or not jnp.issubdtype(tensor.dtype, jnp.floating):
+            # The shape in PyTorch's order, which is the one that the reader of the message has at hand.
+            shape = tuple(int(variable.shape[i]) for i in _nnx_to_torch_axes(len(variable.shape)))
+            raise ValueError(
+                f"{source}: {names[name]!r} must be floating point of shape {shape}, got {tensor.dtype} {tensor.shape}"
+            )
+        values.append(jnp.asarray(array, variable.dtype))
+    return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(expected), values), nnx.to_pure_dict(rest))
+
+
+def _nnx_to_torch_axes(ndim: int) -> tuple[int, ...]:
+    return (ndim - 1, ndim - 2, *range(ndim - 2)) if ndim >= 2 else tuple(range(ndim))

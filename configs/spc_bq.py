@@ -1,0 +1,33 @@
+"""Bin & Quant without retraining on the published Speech Commands network (the paper's SPC, Table I).
+
+bqjax compress --config configs/spc_bq.py --data ../shared/data --out out/spc.bq.safetensors
+"""
+
+from bqjax.bin_and_quant import BinConfig
+from bqjax.experiment import ExperimentConfig
+from bqjax.methods import BinAndQuant, GaussianBins, KMeans
+from bqjax.models.spc import spc_task
+from bqjax.search import RateConfig, SearchConfig
+
+SEARCH = SearchConfig(n_bins=8, max_bins=15, sigma_scales=(1.6,), tolerance=None, max_drop=0.01)
+
+config = ExperimentConfig(
+    task=lambda data_dir, progress: spc_task(data_dir),
+    data="weights/spc_conv.safetensors and speech/ (see bqjax/models/spc.py)",
+    method=BinAndQuant(search=SEARCH, rate=RateConfig(max_drop=0.01), label="B&Q at a price"),
+    beside=(
+        *(BinAndQuant(search=SEARCH, rate=RateConfig(price=p), label=f"B&Q at a price, {p:g}") for p in (0.002, 0.005, 0.01, 0.02)),
+        *(
+            BinAndQuant(
+                search=SearchConfig(
+                    n_bins=3, max_bins=10, sigma_scales=(1.4, 2.0, 2.8, 3.5), price=p, tolerance=None, max_drop=None
+                ),
+                label=f"B&Q by sensitivity, {p:g}",
+            )
+            for p in (0.0005, 0.002)
+        ),
+        *(GaussianBins(bins=BinConfig(n_bins=n), label=f"Gaussian bins, {n}") for n in (4, 8, 16)),
+        *(GaussianBins(bins=BinConfig(n_bins=n, sigma_scale=2.0), label=f"Gaussian bins of 2 sigma, {n}") for n in (4, 8, 16)),
+        *(KMeans(k=k, label=f"k-means, {k}") for k in (4, 8, 15, 512)),
+    ),
+)

@@ -1,0 +1,212 @@
+"""MobileNets and the depthwise convolution: equal to XLA's grouped one, published numbers of parameters, shapes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from bqjax.adapters.flax import nnx_apply, nnx_params
+from bqjax.models.depthwise import DepthwiseConv, depthwise_conv
+from bqjax.models.mobilenet import InvertedResidual, MobileNetV1, MobileNetV2, SeparableBlock
+from bqjax.tree import named_leaves
+
+
+def sizes(make):
+    return {name: leaf.size for name, leaf in named_leaves(nnx_params(nnx.eval_shape(make))).items()}
+
+
+def filled(model, seed=0):
+    """An abstract model with values from NumPy: drawing each layer's in JAX compiles for each shape."""
+    rng = np.random.default_rng(seed)
+    graph, state, rest = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
+
+    def values(leaf):
+        spread = np.sqrt(2 / max(1, np.prod(leaf.shape[:-1])))
+        value = rng.normal(scale=spread, size=leaf.shape) if len(leaf.shape) > 1 else rng.uniform(0.5, 1.5, leaf.shape)
+        return jnp.asarray(value, jnp.float32)
+
+    return nnx.merge(graph, jax.tree.map(values, nnx.to_pure_dict(state)), nnx.to_pure_dict(rest))
+
+
+def image_and_kernel(shape, kernel_size, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=shape), rng.normal(size=(*kernel_size, 1, shape[-1]))
+    return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
+
+
+def by_definition(x, kernel, strides, pads):
+    x = np.pad(np.asarray(x, np.float64), ((0, 0), *pads, (0, 0)))
+    kh, kw = kernel.shape[:2]
+    rows, columns = (x.shape[1] - kh) // strides[0] + 1, (x.shape[2] - kw) // strides[1] + 1
+    out = np.empty((len(x), rows, columns, x.shape[3]))
+    for i in range(rows):
+        for j in range(columns):
+            patch = x[:, i * strides[0] : i * strides[0] + kh, j * strides[1] : j * strides[1] + kw]
+            out[:, i, j] = (patch * np.asarray(kernel, np.float64)[None, :, :, 0]).sum(axis=(1, 2))
+    return out
+
+
+def test_depthwise_by_its_definition():
+    x, kernel = image_and_kernel((2, 5, 6, 3), (3, 2))
+    expected = by_definition(x, kernel, (2, 1), ((1, 2), (0, 1)))
+    for implementation in ("shifted", "grouped"):
+        y = depthwise_conv(x, kernel, (2, 1), ((1, 2), (0, 1)), implementation=implementation)
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", "same", ((1, 1), (1, 1)), ((0, 2), (3, 1)), ((-1, 0), (1, -1))])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize(("shape", "size"), [((2, 8, 8, 4), (3, 3)), ((1, 7, 9, 3), (3, 3)), ((1, 7, 6, 1), (5, 2))])
+def test_shifted_equals_grouped(shape, size, strides, padding):
+    x, kernel = image_and_kernel(shape, size)
+    shifted, grouped = (
+        depthwise_conv(x, kernel, strides, padding, implementation=implementation) for implementation in ("shifted", "grouped")
+    )
+    assert shifted.shape == grouped.shape
+    np.testing.assert_allclose(shifted, grouped, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_gradients_are_those_of_the_grouped_convolution(strides):
+    x, kernel = image_and_kernel((2, 7, 8, 3), (3, 3))
+
+    def loss(x, kernel, implementation):
+        y = depthwise_conv(x, kernel, strides, ((1, 1), (1, 1)), implementation=implementation)
+        return jnp.sum(jnp.sin(y))
+
+    shifted, grouped = (jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)(x, kernel, name) for name in ("shifted", "grouped"))
+    for a, b in zip(shifted, grouped, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_kernels_under_vmap():
+    x, kernel = image_and_kernel((1, 6, 6, 2), (3, 3))
+    kernels = jnp.stack([kernel, 2 * kernel])
+    ys = jax.vmap(lambda kernel: depthwise_conv(x, kernel))(kernels)
+    np.testing.assert_allclose(ys[1], 2 * depthwise_conv(x, kernel), rtol=1e-6)
+
+
+def test_half_precision_is_summed_in_float32():
+    x, kernel = image_and_kernel((1, 8, 8, 2), (3, 3), jnp.bfloat16)
+    y = depthwise_conv(x, kernel, implementation="shifted")
+    assert y.dtype == jnp.bfloat16
+    expected = depthwise_conv(x.astype(jnp.float32), kernel.astype(jnp.float32), implementation="shifted")
+    np.testing.assert_array_equal(y, expected.astype(jnp.bfloat16))
+    assert depthwise_conv(x, kernel.astype(jnp.float32)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("backend", "grouped"), [("cpu", False), ("gpu", True), ("tpu", True)])
+def test_the_backend_chooses(monkeypatch, backend, grouped):
+    x, kernel = image_and_kernel((1, 4, 4, 2), (3, 3))
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    # A function of its own, as traces of one and the same function are cached.
+    jaxpr = jax.make_jaxpr(lambda x, kernel: depthwise_conv(x, kernel))(x, kernel)
+    primitives = {str(equation.primitive) for equation in jaxpr.eqns}
+    assert (str(lax.conv_general_dilated_p) in primitives) is grouped
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "arguments", "message"),
+    [
+        ((4, 4, 2), (3, 3, 1, 2), {}, r"x must be \[n, h, w, c\] .*got \(4, 4, 2\)"),
+        ((1, 4, 4, 2), (3, 3, 1, 3), {}, r"\(3, 3, 1, 3\)"),
+        ((1, 4, 4, 2), (3, 3, 2, 1), {}, r"\(3, 3, 2, 1\)"),
+        ((1, 4, 4, 2), (3, 3, 1, 2), {"strides": (0, 1)}, r"strides must be .*\(0, 1\)"),
+        ((1, 4, 4, 2), (3, 3, 1, 2), {"padding": "FULL"}, "padding must be .*'FULL'"),
+        ((1, 4, 4, 2), (3, 3, 1, 2), {"padding": ((1, 1),)}, "padding must be"),
+        ((1, 4, 4, 2), (3, 3, 1, 2), {"implementation": "fast"}, "implementation must be .*'fast'"),
+        ((1, 2, 4, 2), (3, 3, 1, 2), {"padding": "VALID"}, r"filter of \(3, 3\) does not fit into an image of \(2, 4\)"),
+    ],
+)
+def test_depthwise_arguments(shape, kernel, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        depthwise_conv(jnp.zeros(shape), jnp.zeros(kernel), **arguments)
+
+
+def test_layer():
+    layer = DepthwiseConv(4, (3, 5), (2, 1), "VALID", implementation="grouped", rngs=nnx.Rngs(0))
+    assert {name: p.shape for name, p in nnx_params(layer).items()} == {"kernel": (3, 5, 1, 4)}
+    x = jnp.ones((1, 9, 9, 4))
+    np.testing.assert_array_equal(layer(x), depthwise_conv(x, layer.kernel[...], (2, 1), "VALID", implementation="grouped"))
+
+
+@pytest.mark.parametrize(
+    ("make", "total"),
+    [
+        # https://keras.io/api/applications/mobilenet (trainable), https://pytorch.org/vision (mobilenet_v2)
+        (lambda: MobileNetV1(rngs=nnx.Rngs(0)), 4_231_976),
+        (lambda: MobileNetV1(width=0.25, rngs=nnx.Rngs(0)), 470_072),
+        (lambda: MobileNetV2(rngs=nnx.Rngs(0)), 3_504_872),
+        (lambda: MobileNetV2(10, small_images=True, rngs=nnx.Rngs(0)), 3_504_872 - 1281 * 990),
+    ],
+)
+def test_published_numbers_of_parameters(make, total):
+    assert sum(sizes(make).values()) == total
+
+
+def test_names():
+    v1, v2 = sizes(lambda: MobileNetV1(rngs=nnx.Rngs(0))), sizes(lambda: MobileNetV2(rngs=nnx.Rngs(0)))
+    assert v1["blocks/12/pointwise/kernel"] == 1024 * 1024
+    assert v1["blocks/0/depthwise/kernel"] == 9 * 32
+    assert v2["blocks/16/project/kernel"] == 960 * 320
+    assert "blocks/0/expand/kernel" not in v2
+    assert {"conv1/kernel", "bn1/scale", "conv2/kernel", "bn2/bias", "linear/kernel", "linear/bias"} <= set(v2)
+
+
+@pytest.mark.parametrize("network", [MobileNetV1, MobileNetV2])
+@pytest.mark.parametrize("width", [0, -1.0, float("nan")])
+def test_width_must_be_positive(network, width):
+    with pytest.raises(ValueError, match="width must be positive"):
+        network(width=width, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(("small_images", "size", "seen"), [(False, 224, 7), (True, 32, 4)])
+def test_the_last_stage_sees_the_expected_image(small_images, size, seen):
+    shapes = []
+
+    def forward():
+        model = MobileNetV2(10, small_images=small_images, rngs=nnx.Rngs(0))
+        model.bn2 = lambda x: shapes.append(x.shape) or x
+        return model(jnp.zeros((1, size, size, 3)))
+
+    assert nnx.eval_shape(forward).shape == (1, 10)
+    assert shapes == [(1, seen, seen, 1280)]
+
+
+def test_separable_block():
+    block = nnx.view(filled(nnx.eval_shape(lambda: SeparableBlock(3, 8, 2, rngs=nnx.Rngs(0)))), use_running_average=True)
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 3))
+
+    def normalise(y, bn):
+        mean, var, scale, bias = (np.asarray(v[...])[None, None, None] for v in (bn.mean, bn.var, bn.scale, bn.bias))
+        return np.clip((y - mean) / np.sqrt(var + 1e-5) * scale + bias, 0, 6)
+
+    y = normalise(by_definition(x, block.depthwise.kernel[...], (2, 2), ((1, 1), (1, 1))), block.bn1)
+    y = normalise(y @ np.asarray(block.pointwise.kernel[0, 0]), block.bn2)
+    np.testing.assert_allclose(block(jnp.asarray(x, jnp.float32)), y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("cin", "cout", "stride", "adds"), [(4, 4, 1, True), (4, 6, 1, False), (4, 4, 2, False)])
+def test_inverted_residual_adds_where_nothing_changes_shape(cin, cout, stride, adds):
+    block = filled(nnx.eval_shape(lambda: InvertedResidual(cin, cout, stride, 6, rngs=nnx.Rngs(0))))
+    block.bn3.scale[...], block.bn3.bias[...] = jnp.zeros(cout), jnp.zeros(cout)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, cin)), jnp.float32)
+    y = nnx.view(block, use_running_average=True)(x)
+    np.testing.assert_array_equal(y, x if adds else np.zeros((1, 4 // stride, 4 // stride, cout)))
+
+
+def test_a_network_runs_from_its_parameters_and_has_gradients():
+    model = nnx.eval_shape(lambda: MobileNetV2(10, 0.125, small_images=True, rngs=nnx.Rngs(0)))
+    model.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    model = filled(model)
+    apply, params = nnx_apply(model), nnx_params(model)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
+    step = jax.jit(jax.value_and_grad(lambda params: jnp.sum(apply(params, x) ** 2)))
+    (first, grads), (second, _) = step(params), step(params)
+    assert first == second  # no dropout in evaluation mode
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
+    assert float(jnp.abs(grads["blocks"][0]["depthwise"]["kernel"]).max()) > 0
