@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,18 +49,24 @@ class Compress:
     force: bool = False
     """Overwrite existing files."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console, command: str) -> None:
         from bqjax import commands
 
         if (self.weights is None) == (self.config is None):
             raise ValueError("name either WEIGHTS.safetensors or --config FILE")
+        # What would have no effect is refused.
+        other = ("data", "report", "table") if self.config is None else ("method", "bins", "sigma_scale", "only", "skip", "coder")
+        given = [f.name for f in fields(self) if f.name in other and getattr(self, f.name) != f.default]
+        if given:
+            options = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise ValueError(f"{options} cannot go with {'WEIGHTS' if self.config is None else '--config'}")
         if self.config is not None:
             out = self.out or Path("out") / f"{self.config.stem}.bq.safetensors"
             commands.compress_experiment(
                 commands.load_config(self.config),
                 self.data,
                 out,
-                command=f"bqjax {shlex.join(sys.argv[1:])}",
+                command=command,
                 report=self.report,
                 table=self.table,
                 force=self.force,
@@ -92,7 +98,7 @@ class Decompress:
     force: bool = False
     """Overwrite an existing file."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console, command: str) -> None:
         from bqjax import commands
 
         commands.decompress(self.file, self.out, force=self.force, console=console)
@@ -105,7 +111,7 @@ class Inspect:
     file: tyro.conf.Positional[Path]
     """The compressed file."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console, command: str) -> None:
         from bqjax import commands
 
         commands.inspect(self.file, console=console)
@@ -120,13 +126,14 @@ Command = (
 
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of ``bqjax``; returns the exit status."""
+    args = sys.argv[1:] if args is None else list(args)
     command = tyro.cli(Command, prog="bqjax", description="Makes trained neural networks small.", args=args)
     try:
         # Wide enough for the tables where the output is a file or a pipe.
         console = Console() if sys.stdout.isatty() else Console(width=160)
-        command.run(console)
+        command.run(console, f"bqjax {shlex.join(args)}")
     except (ValueError, OSError, ImportError) as error:
-        print(f"bqjax: error: {error}", file=sys.stderr)
+        print(f"bqjax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bqjax: interrupted; run the same command again to go on", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import glob
 import hashlib
 import runpy
 import tempfile
@@ -33,6 +35,11 @@ from bqjax.tree import Rule, named_leaves, select
 __all__ = ["compress_experiment", "compress_weights", "decompress", "inspect", "load_config"]
 
 
+def _say(console: Console, text: str) -> None:
+    """Prints a line as it is: brackets and colons in names are not rich's markup."""
+    console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
 @contextmanager
 def _progress(console: Console, what: str) -> Iterator[Progress]:
     """A live bar on a terminal; elsewhere a line every few seconds, so that a log shows that work goes on."""
@@ -44,16 +51,16 @@ def _progress(console: Console, what: str) -> Iterator[Progress]:
             now = time.monotonic()
             if now - last >= 5 or done == total:
                 last = now
-                console.print(f"{what} {done}/{total} {message} ({now - start:.0f} s)", highlight=False)
+                _say(console, f"{what} {done}/{total} {message} ({now - start:.0f} s)")
 
         yield line
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[message]}"),
+        TextColumn("{task.fields[message]}", markup=False),
     )
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None, message="")
@@ -116,10 +123,12 @@ def compress_experiment(
                 metadata={"task": task.name, "method": method.label},
             )
 
-    outcome = run(config.method, out, force)
-    rows = [outcome.row]
     with tempfile.TemporaryDirectory(prefix=".bqjax-", dir=out.parent) as scratch:
-        rows += [run(m, Path(scratch) / "beside.bq.safetensors", True).row for m in config.beside]
+        kept = Path(scratch) / "kept.bq.safetensors"
+        outcome = run(config.method, kept, False)
+        rows = [outcome.row, *(run(m, Path(scratch) / "beside.bq.safetensors", True).row for m in config.beside)]
+        # The file takes its name last: where it stood there before, the command could not be run again after an interruption.
+        kept.replace(out)
 
     names = task.test_name, task.calibration_name
     results = results_table(task.name, task.metric, before, rows, names)
@@ -135,7 +144,12 @@ def compress_experiment(
             file.write(html.encode())
     for state in states:
         state.unlink(missing_ok=True)
-    console.print(f"wrote {out}" + (f" and {report}" if report else ""), highlight=False, soft_wrap=True)
+    _say(console, f"wrote {out}" + (f" and {report}" if report else ""))
+
+
+def _refuse_same(source: Path, out: Path) -> None:
+    if source.exists() and out.exists() and source.samefile(out):
+        raise ValueError(f"{out} is the file that is read: name another one to write")
 
 
 def _rules(params: Any, only: Sequence[str], skip: Sequence[str]) -> list[Rule[Any]] | None:
@@ -145,11 +159,12 @@ def _rules(params: Any, only: Sequence[str], skip: Sequence[str]) -> list[Rule[A
     if only:
         return skipped + [Rule(pattern) for pattern in only]
     # What the default rule takes, less what is skipped.
-    left = select(params, [*skipped, Rule("*", skip=True)]).left
-    kept = [name for name in select(params).taken if left[name] == "skipped by rule '*'"]
+    for pattern in skip:
+        select(params, [Rule(pattern, skip=True)])  # refuses a pattern that matches nothing
+    kept = [name for name in select(params).taken if not any(fnmatch.fnmatchcase(name, pattern) for pattern in skip)]
     if not kept:
         raise ValueError(f"nothing is left to compress: {', '.join(map(repr, skip))} skip every leaf")
-    return [*skipped, *map(Rule, kept)]
+    return [*skipped, *(Rule(glob.escape(name)) for name in kept)]
 
 
 def compress_weights(
@@ -168,8 +183,15 @@ def compress_weights(
     """Compresses any safetensors weights with no model and no data, and checks the file by decoding it."""
     if out.exists() and not force:
         raise ValueError(f"{out} exists: pass --force to overwrite it")
+    _refuse_same(source, out)
     params = read_weights(source)
     rules = _rules(params, only, skip)
+    selection = select(params, rules)
+    for name in selection.taken:
+        if params[name].dtype == np.float64:
+            # Without 64-bit mode, JAX has no float64 to decode to.
+            params[name] = params[name].astype(np.float32)
+            _say(console, f"from float64 to float32: {name}")
     start = time.monotonic()
     if method == "gaussian-bins":
         tree = bin_and_quant(params, gaussian_bins(params, BinConfig(n_bins=bins, sigma_scale=sigma_scale), rules))
@@ -184,13 +206,12 @@ def compress_weights(
 
     decoded = named_leaves(decode(loaded))
     error = power = 0.0
-    for name, leaf in named_leaves(params).items():
-        w = np.asarray(leaf).astype(np.float64)
+    for name in selection.taken:
+        w = params[name].astype(np.float64)
         error += float(np.square(np.asarray(decoded[name]).astype(np.float64) - w).sum())
         power += float(np.square(w).sum())
     whole, size = source.stat().st_size, out.stat().st_size
     lossless = experiment.zstd_bytes(source.read_bytes())
-    selection = select(params, rules)
     console.print(rich_table(Table(
         "Size",
         ("file", "bytes", "ratio"),
@@ -199,19 +220,20 @@ def compress_weights(
             (f"{source.name}, zstd -19 (lossless)", f"{lossless:,}", f"{whole / lossless:.2f}"),
             (out.name, f"{size:,}", f"{whole / size:.2f}"),
         ],
-        f"Relative error of the weights {100 * (error / power) ** 0.5 if power else 0.0:.2f} %; accuracy was not measured. "
+        f"Relative error of compressed leaves {100 * (error / power) ** 0.5 if power else 0.0:.2f} %; accuracy was not measured. "
         f"Compressed {len(selection.taken)} leaves in {seconds:.1f} s; the file decodes to exactly what was written.",
     )))  # fmt: skip
     for name, reason in selection.left.items():
-        console.print(f"left as it was: {name} ({reason})", highlight=False)
+        _say(console, f"left as it was: {name} ({reason})")
 
 
 def decompress(source: Path, out: Path, *, force: bool = False, console: Console) -> None:
     """Decodes a file to plain safetensors weights."""
+    _refuse_same(source, out)
     tree = codec.load(source)
     params = named_leaves(decode(tree))
     write_weights(out, params, force=force)
-    console.print(f"wrote {out}: {len(params)} tensors, {out.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
+    _say(console, f"wrote {out}: {len(params)} tensors, {out.stat().st_size:,} bytes")
 
 
 def inspect(source: Path, *, console: Console) -> None:
@@ -219,4 +241,4 @@ def inspect(source: Path, *, console: Console) -> None:
     info = codec.inspect(source)
     console.print(rich_table(file_table(info, source.name)))
     for name, value in info.metadata.items():
-        console.print(f"{name}: {value}", highlight=False)
+        _say(console, f"{name}: {value}")

@@ -116,7 +116,7 @@ class Outcome(NamedTuple):
 
 def float_file(params: Any) -> bytes:
     """Parameters as the bytes of a safetensors file, the size that ratios are taken against."""
-    return safetensors_bytes({name: np.ascontiguousarray(leaf) for name, leaf in named_leaves(params).items()})
+    return safetensors_bytes({name: np.array(leaf, order="C") for name, leaf in named_leaves(params).items()})
 
 
 def zstd_bytes(data: bytes, level: int = 19) -> int:
@@ -200,6 +200,8 @@ def run(
       ValueError: see the method and :func:`bqjax.codec.save`.
       RuntimeError: the file does not decode to what was written.
     """
+    if Path(path).exists() and not force:
+        raise ValueError(f"{os.fspath(path)} exists: pass force=True to overwrite it")  # before a search of hours
     start = time.monotonic()
     compressed, info, found = method.compress(task, key=key, state_path=state_path, progress=progress)
     seconds = time.monotonic() - start

@@ -1,9 +1,10 @@
-"""Few points that stand for many values: histograms whose cells follow the data.
+"""Few points that stand for many values: histograms whose cells follow the data, and the exact optimum for few points.
 
 A cell is a range of the values' ordered bit patterns, so it is narrow in relative terms, whatever the scale, and the
 cells that hold most of the expected error are split further.
 
 References:
+  Wang and Song, "Ckmeans.1d.dp: optimal k-means clustering in one dimension by dynamic programming", R Journal 3(2), 2011.
   Panter and Dite, "Quantization distortion in pulse-count modulation with nonuniform spacing of levels", Proceedings
   of the IRE 39(1), 1951.
 """
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["coarsen", "histogram"]
+__all__ = ["coarsen", "histogram", "optimal_groups"]
 
 # First-level cells are the leading 14 bits of a value's ordered bit pattern: 32 cells an octave in float32.
 _COARSE_BITS = 14
@@ -128,3 +129,42 @@ def coarsen(x: jax.Array, mass: jax.Array, size: int) -> tuple[jax.Array, jax.Ar
     total = jnp.zeros(size, x.dtype).at[group].add(mass)
     offset = jnp.zeros(size, x.dtype).at[group].add(mass * (x - first[group]))
     return first + offset / jnp.where(total > 0, total, 1), total
+
+
+_Triple = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def optimal_groups(x: jax.Array, mass: jax.Array, k: int) -> jax.Array:
+    """Exact k-means of few ascending points by dynamic programming: the group, in ``[0, k)``, of each point."""
+    m = x.shape[0]
+    place = lax.iota(jnp.int32, m)
+
+    def extend(carry: _Triple, point: _Triple) -> tuple[_Triple, jax.Array]:
+        # Error of the intervals [i, j] for all i at once, from that of [i, j - 1]: only sums of positive terms, where
+        # differences of prefix sums would cancel.
+        total, mean, error = carry
+        j, xj, wj = point
+        inside = place <= j
+        grown = total + wj
+        portion = jnp.where(grown > 0, wj / jnp.where(grown > 0, grown, 1), 0)
+        delta = xj - mean
+        error = jnp.where(inside, error + delta * delta * portion * total, jnp.inf)
+        total = jnp.where(inside, grown, 0)
+        mean = jnp.where(inside, mean + delta * portion, 0)
+        return (total, mean, jnp.where(inside, error, 0)), error
+
+    zero = jnp.zeros(m, x.dtype)
+    _, cost = lax.scan(extend, (zero, zero, zero), (place, x, mass))  # cost[j, i]: points i..j in one group
+
+    def add_group(best: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        before = jnp.append(jnp.inf, best[:-1])
+        return (before[None, :] + cost).min(1), before
+
+    _, before = lax.scan(add_group, cost[:, 0], None, length=k - 1)  # before[q, i]: points 0..i-1 in q + 1 groups
+
+    def walk_back(last: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+        first = jnp.argmin(row + cost[last]).astype(jnp.int32)
+        return first - 1, first
+
+    _, firsts = lax.scan(walk_back, jnp.int32(m - 1), before, reverse=True)
+    return (place[None, :] >= firsts[:, None]).sum(0, dtype=jnp.int32)

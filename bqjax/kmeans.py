@@ -1,18 +1,14 @@
 """k-means on weights: Lloyd's algorithm in one dimension, and the careful means that go with it.
 
 Lloyd's algorithm needs a good start and many passes over the weights. Here nearly all of its work is done on a
-histogram of a few ten thousand cells, whose widths follow the data: a cell is a range of the weights' ordered bit
-patterns, so it is narrow in relative terms, whatever the scale, and the cells that hold most of the expected error
-are split further. The start is the exact optimum of a coarser histogram by dynamic programming, which a poor local
-optimum cannot trap. A few passes over all weights then make the result exact.
+histogram of a few ten thousand cells, whose widths follow the data (:mod:`bqjax.histogram`). The start is the exact
+optimum of a coarser histogram by dynamic programming, which a poor local optimum cannot trap. One pass over all weights
+then makes the entries exact means, and a last one assigns every weight to the nearest.
 
 Memory stays linear in the number of weights: no array of ``n * k`` entries exists at any time.
 
 References:
   Lloyd, "Least squares quantization in PCM", IEEE Transactions on Information Theory 28(2), 1982.
-  Wang and Song, "Ckmeans.1d.dp: optimal k-means clustering in one dimension by dynamic programming", R Journal 3(2), 2011.
-  Panter and Dite, "Quantization distortion in pulse-count modulation with nonuniform spacing of levels", Proceedings
-  of the IRE 39(1), 1951.
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bqjax.histogram import coarsen, histogram
+from bqjax.histogram import coarsen, histogram, optimal_groups
 from bqjax.leaves import index_dtype
 from bqjax.segments import (
     check_k,
@@ -222,6 +218,9 @@ def _lloyd(
     return end.codebook, end.iterations
 
 
+_Quadruple = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
 def _lloyd_on_points(
     points: jax.Array, mass: jax.Array, codebook: jax.Array, max_iterations: Any, tolerance: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -259,7 +258,7 @@ def _lloyd_on_points(
         )
         return w.sum(1), (w * x).sum(1), (w * x * x).sum()
 
-    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def step(state: _Quadruple) -> _Quadruple:
         codebook, _, _, iterations = state
         member_mass, residual, square = sums(codebook)
         means = lax.cummax(codebook + residual / jnp.where(member_mass > 0, member_mass, 1))
@@ -279,45 +278,6 @@ def _lloyd_on_points(
 # --------------------------------------------------------------------------------------------------------------------
 
 
-_Triple = tuple[jax.Array, jax.Array, jax.Array]
-
-
-def _optimum(x: jax.Array, mass: jax.Array, k: int) -> jax.Array:
-    """Exact k-means of few ascending points by dynamic programming: the group, in ``[0, k)``, of each point."""
-    m = x.shape[0]
-    place = lax.iota(jnp.int32, m)
-
-    def extend(carry: _Triple, point: _Triple) -> tuple[_Triple, jax.Array]:
-        # Error of the intervals [i, j] for all i at once, from that of [i, j - 1]: only sums of positive terms, where
-        # differences of prefix sums would cancel.
-        total, mean, error = carry
-        j, xj, wj = point
-        inside = place <= j
-        grown = total + wj
-        portion = jnp.where(grown > 0, wj / jnp.where(grown > 0, grown, 1), 0)
-        delta = xj - mean
-        error = jnp.where(inside, error + delta * delta * portion * total, jnp.inf)
-        total = jnp.where(inside, grown, 0)
-        mean = jnp.where(inside, mean + delta * portion, 0)
-        return (total, mean, jnp.where(inside, error, 0)), error
-
-    zero = jnp.zeros(m, x.dtype)
-    _, cost = lax.scan(extend, (zero, zero, zero), (place, x, mass))  # cost[j, i]: points i..j in one group
-
-    def add_group(best: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        before = jnp.append(jnp.inf, best[:-1])
-        return (before[None, :] + cost).min(1), before
-
-    _, before = lax.scan(add_group, cost[:, 0], None, length=k - 1)  # before[q, i]: points 0..i-1 in q + 1 groups
-
-    def walk_back(last: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
-        first = jnp.argmin(row + cost[last]).astype(jnp.int32)
-        return first - 1, first
-
-    _, firsts = lax.scan(walk_back, jnp.int32(m - 1), before, reverse=True)
-    return (place[None, :] >= firsts[:, None]).sum(0, dtype=jnp.int32)
-
-
 def _start(x: jax.Array, mass: jax.Array, k: int) -> jax.Array:
     """``[k]`` ascending first codebook for ascending points."""
     if k > _PROGRAMME_MAX_K:
@@ -325,7 +285,7 @@ def _start(x: jax.Array, mass: jax.Array, k: int) -> jax.Array:
     else:
         points, weights = coarsen(x, mass, max(k, min(_PROGRAMME_POINTS, x.shape[0])))
         scale = jnp.abs(points).max()
-        groups = _optimum(points / jnp.where(scale > 0, scale, 1), weights / weights.max(), k)
+        groups = optimal_groups(points / jnp.where(scale > 0, scale, 1), weights / weights.max(), k)
         member = groups[None] == lax.iota(jnp.int32, k)[:, None]
         low = jnp.where(member & (weights > 0)[None], points[None], jnp.inf).min(1)
         w = jnp.where(member, weights[None], 0)
@@ -335,7 +295,7 @@ def _start(x: jax.Array, mass: jax.Array, k: int) -> jax.Array:
     return _ascending(jnp.where(totals > 0, means, jnp.inf))
 
 
-def _pad(x: jax.Array, size: int, fill: float) -> Any:
+def _pad(x: Any, size: int, fill: float) -> Any:
     if x.size == size:
         return x
     # On concrete arrays in NumPy: every eager operation of JAX would be compiled for every size.
@@ -355,9 +315,12 @@ def kmeans_scalar(
     Minimises ``sum_i w_i (x_i - c_{a(i)})^2 / sum_i w_i`` over the codebook ``c`` and the assignment ``a``. Pure, and traceable
     with static ``k``. There is no random start: it is the optimum of a histogram of 1,024 cells by dynamic programming, or,
     above ``k = 256``, the quantiles of a density near the asymptotically optimal one. Up to 32,768 values the Lloyd
-    iterations run on the values; beyond, on a histogram of at most 81,920 cells fitted to the data, and then twice on all
-    values. Entries that lose their members are placed anew by halving the clusters of the largest error, so that entries
+    iterations run on the values; beyond, on a histogram of at most 81,920 cells fitted to the data, and then once on all
+    values. Entries without members are then placed anew by halving the clusters of the largest error, so that entries
     differ while distinct values remain. With at most ``k`` distinct values the result is exact.
+
+    Inputs are padded to few sizes, so that those of many sizes share compiled code: all up to 32,768 values have one size,
+    and beyond there are four to an octave.
 
     The same input gives the same result on the same device, except that GPUs add in no fixed order where there are weights or
     ``k`` exceeds 16: last bits may then differ.
@@ -390,6 +353,9 @@ def kmeans_scalar(
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
     n, padded = x.size, _padded_size(x.size)
+    if weights is None and n <= _DIRECT:
+        # Small inputs are sorted together with weights anyway.
+        weights = np.ones(n, x.dtype) if concrete(x) else jnp.ones(n, x.dtype)
     x, weights = _pad(x, padded, np.nan), None if weights is None else _pad(weights, padded, 0)
     result = _kmeans_scalar(x, k, weights, max_iterations, tolerance)
     return result if n == padded else result._replace(indices=_cut(result.indices, n))
@@ -428,6 +394,6 @@ def _kmeans_scalar(x: jax.Array, k: int, weights: jax.Array | None, max_iteratio
     codebook, exact_iterations = _lloyd(x, weights, codebook, 1, after_split, settled)
     indices = _assign(x, codebook)
     square = jnp.where(valid, jnp.square(x - codebook.at[indices].get(mode="promise_in_bounds")), 0)
-    total = valid.sum(dtype=x.dtype) if weights is None else total_of(weights)
+    total = valid.sum(dtype=jnp.int32).astype(x.dtype) if weights is None else total_of(weights)
     mse = total_of(square if weights is None else weights * square) / total
     return ScalarKMeans(codebook, indices, mse, iterations + exact_iterations)

@@ -79,8 +79,9 @@ def load_torch(model: nnx.Module, tensors: Mapping[str, Any], *, source: str = "
       A model of the same class.
 
     Raises:
-      ValueError: the model is abstract in more than parameters and statistics (keys of Dropout). A tensor is missing, unexpected, of another shape, or not floating point. All missing and all
-        unexpected names are given at once, as they mostly come from one mismatch of names.
+      ValueError: the model is abstract in more than parameters and statistics (as in the keys of Dropout). A tensor is
+        missing, unexpected, of another shape, or not floating point. All missing and all unexpected names are given at
+        once, as they mostly come from one mismatch of names.
 
     Example:
       >>> weights = {"weight": np.array([[1.0, 2.0]]), "bias": np.array([3.0])}

@@ -81,9 +81,9 @@ class MobileNetV1(nnx.Module):
       ValueError: ``width`` is not positive.
 
     Example:
-      >>> images = jax.numpy.zeros((2, 224, 224, 3))
-      >>> nnx.eval_shape(lambda: MobileNetV1(classes=5, width=0.25, rngs=nnx.Rngs(0))(images)).shape
-      (2, 5)
+      >>> model = nnx.eval_shape(lambda: MobileNetV1(classes=5, width=0.25, rngs=nnx.Rngs(0)))  # shapes only
+      >>> model.linear.kernel.shape
+      (256, 5)
     """
 
     def __init__(self, classes: int = 1000, width: float = 1.0, *, rngs: nnx.Rngs):
@@ -157,9 +157,9 @@ class MobileNetV2(nnx.Module):
       ValueError: ``width`` is not positive.
 
     Example:
-      >>> images = jax.numpy.zeros((2, 32, 32, 3))
-      >>> nnx.eval_shape(lambda: MobileNetV2(classes=10, small_images=True, rngs=nnx.Rngs(0))(images)).shape
-      (2, 10)
+      >>> model = nnx.eval_shape(lambda: MobileNetV2(classes=10, small_images=True, rngs=nnx.Rngs(0)))  # shapes only
+      >>> model.linear.kernel.shape
+      (1280, 10)
     """
 
     def __init__(

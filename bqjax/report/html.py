@@ -98,7 +98,7 @@ def search_report(
     if outcome.info is not None:
         layers = outcome.info.layers
         sections.append(("Search", [search_table(outcome.info), plots.search_path(layers, task.metric)]))
-        sections.append(("Sensitivity of each bin", [plots.bin_sensitivity(layer, task.metric) for layer in layers]))
+        sections.append(("Sensitivity of each bin", [plots.bin_sensitivity(layer, outcome.info.rank_by) for layer in layers]))
     sections.append(("Weights and their bins", histograms))
     sections.append(("The file", [files]))
     return page(f"{task.name}: {outcome.row.method}", command, sections)

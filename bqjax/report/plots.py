@@ -35,6 +35,11 @@ def _figure(width: float = 5.2, height: float = 3.0) -> Iterator[tuple[Figure, A
         yield figure, figure.subplots()
 
 
+def _plain(text: str) -> str:
+    """Text that matplotlib shows as it is: a pair of dollars would be a formula."""
+    return text.replace("$", r"\$")
+
+
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -61,25 +66,36 @@ def weight_histogram(name: str, weights: np.ndarray, edges: Sequence[float], val
         for i, edge in enumerate(edges):
             axes.axvline(edge, color=GREY, linewidth=0.8, label="bin edge" if i == 0 else None)
         axes.plot(values, np.zeros(len(values)), "^", color=ORANGE, clip_on=False, zorder=3, label="value of the bin")
-        axes.set(title=f"{name}: {weights.size:,} weights, {len(values)} bins", xlabel="weight", ylabel="weights", xlim=(low, high))
+        axes.set(
+            title=_plain(f"{name}: {weights.size:,} weights, {len(values)} bins"),
+            xlabel="weight",
+            ylabel="weights",
+            xlim=(low, high),
+        )
         axes.legend(frameon=False)
         return _svg(figure)
 
 
-def bin_sensitivity(layer: LayerReport, metric: str) -> str:
-    """Drop of the metric per bin, when that bin alone is perturbed, for the last bins of a search."""
+def bin_sensitivity(layer: LayerReport, rank_by: str) -> str:
+    """What the network loses per bin when that bin alone is perturbed, for the last bins of a search.
+
+    Args:
+      layer: the leaf or group.
+      rank_by: the metric that ranks the bins, a finer measure than accuracy; a leading minus means lower is better.
+    """
     last = layer.result
     bounds = ["-∞", *[f"{e:.3g}" for e in last.edges], "∞"]
+    name = rank_by.removeprefix("-")
     with _figure() as (figure, axes):
-        positions = np.arange(len(last.bin_drops))
-        drops = 100 * np.nan_to_num(np.array(last.bin_drops), posinf=0.0)
-        axes.bar(positions, drops, color=BLUE, width=0.75)
+        positions = np.arange(last.n_bins)
+        lost = np.nan_to_num(np.array(last.bin_rank_drops), posinf=0.0)
+        axes.bar(positions, lost, color=BLUE, width=0.75)
         axes.axhline(0, color=GREY, linewidth=0.8)
         axes.set_xticks(np.arange(len(bounds)) - 0.5, bounds, rotation=60 if len(bounds) > 7 else 0)
         axes.set(
             title=f"{', '.join(layer.names)}: sensitivity of its bins",
             xlabel="bin, between its edges",
-            ylabel=f"drop of {metric.removeprefix('-')}, points",
+            ylabel=f"increase of {name}" if rank_by != name else f"drop of {name}",
         )
         return _svg(figure)
 
@@ -94,10 +110,12 @@ def search_path(layers: Sequence[LayerReport], metric: str) -> str:
                 points = [(step.entropy, 100 * step.metrics[name]) for step in path]
                 axes.plot(*zip(*points, strict=True), ".-", linewidth=0.7, color=color, alpha=0.6)
             end = (layer.result.entropy, 100 * layer.result.metrics[name])
-            axes.plot(*end, "o" if layer.accepted else "x", color=color, label=", ".join(layer.names))
+            axes.plot(*end, "o" if layer.accepted else "x", color=color, label=_plain(", ".join(layer.names)))
         axes.legend(frameon=False, fontsize=8)
         axes.set(
-            title="Along the search", xlabel="entropy of the indices, bits per weight", ylabel=f"{name} on calibration data, %"
+            title="Along the search",
+            xlabel="entropy of the indices, bits per weight",
+            ylabel=_plain(f"{name} on calibration data, %"),
         )
         return _svg(figure)
 
@@ -112,8 +130,8 @@ def accuracy_against_size(before: Reference, rows: Sequence[Row], metric: str) -
         axes.plot([before.zstd_bytes], [base], "D", color=GREY, label="zstd -19, lossless")
         for method in dict.fromkeys(row.method.split(",")[0] for row in rows):
             mine = sorted((r.file_bytes, 100 * r.after) for r in rows if r.method.split(",")[0] == method)
-            axes.plot(*zip(*mine, strict=True), "o-", linewidth=0.8, markersize=5, label=method)
+            axes.plot(*zip(*mine, strict=True), "o-", linewidth=0.8, markersize=5, label=_plain(method))
         axes.set_xscale("log")
-        axes.set(title="Every point is a file, decoded and scored", xlabel="file, bytes", ylabel=f"{name} on test data, %")
+        axes.set(title="Every point is a file, decoded and scored", xlabel="file, bytes", ylabel=_plain(f"{name} on test data, %"))
         axes.legend(frameon=False, fontsize=8)
         return _svg(figure)

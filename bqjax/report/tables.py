@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import rich.box
 import rich.table
+import rich.text
 
 from bqjax import codec
 from bqjax.experiment import Reference, Row
@@ -123,15 +124,19 @@ def search_table(info: SearchInfo) -> Table:
 def markdown(table: Table) -> str:
     """The table as GitHub Markdown, without its title."""
     rule = ["---"] + ["---:"] * (len(table.columns) - 1)
-    lines = ["| " + " | ".join(line) + " |" for line in (table.columns, rule, *table.rows)]
+    lines = [
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
+        for line in (table.columns, rule, *table.rows)
+    ]
     return "\n".join(lines) + (f"\n\n{table.caption}" if table.caption else "") + "\n"
 
 
 def rich_table(table: Table) -> Any:
     """The table for a terminal."""
-    out = rich.table.Table(title=table.title, caption=table.caption or None, box=rich.box.SIMPLE_HEAD, title_justify="left")
+    title, caption = rich.text.Text(table.title), rich.text.Text(table.caption) if table.caption else None
+    out = rich.table.Table(title=title, caption=caption, box=rich.box.SIMPLE_HEAD, title_justify="left")
     for i, column in enumerate(table.columns):
-        out.add_column(column, justify="left" if i == 0 or column == "why" else "right", overflow="fold")
+        out.add_column(rich.text.Text(column), justify="left" if i == 0 or column == "why" else "right", overflow="fold")
     for row in table.rows:
-        out.add_row(*row)
+        out.add_row(*map(rich.text.Text, row))  # as it is: brackets in names are no markup
     return out

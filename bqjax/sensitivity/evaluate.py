@@ -9,6 +9,7 @@ executable.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -98,6 +99,7 @@ class Evaluator:
         self._splits: dict[Any, tuple[Split, Any, dict[Perturbation, Any]]] = {}
         self._kept: dict[int, list[jax.Array]] = {}
         self._kept_for: tuple[tuple[str, ...], list[Any]] = ((), [])
+        self.compile_seconds = 0.0
 
     def baseline(self, params: Any) -> dict[str, float]:
         """Metrics of ``params`` as they are, means over all examples.
@@ -113,7 +115,13 @@ class Evaluator:
         return {metric: float(value) for metric, value in metrics.items()}
 
     def scores(
-        self, params: Any, names: Sequence[str], perturbation: Perturbation, candidates: Sequence[Any]
+        self,
+        params: Any,
+        names: Sequence[str],
+        perturbation: Perturbation,
+        candidates: Sequence[Any],
+        *,
+        context: Mapping[str, Any] | None = None,
     ) -> list[dict[str, float]]:
         """Metrics under each candidate, which perturbs all the named leaves and nothing else.
 
@@ -125,6 +133,7 @@ class Evaluator:
           names: the leaves.
           perturbation: what is done to them.
           candidates: pytrees of equal structure, shapes and dtypes.
+          context: where given, ``context[name]`` is the third argument of the perturbation of a leaf (its gradient, say).
 
         Raises:
           ValueError: no candidates, or a leaf that does not exist.
@@ -149,9 +158,14 @@ class Evaluator:
                 kept = prefix(constants, fixed)
                 if sum(k.nbytes for ks in (kept, *self._kept.values()) for k in ks) <= self._cache_bytes:
                     self._kept[i] = kept
-            results.append(suffix(kept, constants, fixed, varying, stacked, counts))
+            extra = None if context is None else [context[name] for name in names]
+            results.append(suffix(kept, constants, fixed, varying, extra, stacked, counts))
         means = {metric: value.reshape(-1)[places] for metric, value in self._means(results).items()}
         return [{metric: float(value[i]) for metric, value in means.items()} for i in range(len(candidates))]
+
+    def depends_on(self, params: Any, name: str) -> bool:
+        """Whether the score depends on a leaf at all."""
+        return any(not self._split(params, (name,), batch)[0].unused for batch in self._batches[:1])
 
     def _forget_unless(self, names: tuple[str, ...], fixed: list[Any]) -> None:
         """Drops kept prefixes unless they are for these leaves and values of the other leaves."""
@@ -179,8 +193,8 @@ class Evaluator:
         counts = -(-np.bincount(device, minlength=n_devices) // group)
         return stacked, counts.astype(np.int32), places
 
-    def _functions(self, params: Any, names: tuple[str, ...], perturbation: Perturbation, batch: Any) -> tuple[Split, Any, Any]:
-        """The split score for batches of this shape, its compiled prefix, and its suffix compiled for this perturbation."""
+    def _split(self, params: Any, names: tuple[str, ...], batch: Any) -> tuple[Split, Any, dict[Perturbation, Any]]:
+        """The split score for batches of this shape, its compiled prefix, and its suffixes by perturbation."""
         leaves = named_leaves(params)
         shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in (*leaves.values(), *jax.tree.leaves(batch)))
         structure = (jax.tree.structure((params, batch)), shapes)
@@ -189,12 +203,16 @@ class Evaluator:
         if (structure, names) not in self._splits:
             positions = list(leaves)
             parts = split(self._programs[structure], [positions.index(name) for name in names])
-            self._splits[structure, names] = parts, jax.jit(parts.prefix), {}
-        parts, prefix, suffixes = self._splits[structure, names]
+            self._splits[structure, names] = parts, _Timed(parts.prefix, self), {}
+        return self._splits[structure, names]
+
+    def _functions(self, params: Any, names: tuple[str, ...], perturbation: Perturbation, batch: Any) -> tuple[Split, Any, Any]:
+        """The split score, its compiled prefix, and its suffix compiled for this perturbation."""
+        parts, prefix, suffixes = self._split(params, names, batch)
         if perturbation not in suffixes:
             # The split takes the varying leaves in the tree's order.
-            order = [names.index(name) for name in leaves if name in names]
-            suffixes[perturbation] = jax.jit(partial(_sweep, self._mesh, parts, perturbation, order))
+            order = [names.index(name) for name in named_leaves(params) if name in names]
+            suffixes[perturbation] = _Timed(partial(_sweep, self._mesh, parts, perturbation, order), self)
         return parts, prefix, suffixes[perturbation]
 
     @staticmethod
@@ -209,6 +227,23 @@ class Evaluator:
         return {metric: total / np.where(count > 0, count, 1.0) for metric, total in totals.items()}
 
 
+class _Timed:
+    """A function compiled once for each set of argument shapes; its evaluator is told how long that took."""
+
+    def __init__(self, function: Callable[..., Any], evaluator: Evaluator):
+        self._jitted, self._evaluator = jax.jit(function), evaluator
+        self._compiled: dict[Any, Any] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        leaves, structure = jax.tree.flatten(args)
+        shapes = structure, tuple((np.shape(x), getattr(x, "dtype", type(x))) for x in leaves)
+        if shapes not in self._compiled:
+            start = time.monotonic()
+            self._compiled[shapes] = self._jitted.lower(*args).compile()
+            self._evaluator.compile_seconds += time.monotonic() - start
+        return self._compiled[shapes](*args)
+
+
 def _sweep(
     mesh: Mesh,
     parts: Split,
@@ -218,23 +253,24 @@ def _sweep(
     constants: Any,
     fixed: Any,
     varying: Any,
+    context: Any,
     candidates: Any,
     counts: Any,
 ) -> Any:
     """Sums and counts ``[devices, groups, group]`` of one batch under all candidates."""
 
-    def one(kept: Any, constants: Any, fixed: Any, varying: Any, candidate: Any) -> Any:
+    def one(kept: Any, constants: Any, fixed: Any, varying: Any, context: Any, candidate: Any) -> Any:
         new = []
         for i, leaf in enumerate(varying):
             own = candidate
             if isinstance(candidate, NoiseCandidate) and len(varying) > 1:
                 own = candidate._replace(key=jax.random.fold_in(candidate.key, i))
-            new.append(perturbation(leaf, own))
+            new.append(perturbation(leaf, own) if context is None else perturbation(leaf, own, context[i]))  # type: ignore[call-arg]
         return parts.suffix(kept, constants, fixed, [new[i] for i in order])
 
-    def on_device(kept: Any, constants: Any, fixed: Any, varying: Any, candidates: Any, counts: Any) -> Any:
+    def on_device(kept: Any, constants: Any, fixed: Any, varying: Any, context: Any, candidates: Any, counts: Any) -> Any:
         candidates = jax.tree.map(lambda x: x[0], candidates)
-        score = partial(one, kept, constants, fixed, varying)
+        score = partial(one, kept, constants, fixed, varying, context)
         groups, group = jax.tree.leaves(candidates)[0].shape[:2]
 
         def score_group(i: Any) -> Any:
@@ -252,5 +288,5 @@ def _sweep(
 
     whole, dealt = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
     return jax.shard_map(
-        on_device, mesh=mesh, in_specs=(whole, whole, whole, whole, dealt, dealt), out_specs=dealt, check_vma=False
-    )(kept, constants, fixed, varying, candidates, counts)
+        on_device, mesh=mesh, in_specs=(whole, whole, whole, whole, whole, dealt, dealt), out_specs=dealt, check_vma=False
+    )(kept, constants, fixed, varying, context, candidates, counts)

@@ -54,7 +54,7 @@ def test_channels_that_a_shortcut_cannot_add(cin, cout):
 
 def test_the_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides():
     block = ResidualBlock(4, 8, stride=2, rngs=nnx.Rngs(0))
-    block.bn2.scale[...] = jnp.zeros(8)  # leaves the shortcut alone
+    block.bn2 = jnp.zeros_like  # leaves the shortcut alone
     x = np.random.default_rng(0).uniform(size=(2, 5, 6, 4)).astype(np.float32)
     expected = np.zeros((2, 3, 3, 8), np.float32)
     expected[..., 2:6] = x[:, ::2, ::2]
@@ -150,8 +150,8 @@ def test_resnet56_on_a_part_of_the_test_set(data_dir):
     n, right, loss = totals(task, "test")
     assert n == 1000
     # Counted once on this subset, where all 10,000 gave 9339.
-    assert abs(right - 9999) <= 1
-    assert loss == pytest.approx(9.9, abs=1e-3)
+    assert abs(right - 930) <= 1
+    assert loss == pytest.approx(0.32242, abs=1e-3)
 
 
 @pytest.mark.data

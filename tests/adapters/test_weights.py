@@ -1,0 +1,66 @@
+"""Plain safetensors files, with the dtypes that NumPy lacks."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from bqjax.adapters.weights import read_weights, write_weights
+
+DTYPES = (
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 bfloat16 float8_e4m3fn float8_e5m2"
+).split()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_comes_back_bit_for_bit(dtype, tmp_path):
+    numbers = np.random.default_rng(0).integers(0, 3, (3, 5)).astype(dtype)
+    weights = {"w": numbers, "transposed": numbers.T, "scalar": numbers[0, 1], "empty": numbers[:0]}
+    write_weights(tmp_path / "w", weights)
+    read = read_weights(tmp_path / "w")
+    assert read.keys() == weights.keys()
+    for name, array in weights.items():
+        assert (read[name].shape, read[name].dtype) == (array.shape, np.dtype(dtype)), name
+        assert read[name].tobytes() == np.array(array, order="C").tobytes(), name
+
+
+def test_bytes_are_those_of_the_format(tmp_path):
+    # 1.5 and -2 in bfloat16, as any other reader of the format takes them.
+    write_weights(tmp_path / "w", {"w": jnp.asarray([1.5, -2], jnp.bfloat16)})
+    ((name, tensor),) = safetensors.deserialize((tmp_path / "w").read_bytes())
+    assert (name, tensor["dtype"], tensor["shape"]) == ("w", "BF16", [2])
+    assert bytes(tensor["data"]) == b"\xc0\x3f\x00\xc0"
+
+
+def test_files_of_other_writers_are_read(tmp_path):
+    weights = {"model.layers.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    safetensors.numpy.save_file(weights, tmp_path / "w", metadata={"format": "pt"})
+    np.testing.assert_array_equal(read_weights(tmp_path / "w")["model.layers.0.weight"], weights["model.layers.0.weight"])
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path):
+    write_weights(tmp_path / "w", {"w": np.zeros(2)})
+    with pytest.raises(ValueError, match="exists"):
+        write_weights(tmp_path / "w", {"w": np.ones(2)})
+    assert not read_weights(tmp_path / "w")["w"].any()
+    write_weights(tmp_path / "w", {"w": np.ones(2)}, force=True)
+    assert read_weights(tmp_path / "w")["w"].all()
+
+
+def test_what_cannot_be_held_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="'w' has dtype <U1, which safetensors cannot hold"):
+        write_weights(tmp_path / "w", {"ok": np.ones(2), "w": np.array(["a"])})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_such_file_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="no file .*absent"):
+        read_weights(tmp_path / "absent")
+    whole = safetensors.numpy.save({"w": np.zeros(5, np.float32)})
+    for damaged in (b"", b"not weights at all", whole[:-1], whole[:20], whole + b"\0"):
+        (tmp_path / "damaged").write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged is not a safetensors file, or is damaged"):
+            read_weights(tmp_path / "damaged")

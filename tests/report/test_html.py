@@ -1,0 +1,128 @@
+"""The page stands alone, is well formed and shows names as they are."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import ml_dtypes
+import numpy as np
+import pytest
+from test_experiment import before, searched, tiny_task
+
+from bqjax import codec
+from bqjax.report import plots
+from bqjax.report.html import page, search_report
+from bqjax.report.tables import Table, file_table
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+NASTY = "a<b>&amp;\"'</td><script>alert(1)</script>$x$"
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced, and collects what a browser would show and load."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.loads, self.cells, self.svg_text = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action", "srcset")]
+        self.loads += re.findall(r"url\(([^)]*)\)", " ".join(value or "" for _, value in attrs))
+        assert not [name for name, _ in attrs if name.startswith("on")], attrs
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.cells[-1] += data
+        elif self.open and self.open[-1] == "text":
+            self.svg_text.append(data)
+        elif self.open and self.open[-1] == "style":
+            self.loads += re.findall(r"url\(([^)]*)\)|@import\s+(\S+)", data)
+
+
+def report(folder, outcome, data):
+    path = folder / "net"
+    path.write_bytes(data)
+    beside = replace(outcome.row, method=NASTY, file_bytes=1234)
+    files = file_table(codec.inspect(path), "net")
+    return search_report(tiny_task(), before(), outcome, [outcome.row, beside], files, f"bqjax --x '{NASTY}'", (NASTY, "cal"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return report(tmp_path_factory.mktemp("report"), *searched())
+
+
+def test_it_is_whole_and_loads_nothing(text):
+    parsed = Page(text)
+    # References within the page only; the namespaces of SVG are names, not loads.
+    assert [x for x in parsed.loads if not str(x).startswith("#")] == []
+    for tag in ("script", "link", "iframe", "img", "object", "embed", "base", "form"):
+        assert tag not in parsed.tags
+    assert text.startswith("<!doctype html>")
+
+
+def test_it_has_the_tables_and_the_pictures(text):
+    parsed = Page(text)
+    # Results, search, the file.
+    assert parsed.tags.count("table") == 3
+    for cell in ("float32", "zstd -19 (lossless)", "B&Q <4>", "hidden/kernel", "hidden/bias", "structure and header"):
+        assert cell in parsed.cells
+    # Size against accuracy, the search's path, and for both leaves the sensitivity and the histogram.
+    assert parsed.tags.count("svg") == 6
+    assert any(t.startswith("hidden/kernel: 120 weights, 4 bins") for t in parsed.svg_text)
+    headings = re.findall(r"<h2>(.*?)</h2>", text)
+    assert headings == ["Result", "Search", "Sensitivity of each bin", "Weights and their bins", "The file"]
+
+
+def test_names_are_escaped(text):
+    parsed = Page(text)
+    assert NASTY in parsed.cells
+    assert "alert(1)</script>" not in text
+    assert "<title>tiny &lt;network&gt; &amp; co: B&amp;Q &lt;4&gt;</title>" in text
+    # In a picture as well, where a pair of dollars would be a formula.
+    assert any("$x$" in t for t in parsed.svg_text)
+
+
+def test_without_a_search(tmp_path):
+    outcome, data = searched()
+    parsed = Page(report(tmp_path, outcome._replace(info=None), data))
+    assert parsed.tags.count("table") == 2
+    assert parsed.tags.count("svg") == 3
+
+
+def test_it_is_the_same_every_time(text, tmp_path):
+    assert report(tmp_path, *searched()) == text
+
+
+def test_a_page_of_nothing():
+    parsed = Page(page(NASTY, NASTY, [("empty", []), (NASTY, [Table("t", ("a",), [])])]))
+    assert parsed.cells == ["a"]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [np.zeros((2, 2), np.float32), np.full(3, 7.5, np.float16), np.ones(9, ml_dtypes.bfloat16), np.float32([[-1, 0], [1, 1e6]])],
+)
+def test_histograms_of_strange_leaves(weights):
+    svg = plots.weight_histogram("a & <b> $c$", weights, [0.0], [0.0, 1.0])
+    assert svg.startswith("<svg") and svg.rstrip().endswith("</svg>")
+    assert any(t.startswith("a & <b> $c$: ") for t in Page(svg).svg_text)
