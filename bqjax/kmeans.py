@@ -33,7 +33,6 @@ from bqjax.segments import (
     total_of,
     uniform_if_zero,
 )
-from bqjax.segments import segment_means as segment_means
 
 __all__ = ["ScalarKMeans", "kmeans_scalar", "nearest"]
 

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from bqjax.bin_and_quant import BinStats, bin_indices, binned_groups
-from bqjax.kmeans import segment_means
 from bqjax.leaves import Clustered, index_dtype, trim_codebook
+from bqjax.segments import segment_means
 from bqjax.tree import replace
 
 __all__ = ["bin_and_quant_at_price"]
@@ -72,6 +72,9 @@ def bin_and_quant_at_price(
                 raise ValueError(f"leaf {name!r} has no importance")
             if importance[name].shape != leaf.shape:
                 raise ValueError(f"importance of {name!r} must have shape {leaf.shape}, got {importance[name].shape}")
+            given = importance[name]
+            if not isinstance(given, jax.core.Tracer) and not bool(jnp.all((given >= 0) & (given < jnp.inf))):
+                raise ValueError(f"importance of {name!r} must be finite and not negative")
         h = jnp.concatenate([jnp.ravel(jnp.asarray(importance[name], bins.weights.dtype)) for name in bins.leaves])
         first = bin_indices(bins.weights, bins.edges)
         codebook, indices = _alternate(bins.weights, h, first, price, floor, bins.edges.size + 1, iterations)

@@ -74,14 +74,14 @@ METHODS = [
 class NnxNet(nnx.Module):
     def __init__(self, *, rngs):
         self.conv = nnx.Conv(2, 8, (3, 3), rngs=rngs)
-        self.layers = nnx.List([nnx.Linear(8, 8, rngs=rngs) for _ in range(2)])
+        self.layers = nnx.List([nnx.Linear(8, 8, rngs=rngs) for _ in range(3)])
 
 
 class LinenNet(linen.Module):
     @linen.compact
     def __call__(self, x):
         x = linen.relu(linen.Conv(8, (3, 3))(x)).mean(axis=(1, 2))
-        return linen.Dense(8)(linen.Dense(8)(x))
+        return linen.Dense(8)(linen.Dense(8)(linen.Dense(8)(x)))
 
 
 class Pair(NamedTuple):
@@ -142,7 +142,6 @@ def method_ids(method):
 
 each_method = pytest.mark.parametrize("method", METHODS, ids=method_ids)
 each_tree = pytest.mark.parametrize("kind", TREES)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 # Short types on one tree: how a tree is walked does not depend on the dtypes in it.
 each_case = pytest.mark.parametrize(
     ("kind", "dtype"), [("nnx", "float32"), ("linen", "float32"), *(("by hand", dtype) for dtype in DTYPES)]
@@ -170,9 +169,9 @@ def test_the_tree_keeps_its_structure_and_what_is_not_taken(method, kind, dtype)
     params, compressed = tree_of(kind, dtype), compressed_of(method, kind, dtype)
     assert structure(compressed) == structure(params)
     taken = select(params).taken
-    # The trees have three or four kernels each; a method that took nothing would pass the rest of this suite.
+    # The trees have four kernels each; a method that took nothing would pass the rest of this suite.
     assert set(compressed_leaves(compressed)) == set(taken)
-    assert len(taken) >= 3
+    assert len(taken) == 4
     for (name, before), after in zip(named_leaves(params).items(), named_leaves(compressed).values(), strict=True):
         if name not in taken:
             assert after is before, name
@@ -237,14 +236,13 @@ def test_jit_gives_what_eager_gives_on_other_trees(kind):
     check_jit(METHODS[1], kind, "float32")
 
 
-@pytest.mark.parametrize("method", [METHODS[1], METHODS[3], METHODS[-1]], ids=method_ids)
-@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize(("method", "dtype"), [(METHODS[3], "float16"), (METHODS[-1], "bfloat16")])
 def test_jit_gives_what_eager_gives_for_short_types(method, dtype):
     check_jit(method, "by hand", dtype)
 
 
 @each_method
-@each_dtype
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_decoding_under_jit_and_vmap_is_bit_equal(method, dtype):
     compressed = compressed_of(method, "by hand", dtype)
     expected = decode(compressed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import tempfile
 from pathlib import Path
 
@@ -134,7 +133,7 @@ def test_every_figure_of_a_row(method, tmp_path):
     lost, won = (right_before & ~right).sum(), (right & ~right_before).sum()
     mean = (won - lost) / N_TEST
     assert row.standard_error == pytest.approx(math.sqrt(((won + lost) / N_TEST - mean**2) / N_TEST))
-    size = os.path.getsize(path)
+    size = path.stat().st_size
     assert row.file_bytes == size
     assert row.ratio == pytest.approx(ref.float_bytes / size)
     assert row.bits_per_weight == pytest.approx(8 * size / 200)

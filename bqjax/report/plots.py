@@ -56,6 +56,7 @@ def weight_histogram(name: str, weights: np.ndarray, edges: Sequence[float], val
       edges: inner bin edges.
       values: one a bin.
     """
+    weights = weights.astype(np.float32)  # NumPy's histogram takes no bfloat16
     with _figure() as (figure, axes):
         # The outermost weights in ten thousand would squeeze everything else into the middle.
         low, high = np.quantile(weights, [0.0001, 0.9999]) if weights.size else (0.0, 1.0)

@@ -3,13 +3,12 @@
 For the leaves that are perturbed, the score is split once into a prefix and a suffix (:mod:`bqjax.sensitivity.slicing`).
 A batch then costs one prefix, and one suffix a candidate. Candidates are spread over the devices of a mesh; each
 device works through its own in a loop whose length is not compiled in, so that all calls for a leaf share one
-executable.
+executable. The devices may be those of several processes (:mod:`bqjax.sensitivity.hosts`).
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,9 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
-from bqjax.sensitivity.perturb import NoiseCandidate, Perturbation
+from bqjax.sensitivity import hosts
+from bqjax.sensitivity.mapped import Timed, score_candidates
+from bqjax.sensitivity.perturb import Perturbation
 from bqjax.sensitivity.slicing import Program, Split, split, trace
 from bqjax.tree import named_leaves
 
@@ -31,6 +32,12 @@ then called ``"score"``), and the number of examples. Traceable: it may run unde
 
 _AXIS = "candidates"
 _LEAST_SLOTS = 5  # as a power of two
+_NEEDS_A_NUMBER = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 
 
 def signed(metrics: Mapping[str, Any], name: str) -> Any:
@@ -49,7 +56,16 @@ def _as_metrics(score: Score) -> Score:
     """The score with a dict of scalar sums whatever it returned, checked while it is traced."""
 
     def checked(params: Any, batch: Any) -> tuple[dict[str, jax.Array], jax.Array]:
-        sums, count = score(params, batch)
+        try:
+            result = score(params, batch)
+        except _NEEDS_A_NUMBER as error:
+            raise ValueError(
+                "the score must be traceable by JAX, but it needs the value of an array while it is traced: use jax.numpy on "
+                f"it, not float(), int(), bool(), `if` or NumPy. {str(error).splitlines()[0]}"
+            ) from error
+        if not (isinstance(result, (tuple, list)) and len(result) == 2):
+            raise ValueError(f"the score must return a pair (sums, count), got {type(result).__name__}")
+        sums, count = result
         sums = dict(sums) if isinstance(sums, Mapping) else {"score": sums}
         for metric, value in [*sums.items(), ("count", count)]:
             if jnp.shape(value):
@@ -65,7 +81,9 @@ class Evaluator:
     Args:
       score: see :data:`Score`.
       batches: non-empty; batches of one shape share a compilation. Each counts by its number of examples.
-      mesh: devices to spread candidates over, a mesh of one axis; None takes all devices of this process.
+      mesh: devices to spread candidates over, a mesh of one axis; None takes all devices, those of the other processes
+        too where ``jax.distributed`` has joined several. All of these then make the same calls with the same arguments,
+        and all get the same numbers. A mesh of this process's devices works without the others.
       group: candidates that a device evaluates at a time, by ``vmap``. 1 is best on CPU, where the grouped
         convolutions that ``vmap`` makes are slow; larger groups fill a GPU or TPU, at their multiple of memory.
         None takes 1 on CPU and 8 elsewhere.
@@ -73,7 +91,7 @@ class Evaluator:
         does not compute them again.
 
     Raises:
-      ValueError: no batches.
+      ValueError: no batches, or a mesh that leaves out some of the processes.
     """
 
     def __init__(
@@ -92,14 +110,21 @@ class Evaluator:
         self._score = _as_metrics(score)
         self._plain = jax.jit(self._score)
         self._batches = list(batches)
-        self._mesh = mesh if mesh is not None else Mesh(np.array(jax.local_devices()), (_AXIS,))
+        self._mesh = mesh if mesh is not None else hosts.default_mesh(_AXIS)
+        self.shared = hosts.is_shared(self._mesh)
         self._group = group or (1 if jax.default_backend() == "cpu" else 8)
         self._cache_bytes = cache_bytes
         self._programs: dict[Any, Program] = {}
-        self._splits: dict[Any, tuple[Split, Any, dict[Perturbation, Any]]] = {}
+        self._splits: dict[Any, tuple[Split, Timed, dict[Perturbation, Timed]]] = {}
         self._kept: dict[int, list[jax.Array]] = {}
         self._kept_for: tuple[tuple[str, ...], list[Any]] = ((), [])
-        self.compile_seconds = 0.0
+        self._global: dict[int, tuple[Any, jax.Array]] = {}
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds spent on compiling."""
+        timed = [f for _, prefix, suffixes in self._splits.values() for f in (prefix, *suffixes.values())]
+        return sum((f.compile_seconds for f in timed), 0.0)
 
     def baseline(self, params: Any) -> dict[str, float]:
         """Metrics of ``params`` as they are, means over all examples.
@@ -148,17 +173,28 @@ class Evaluator:
         varying = [leaves[name] for name in names]
         fixed_leaves = [leaf for name, leaf in leaves.items() if name not in names]
         self._forget_unless(names, fixed_leaves)
+        extra = None if context is None else [context[name] for name in names]
         stacked, counts, places = self._spread(candidates)
+        if self.shared:
+            varying, extra = self._replicated(varying), self._replicated(extra)
+            stacked, counts = jax.tree.map(partial(hosts.dealt, self._mesh), (stacked, counts))
         results = []
         for i, batch in enumerate(self._batches):
             parts, prefix, suffix = self._functions(params, names, perturbation, batch)
             constants, fixed = list(parts.program.constants.values()), [*fixed_leaves, *jax.tree.leaves(batch)]
             kept = self._kept.get(i)
             if kept is None:
+                # On one device of each process: computed anew it costs less than sent, and is the same.
                 kept = prefix(constants, fixed)
+                if self.shared:
+                    kept = self._replicated(kept)
                 if sum(k.nbytes for ks in (kept, *self._kept.values()) for k in ks) <= self._cache_bytes:
                     self._kept[i] = kept
-            extra = None if context is None else [context[name] for name in names]
+            if self.shared:
+                constants, fixed = (
+                    self._remembered(constants),
+                    self._remembered(fixed_leaves) + self._replicated(fixed[len(fixed_leaves) :]),
+                )
             results.append(suffix(kept, constants, fixed, varying, extra, stacked, counts))
         means = {metric: value.reshape(-1)[places] for metric, value in self._means(results).items()}
         return [{metric: float(value[i]) for metric, value in means.items()} for i in range(len(candidates))]
@@ -172,7 +208,19 @@ class Evaluator:
         # Compared by identity; the arrays are held here, so that no address is used twice.
         old_names, old = self._kept_for
         if old_names != names or len(old) != len(fixed) or any(a is not b for a, b in zip(old, fixed, strict=True)):
-            self._kept, self._kept_for = {}, (names, fixed)
+            self._kept, self._kept_for, self._global = {}, (names, fixed), {}
+
+    def _replicated(self, tree: Any) -> Any:
+        """Arrays that every process has, whole on all devices."""
+        return jax.tree.map(partial(hosts.replicated, self._mesh), tree)
+
+    def _remembered(self, arrays: Sequence[Any]) -> list[jax.Array]:
+        """The same, without a copy for those of the last call."""
+        # Held with their originals, so that no address is used twice.
+        for x in arrays:
+            if id(x) not in self._global:
+                self._global[id(x)] = x, hosts.replicated(self._mesh, x)
+        return [self._global[id(x)][1] for x in arrays]
 
     def _spread(self, candidates: Sequence[Any]) -> tuple[Any, np.ndarray, np.ndarray]:
         """Candidates as arrays ``[devices, groups, group, ...]``, the groups in use on each device, and where each went.
@@ -193,7 +241,7 @@ class Evaluator:
         counts = -(-np.bincount(device, minlength=n_devices) // group)
         return stacked, counts.astype(np.int32), places
 
-    def _split(self, params: Any, names: tuple[str, ...], batch: Any) -> tuple[Split, Any, dict[Perturbation, Any]]:
+    def _split(self, params: Any, names: tuple[str, ...], batch: Any) -> tuple[Split, Timed, dict[Perturbation, Timed]]:
         """The split score for batches of this shape, its compiled prefix, and its suffixes by perturbation."""
         leaves = named_leaves(params)
         shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in (*leaves.values(), *jax.tree.leaves(batch)))
@@ -203,90 +251,27 @@ class Evaluator:
         if (structure, names) not in self._splits:
             positions = list(leaves)
             parts = split(self._programs[structure], [positions.index(name) for name in names])
-            self._splits[structure, names] = parts, _Timed(parts.prefix, self), {}
+            self._splits[structure, names] = parts, Timed(parts.prefix), {}
         return self._splits[structure, names]
 
-    def _functions(self, params: Any, names: tuple[str, ...], perturbation: Perturbation, batch: Any) -> tuple[Split, Any, Any]:
+    def _functions(self, params: Any, names: tuple[str, ...], perturbation: Perturbation, batch: Any) -> tuple[Split, Timed, Timed]:
         """The split score, its compiled prefix, and its suffix compiled for this perturbation."""
         parts, prefix, suffixes = self._split(params, names, batch)
         if perturbation not in suffixes:
             # The split takes the varying leaves in the tree's order.
             order = [names.index(name) for name in named_leaves(params) if name in names]
-            suffixes[perturbation] = _Timed(partial(_sweep, self._mesh, parts, perturbation, order), self)
+            suffixes[perturbation] = Timed(partial(score_candidates, self._mesh, parts, perturbation, order))
         return parts, prefix, suffixes[perturbation]
 
-    @staticmethod
-    def _means(results: Sequence[tuple[dict[str, jax.Array], jax.Array]]) -> dict[str, np.ndarray]:
+    def _means(self, results: Sequence[tuple[dict[str, jax.Array], jax.Array]]) -> dict[str, np.ndarray]:
         """Sums and counts of the batches, added in float64, as means."""
-        fetched = jax.device_get(list(results))
-        count = np.sum([np.asarray(n, np.float64) for _, n in fetched], axis=0)
-        totals = {metric: np.sum([np.asarray(s[metric], np.float64) for s, _ in fetched], axis=0) for metric in fetched[0][0]}
+        fetched = hosts.fetch(list(results))
+        names = list(fetched[0][0])
+        sums = np.sum([np.stack([n, *(s[name] for name in names)]).astype(np.float64) for s, n in fetched], axis=0)
+        if self.shared:
+            sums = hosts.from_owners(self._mesh, sums) if sums.ndim > 1 else hosts.from_first(sums)
+        count = sums[0]
         if not np.max(count) > 0:
             raise ValueError("the score counted no examples in any batch")
         # Slots that were never evaluated counted nothing.
-        return {metric: total / np.where(count > 0, count, 1.0) for metric, total in totals.items()}
-
-
-class _Timed:
-    """A function compiled once for each set of argument shapes; its evaluator is told how long that took."""
-
-    def __init__(self, function: Callable[..., Any], evaluator: Evaluator):
-        self._jitted, self._evaluator = jax.jit(function), evaluator
-        self._compiled: dict[Any, Any] = {}
-
-    def __call__(self, *args: Any) -> Any:
-        leaves, structure = jax.tree.flatten(args)
-        shapes = structure, tuple((np.shape(x), getattr(x, "dtype", type(x))) for x in leaves)
-        if shapes not in self._compiled:
-            start = time.monotonic()
-            self._compiled[shapes] = self._jitted.lower(*args).compile()
-            self._evaluator.compile_seconds += time.monotonic() - start
-        return self._compiled[shapes](*args)
-
-
-def _sweep(
-    mesh: Mesh,
-    parts: Split,
-    perturbation: Perturbation,
-    order: Sequence[int],
-    kept: Any,
-    constants: Any,
-    fixed: Any,
-    varying: Any,
-    context: Any,
-    candidates: Any,
-    counts: Any,
-) -> Any:
-    """Sums and counts ``[devices, groups, group]`` of one batch under all candidates."""
-
-    def one(kept: Any, constants: Any, fixed: Any, varying: Any, context: Any, candidate: Any) -> Any:
-        new = []
-        for i, leaf in enumerate(varying):
-            own = candidate
-            if isinstance(candidate, NoiseCandidate) and len(varying) > 1:
-                own = candidate._replace(key=jax.random.fold_in(candidate.key, i))
-            new.append(perturbation(leaf, own) if context is None else perturbation(leaf, own, context[i]))  # type: ignore[call-arg]
-        return parts.suffix(kept, constants, fixed, [new[i] for i in order])
-
-    def on_device(kept: Any, constants: Any, fixed: Any, varying: Any, context: Any, candidates: Any, counts: Any) -> Any:
-        candidates = jax.tree.map(lambda x: x[0], candidates)
-        score = partial(one, kept, constants, fixed, varying, context)
-        groups, group = jax.tree.leaves(candidates)[0].shape[:2]
-
-        def score_group(i: Any) -> Any:
-            own = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), candidates)
-            if group > 1:
-                return jax.vmap(score)(own)
-            return jax.tree.map(lambda x: x[None], score(jax.tree.map(lambda x: x[0], own)))
-
-        def step(i: Any, out: Any) -> Any:
-            return jax.tree.map(lambda o, new: o.at[i].set(new), out, score_group(i))
-
-        out = jax.tree.map(lambda x: jnp.zeros((groups, *x.shape), x.dtype), jax.eval_shape(score_group, 0))
-        # The trip count is an argument: a call with fewer candidates runs fewer steps of the same executable.
-        return jax.tree.map(lambda x: x[None], jax.lax.fori_loop(0, counts[0], step, out))
-
-    whole, dealt = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
-    return jax.shard_map(
-        on_device, mesh=mesh, in_specs=(whole, whole, whole, whole, whole, dealt, dealt), out_specs=dealt, check_vma=False
-    )(kept, constants, fixed, varying, context, candidates, counts)
+        return {name: total / np.where(count > 0, count, 1.0) for name, total in zip(names, sums[1:], strict=True)}

@@ -22,6 +22,7 @@ import numpy as np
 
 from bqjax.progress import Progress
 from bqjax.sensitivity.evaluate import Evaluator, Score, signed
+from bqjax.sensitivity.hosts import SharedJournal, check_same
 from bqjax.sensitivity.journal import Journal, digest
 from bqjax.sensitivity.perturb import Kind, Noise, NoiseCandidate, Perturbation
 from bqjax.tree import check_finite, named_leaves
@@ -163,7 +164,11 @@ def sweep(
     done = n_resumed = 0
     results: dict[int, list[dict[str, float]]] = {i: [] for i in range(len(candidates))}
     unused: list[str] = []
-    with Journal(state_path, fingerprint) as journal:
+    if evaluator.shared:
+        asked = hashlib.sha256(repr([(c._described(), c.draws) for c in candidates]).encode()).hexdigest()[:32]
+        check_same({**fingerprint, "candidates": asked})
+    # A mesh of this process alone makes this process's own sweep, with a file of its own.
+    with (SharedJournal if evaluator.shared else Journal)(state_path, fingerprint) as journal:
         baseline = journal.measure("baseline", lambda: evaluator.baseline(params))
         signed(baseline, metric)
         for (name, perturbation), members in sorted(groups.items(), key=lambda g: order[g[0][0]]):

@@ -10,9 +10,8 @@ import safetensors.numpy
 
 from bqjax.adapters.weights import read_weights, write_weights
 
-DTYPES = (
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 bfloat16 float8_e4m3fn float8_e5m2"
-).split()
+INTEGERS = [f"{sign}int{size}" for sign in ("", "u") for size in (8, 16, 32, 64)]
+DTYPES = ["bool", *INTEGERS, "float16", "float32", "float64", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -57,7 +56,7 @@ def test_what_cannot_be_held_is_refused_by_name(tmp_path):
 
 
 def test_what_is_no_such_file_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match="no file .*absent"):
+    with pytest.raises(ValueError, match=r"no file .*absent"):
         read_weights(tmp_path / "absent")
     whole = safetensors.numpy.save({"w": np.zeros(5, np.float32)})
     for damaged in (b"", b"not weights at all", whole[:-1], whole[:20], whole + b"\0"):

@@ -1,0 +1,96 @@
+"""The compiled half of the engine: one batch under many candidates, spread over the devices of a mesh."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from bqjax.sensitivity.perturb import NoiseCandidate, Perturbation
+from bqjax.sensitivity.slicing import Split
+
+__all__ = ["Timed", "score_candidates"]
+
+
+class Timed:
+    """A function compiled once for each set of argument shapes; ``compile_seconds`` says how long that took so far."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self._jitted = jax.jit(function)
+        self._compiled: dict[Any, Any] = {}
+        self.compile_seconds = 0.0
+
+    def __call__(self, *args: Any) -> Any:
+        leaves, structure = jax.tree.flatten(args)
+        shapes = structure, tuple((np.shape(x), getattr(x, "dtype", type(x))) for x in leaves)
+        if shapes not in self._compiled:
+            start = time.monotonic()
+            self._compiled[shapes] = self._jitted.lower(*args).compile()
+            self.compile_seconds += time.monotonic() - start
+        return self._compiled[shapes](*args)
+
+
+def score_candidates(
+    mesh: Mesh,
+    parts: Split,
+    perturbation: Perturbation,
+    order: Sequence[int],
+    kept: Any,
+    constants: Any,
+    fixed: Any,
+    varying: Any,
+    context: Any,
+    candidates: Any,
+    counts: Any,
+) -> Any:
+    """Sums and counts ``[devices, groups, group]`` of one batch under all candidates.
+
+    Args:
+      mesh: of one axis; ``candidates`` and ``counts`` are dealt over it, the rest is whole on each device.
+      parts: the split score.
+      perturbation: what is done to the leaves.
+      order: for each leaf that the suffix takes, its place in ``varying``.
+      kept, constants, fixed: what the suffix takes besides the varying leaves.
+      varying: the leaves as they are.
+      context: for each of them the perturbation's third argument, or None.
+      candidates: ``[devices, groups, group, ...]``.
+      counts: ``[devices]``, groups that are in use.
+    """
+
+    def one(kept: Any, constants: Any, fixed: Any, varying: Any, context: Any, candidate: Any) -> Any:
+        new = []
+        for i, leaf in enumerate(varying):
+            own = candidate
+            if isinstance(candidate, NoiseCandidate) and len(varying) > 1:
+                own = candidate._replace(key=jax.random.fold_in(candidate.key, i))
+            new.append(perturbation(leaf, own) if context is None else perturbation(leaf, own, context[i]))  # type: ignore[call-arg]
+        return parts.suffix(kept, constants, fixed, [new[i] for i in order])
+
+    def on_device(kept: Any, constants: Any, fixed: Any, varying: Any, context: Any, candidates: Any, counts: Any) -> Any:
+        candidates = jax.tree.map(lambda x: x[0], candidates)
+        score = partial(one, kept, constants, fixed, varying, context)
+        groups, group = jax.tree.leaves(candidates)[0].shape[:2]
+
+        def score_group(i: Any) -> Any:
+            own = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), candidates)
+            if group > 1:
+                return jax.vmap(score)(own)
+            return jax.tree.map(lambda x: x[None], score(jax.tree.map(lambda x: x[0], own)))
+
+        def step(i: Any, out: Any) -> Any:
+            return jax.tree.map(lambda o, new: o.at[i].set(new), out, score_group(i))
+
+        out = jax.tree.map(lambda x: jnp.zeros((groups, *x.shape), x.dtype), jax.eval_shape(score_group, 0))
+        # The trip count is an argument: a call with fewer candidates runs fewer steps of the same executable.
+        return jax.tree.map(lambda x: x[None], jax.lax.fori_loop(0, counts[0], step, out))
+
+    whole, dealt = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
+    return jax.shard_map(
+        on_device, mesh=mesh, in_specs=(whole, whole, whole, whole, whole, dealt, dealt), out_specs=dealt, check_vma=False
+    )(kept, constants, fixed, varying, context, candidates, counts)
