@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -32,16 +32,18 @@ from bqjax.report.html import search_report
 from bqjax.report.tables import Table, file_table, markdown, results_table, rich_table, search_table
 from bqjax.tree import Rule, named_leaves, select
 
-__all__ = ["compress_experiment", "compress_weights", "decompress", "inspect", "load_config"]
+__all__ = ["compress_experiment", "compress_weights", "decompress", "inspect", "load_config", "progress_bar", "say"]
+
+T = TypeVar("T")
 
 
-def _say(console: Console, text: str) -> None:
+def say(console: Console, text: str) -> None:
     """Prints a line as it is: brackets and colons in names are not rich's markup."""
     console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 @contextmanager
-def _progress(console: Console, what: str) -> Iterator[Progress]:
+def progress_bar(console: Console, what: str) -> Iterator[Progress]:
     """A live bar on a terminal; elsewhere a line every few seconds, so that a log shows that work goes on."""
     if not console.is_terminal:
         start = last = time.monotonic()
@@ -51,7 +53,7 @@ def _progress(console: Console, what: str) -> Iterator[Progress]:
             now = time.monotonic()
             if now - last >= 5 or done == total:
                 last = now
-                _say(console, f"{what} {done}/{total} {message} ({now - start:.0f} s)")
+                say(console, f"{what} {done}/{total} {message} ({now - start:.0f} s)")
 
         yield line
         return
@@ -67,13 +69,13 @@ def _progress(console: Console, what: str) -> Iterator[Progress]:
         yield lambda done, total, message: bar.update(task, completed=done, total=total, message=message)
 
 
-def load_config(path: Path) -> ExperimentConfig:
-    """The ``config`` that a Python file defines. The file is run: use files you trust."""
+def load_config(path: Path, kind: type[T]) -> T:
+    """The ``config`` of a kind that a Python file defines. The file is run: use files you trust."""
     if not path.is_file():
         raise ValueError(f"no config file {path}")
     config = runpy.run_path(str(path)).get("config")
-    if not isinstance(config, ExperimentConfig):
-        raise ValueError(f"{path} must define `config = ExperimentConfig(...)`, found {type(config).__name__}")
+    if not isinstance(config, kind):
+        raise ValueError(f"{path} must define `config = {kind.__name__}(...)`, found {type(config).__name__}")
     return config
 
 
@@ -97,7 +99,7 @@ def compress_experiment(
             raise ValueError(f"{path} exists: pass --force to overwrite it")
     if config.data is not None and data is None:
         raise ValueError(f"--data is missing: it must name a folder with {config.data}")
-    with _progress(console, "preparing") as progress:
+    with progress_bar(console, "preparing") as progress:
         task = config.task(data, progress)
         before = experiment.reference(task)
     key = jax.random.key(config.seed)
@@ -109,7 +111,7 @@ def compress_experiment(
         search = repr((method.search, method.rules)) if isinstance(method, BinAndQuant) else method.label
         state = out.with_name(f"{out.name}.{hashlib.sha256(search.encode()).hexdigest()[:8]}.jsonl")
         states.add(state)
-        with _progress(console, method.label) as progress:
+        with progress_bar(console, method.label) as progress:
             return experiment.run(
                 task,
                 method,
@@ -144,7 +146,7 @@ def compress_experiment(
             file.write(html.encode())
     for state in states:
         state.unlink(missing_ok=True)
-    _say(console, f"wrote {out}" + (f" and {report}" if report else ""))
+    say(console, f"wrote {out}" + (f" and {report}" if report else ""))
 
 
 def _refuse_same(source: Path, out: Path) -> None:
@@ -187,11 +189,14 @@ def compress_weights(
     params = read_weights(source)
     rules = _rules(params, only, skip)
     selection = select(params, rules)
+    if not selection.taken:
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in list(selection.left.items())[:5])
+        raise ValueError(f"{source} has no leaf to compress: {reasons}; name leaves by --only")
     for name in selection.taken:
         if params[name].dtype == np.float64:
             # Without 64-bit mode, JAX has no float64 to decode to.
             params[name] = params[name].astype(np.float32)
-            _say(console, f"from float64 to float32: {name}")
+            say(console, f"from float64 to float32: {name}")
     start = time.monotonic()
     if method == "gaussian-bins":
         tree = bin_and_quant(params, gaussian_bins(params, BinConfig(n_bins=bins, sigma_scale=sigma_scale), rules))
@@ -224,7 +229,7 @@ def compress_weights(
         f"Compressed {len(selection.taken)} leaves in {seconds:.1f} s; the file decodes to exactly what was written.",
     )))  # fmt: skip
     for name, reason in selection.left.items():
-        _say(console, f"left as it was: {name} ({reason})")
+        say(console, f"left as it was: {name} ({reason})")
 
 
 def decompress(source: Path, out: Path, *, force: bool = False, console: Console) -> None:
@@ -233,7 +238,7 @@ def decompress(source: Path, out: Path, *, force: bool = False, console: Console
     tree = codec.load(source)
     params = named_leaves(decode(tree))
     write_weights(out, params, force=force)
-    _say(console, f"wrote {out}: {len(params)} tensors, {out.stat().st_size:,} bytes")
+    say(console, f"wrote {out}: {len(params)} tensors, {out.stat().st_size:,} bytes")
 
 
 def inspect(source: Path, *, console: Console) -> None:
@@ -241,4 +246,4 @@ def inspect(source: Path, *, console: Console) -> None:
     info = codec.inspect(source)
     console.print(rich_table(file_table(info, source.name)))
     for name, value in info.metadata.items():
-        _say(console, f"{name}: {value}")
+        say(console, f"{name}: {value}")

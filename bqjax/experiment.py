@@ -60,7 +60,7 @@ class Row:
       method: label of the method.
       before, after: the metric on the test data of the original network and of the decoded file.
       difference: ``after - before``, in the direction where higher is better.
-      standard_error: of the paired difference, or None without predictions.
+      standard_error: of the paired difference, or None where the metric is not accuracy or there are no predictions.
       agreement: share of test examples on which both predict the same, or None.
       calibration: the metric of the decoded file on the calibration data.
       file_bytes: size of the file.
@@ -215,8 +215,9 @@ def run(
     agreement = standard_error = None
     if predictions is not None and right is not None and before.predictions is not None and before.right is not None:
         agreement = float(np.mean(predictions == before.predictions))
-        changed = right.astype(np.float64) - before.right.astype(np.float64)
-        standard_error = float(changed.std() / math.sqrt(len(changed)))
+        if task.metric == "accuracy":  # of which right and wrong are the examples' own values
+            changed = right.astype(np.float64) - before.right.astype(np.float64)
+            standard_error = float(changed.std() / math.sqrt(len(changed)))
     name = task.metric.removeprefix("-")
     size = Path(path).stat().st_size
     row = Row(

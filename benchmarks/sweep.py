@@ -1,0 +1,218 @@
+"""The sensitivity engine against a jitted loop over full forward passes: same perturbations, same scores.
+
+python benchmarks/sweep.py [--quick] [--data DIR]
+
+Without data the networks have random weights and see random inputs, which takes the same time. Times are wall seconds
+of one run after compilation; the last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bqjax.adapters.flax import nnx_apply, nnx_params
+from bqjax.bin_and_quant import gaussian_bins
+from bqjax.models.resnet import CifarResNet
+from bqjax.models.spc import SpeechConv, load_spc, read_speech, spc_features
+from bqjax.models.vgg import VGG
+from bqjax.sensitivity.evaluate import Evaluator
+from bqjax.sensitivity.perturb import Noise, NoiseCandidate
+from bqjax.task import batches, classification_score
+from bqjax.tree import named_leaves, replace, select
+
+Plan = dict[str, list[NoiseCandidate]]
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+class Loop:
+    """The alternative: the whole network for every candidate, jitted once a leaf."""
+
+    def __init__(self, score: Any, data: Sequence[Any], noise: Noise):
+        self._data = data
+        self._function = jax.jit(
+            lambda p, batch, c, name: score(replace(p, {name: noise(named_leaves(p)[name], c)}), batch), static_argnums=3
+        )
+
+    def __call__(self, params: Any, plan: Plan) -> dict[str, list[float]]:
+        found = {}
+        for name, points in plan.items():
+            # All batches of a candidate are dispatched before the first result is waited for.
+            out = [[self._function(params, batch, c, name) for batch in self._data] for c in points]
+            found[name] = [sum(float(s["loss"]) for s, _ in o) / sum(float(n) for _, n in o) for o in out]
+        return found
+
+
+def run_engine(evaluator: Evaluator, params: Any, plan: Plan, noise: Noise) -> dict[str, list[float]]:
+    return {name: [m["loss"] for m in evaluator.scores(params, [name], noise, points)] for name, points in plan.items()}
+
+
+def compare(title: str, score: Any, params: Any, data: Sequence[Any], plan: Plan, noise: Noise) -> dict[str, Any]:
+    """Seconds of both ways, compilation apart, and how far their scores differ."""
+    slow = Loop(score, data, noise)
+    fast = Evaluator(score, data, cache_bytes=0)  # nothing is kept from the first run to the timed one
+    first = {name: candidates[:1] for name, candidates in plan.items()}
+    loop_first, _ = timed(lambda: slow(params, first))
+    engine_first, _ = timed(lambda: run_engine(fast, params, first, noise))
+    engine_s, a = timed(lambda: run_engine(fast, params, plan, noise))
+    loop_s, b = timed(lambda: slow(params, plan))
+    row = {
+        "scores": sum(map(len, plan.values())),
+        "loop_s": loop_s,
+        "engine_s": engine_s,
+        "speedup": loop_s / engine_s,
+        "loop_first_run_s": loop_first,
+        "engine_first_run_s": engine_first,
+        "engine_compile_s": fast.compile_seconds,
+        "largest_relative_difference": max(abs(x - y) / abs(y) for n in plan for x, y in zip(a[n], b[n], strict=True)),
+    }
+    print(
+        f"{title}: loop {loop_s:.2f} s, engine {engine_s:.2f} s, {row['speedup']:.1f}x; first runs, compiling included, "
+        f"{loop_first:.1f} and {engine_first:.1f} s; losses differ by {row['largest_relative_difference']:.1e}",
+        flush=True,
+    )
+    return row
+
+
+def candidates(n: int, magnitude: float, bounds: Sequence[tuple[float, float]] = ((-np.inf, np.inf),)) -> list[NoiseCandidate]:
+    """``n`` draws for every bin."""
+    keys = jax.random.split(jax.random.key(0), n * len(bounds))
+    spread = [b for b in bounds for _ in range(n)]
+    numbers = [[np.float32(x) for x in (low, high, magnitude)] for low, high in spread]
+    return [NoiseCandidate(*three, key) for three, key in zip(numbers, keys, strict=True)]
+
+
+def bins_of(params: Any, name: str, n: int) -> list[tuple[float, float]]:
+    """Bounds of a leaf's Gaussian bins."""
+    edges = gaussian_bins({"w": named_leaves(params)[name]}, n)["w"].edges
+    return list(itertools.pairwise([-np.inf, *np.asarray(edges).tolist(), np.inf]))
+
+
+def random_batches(n: int, batch: int, shape: Sequence[int], classes: int) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return batches(rng.standard_normal((n, *shape)).astype(np.float32), rng.integers(0, classes, n).astype(np.int32), batch)
+
+
+def resnet(data_dir: Path | None, quick: bool) -> dict[str, Any]:
+    """ResNet-20, all weight leaves, noise of 0.05."""
+    n_images, draws = (100, 4) if quick else (1000, 16)
+    if data_dir is not None:
+        from train.cifar import resnet_task
+
+        task = resnet_task(data_dir, n_calibration=1000, n_test=n_images)
+        score, params, data = task.score, task.params, task.test
+    else:
+        model = CifarResNet(20, rngs=nnx.Rngs(0))
+        score, params = classification_score(nnx_apply(model)), nnx_params(model)
+        data = random_batches(n_images, min(250, n_images), (32, 32, 3), 10)
+    plan = {name: candidates(draws, 0.05) for name in select(params).taken}
+    return compare(f"ResNet-20, {len(plan)} leaves x {draws}, {n_images} images", score, params, data, plan, Noise("gaussian"))
+
+
+def spc(data_dir: Path | None, quick: bool) -> dict[str, Any]:
+    """The dense layer of the Speech Commands network, 8 bins x 4 draws."""
+    clips = 40 if quick else 320
+    if data_dir is not None:
+        model = load_spc(data_dir / "weights" / "spc_conv.safetensors")
+        speech = read_speech(data_dir / "speech", "calibration")
+        data = batches(spc_features(speech.pcm[:clips]), speech.labels[:clips], 40)
+    else:
+        model = SpeechConv(rngs=nnx.Rngs(0))
+        data = random_batches(clips, 40, (98, 40, 1), 11)
+    params = nnx_params(model)
+    plan = {"fc/kernel": candidates(4, 0.5, bins_of(params, "fc/kernel", 8))}
+    score = classification_score(nnx_apply(model))
+    return compare(f"SPC, dense layer, 8 bins x 4, {clips} clips", score, params, data, plan, Noise("relative"))
+
+
+def vgg16(quick: bool) -> dict[str, Any]:
+    """The first dense layer of VGG16 with random weights, 12 bins, images of 224 x 224."""
+    images, n_bins = (8, 4) if quick else (64, 12)
+    model = nnx.jit(lambda: VGG(16, rngs=nnx.Rngs(0)))()
+    params = nnx_params(model)
+    score = classification_score(nnx_apply(model))
+    del model
+    data = random_batches(images, 8, (224, 224, 3), 1000)
+    plan = {"fc1/kernel": candidates(1, 0.5, bins_of(params, "fc1/kernel", n_bins))}
+    row = compare(f"VGG16, first dense layer, {n_bins} bins, {images} images", score, params, data, plan, Noise("relative"))
+    row["peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"VGG16: peak memory of the process {row['peak_gigabytes']:.2f} GB", flush=True)
+    return row
+
+
+def devices(data_dir: Path | None, quick: bool) -> dict[str, Any]:
+    """ResNet-20 in a process of 1 and in one of 4 CPU devices, both on the same cores."""
+    rows = {}
+    for n in (1, 4):
+        command = [sys.executable, __file__, "--only", "resnet", "--devices", str(n), *(["--quick"] if quick else [])]
+        command += ["--data", str(data_dir)] if data_dir is not None else []
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        rows[n] = json.loads(done.stdout.splitlines()[-1])["resnet20"]
+    row = {"one_s": rows[1]["engine_s"], "four_s": rows[4]["engine_s"], "overhead": rows[4]["engine_s"] / rows[1]["engine_s"] - 1}
+    row["largest_relative_difference"] = rows[4]["largest_relative_difference"]
+    print(
+        f"1 against 4 CPU devices: {row['one_s']:.2f} and {row['four_s']:.2f} s, overhead {100 * row['overhead']:.1f} %", flush=True
+    )
+    return row
+
+
+def overhead() -> dict[str, Any]:
+    """Suffix time of one 3 x 3 convolution of ResNet-20's last stage over the time of that convolution by itself."""
+    x = jax.random.normal(jax.random.key(0), (250, 8, 8, 64))
+    params = {"kernel": jax.random.normal(jax.random.key(1), (3, 3, 64, 64)) / 24}
+
+    def convolve(kernel: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def score(params: Any, x: jax.Array) -> Any:
+        return jnp.sum(convolve(params["kernel"], x)), jnp.float32(len(x))
+
+    evaluator, plan = Evaluator(score, [x]), candidates(64, 0.01)
+    evaluator.scores(params, ["kernel"], Noise("gaussian"), plan)
+    engine_s = min(timed(lambda: evaluator.scores(params, ["kernel"], Noise("gaussian"), plan))[0] for _ in range(3)) / len(plan)
+    alone = jax.jit(convolve)
+    alone(params["kernel"], x).block_until_ready()
+    alone_s = min(timed(lambda: jax.block_until_ready([alone(params["kernel"], x) for _ in range(64)]))[0] for _ in range(3)) / 64
+    print(f"suffix {1e3 * engine_s:.2f} ms, its convolution alone {1e3 * alone_s:.2f} ms, {engine_s / alone_s:.2f}x", flush=True)
+    return {"suffix_ms": 1e3 * engine_s, "convolution_ms": 1e3 * alone_s, "ratio": engine_s / alone_s}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few images, ends within a minute")
+    parser.add_argument("--data", type=Path, help="folder with weights/, speech/ and tfds/")
+    parser.add_argument("--only", choices=["resnet", "spc", "vgg", "devices", "overhead"])
+    parser.add_argument("--devices", type=int, default=1, help="CPU devices of this process")
+    args = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", args.devices)
+    rows = {
+        "resnet": ("resnet20", lambda: resnet(args.data, args.quick)),
+        "spc": ("spc_dense", lambda: spc(args.data, args.quick)),
+        "vgg": ("vgg16_dense", lambda: vgg16(args.quick)),
+        "devices": ("devices", lambda: devices(args.data, args.quick)),
+        "overhead": ("overhead", overhead),
+    }
+    chosen = [args.only] if args.only else [row for row in rows if not (args.quick and row in ("vgg", "devices"))]
+    print(json.dumps({rows[row][0]: rows[row][1]() for row in chosen}))
+
+
+if __name__ == "__main__":
+    main()
