@@ -51,6 +51,7 @@ class Compress:
 
     def run(self, console: Console, command: str) -> None:
         from bqjax import commands
+        from bqjax.experiment import ExperimentConfig
 
         if (self.weights is None) == (self.config is None):
             raise ValueError("name either WEIGHTS.safetensors or --config FILE")
@@ -63,7 +64,7 @@ class Compress:
         if self.config is not None:
             out = self.out or Path("out") / f"{self.config.stem}.bq.safetensors"
             commands.compress_experiment(
-                commands.load_config(self.config),
+                commands.load_config(self.config, ExperimentConfig),
                 self.data,
                 out,
                 command=command,
@@ -117,10 +118,45 @@ class Inspect:
         commands.inspect(self.file, console=console)
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """Measure how sensitive a network is to changes of its weights, layer by layer.
+
+    Writes sweep.csv, sweep.json, report.html and each figure as .png and .svg. Interrupted, the same command goes on.
+    """
+
+    config: Path
+    """A Python file that defines `config = SweepConfig(...)`; see configs/."""
+    data: Path | None = None
+    """Folder of the data that the config's task reads."""
+    out: Path | None = None
+    """The folder to write into; default: out/NAME OF THE CONFIG."""
+    examples: int | None = None
+    """Score on the first so many examples only; default: as the config says."""
+    force: bool = False
+    """Overwrite the results of an earlier sweep."""
+
+    def run(self, console: Console, command: str) -> None:
+        from bqjax import commands
+        from bqjax.sweep_command import sweep_network
+        from bqjax.sweeps import SweepConfig
+
+        sweep_network(
+            commands.load_config(self.config, SweepConfig),
+            self.data,
+            self.out or Path("out") / self.config.stem,
+            command=command,
+            examples=self.examples,
+            force=self.force,
+            console=console,
+        )
+
+
 Command = (
     Annotated[Compress, tyro.conf.subcommand("compress")]
     | Annotated[Decompress, tyro.conf.subcommand("decompress")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
 )
 
 

@@ -73,7 +73,7 @@ def weight_histogram(name: str, weights: np.ndarray, edges: Sequence[float], val
             ylabel="weights",
             xlim=(low, high),
         )
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left")
         return _svg(figure)
 
 
@@ -112,7 +112,7 @@ def search_path(layers: Sequence[LayerReport], metric: str) -> str:
                 axes.plot(*zip(*points, strict=True), ".-", linewidth=0.7, color=color, alpha=0.6)
             end = (layer.result.entropy, 100 * layer.result.metrics[name])
             axes.plot(*end, "o" if layer.accepted else "x", color=color, label=_plain(", ".join(layer.names)))
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
         axes.set(
             title="Along the search",
             xlabel="entropy of the indices, bits per weight",
@@ -134,5 +134,5 @@ def accuracy_against_size(before: Reference, rows: Sequence[Row], metric: str) -
             axes.plot(*zip(*mine, strict=True), "o-", linewidth=0.8, markersize=5, label=_plain(method))
         axes.set_xscale("log")
         axes.set(title="Every point is a file, decoded and scored", xlabel="file, bytes", ylabel=_plain(f"{name} on test data, %"))
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
         return _svg(figure)

@@ -23,6 +23,7 @@ from bqjax.progress import Progress
 from bqjax.search.config import LayerReport, SearchConfig, SearchInfo, Step
 from bqjax.search.leaf import LeafSearch
 from bqjax.sensitivity.evaluate import Evaluator, Score, signed
+from bqjax.sensitivity.hosts import SharedJournal
 from bqjax.sensitivity.journal import Journal, digest
 
 __all__ = ["search_bins"]
@@ -102,7 +103,7 @@ def search_bins(
         "config": _text_digest(repr([(g, n, asdict(s)) for (g, n), s in zip(groups, settings, strict=True)])),
     }
     n_scores = n_resumed = 0
-    with Journal(state_path, fingerprint) as journal:
+    with (SharedJournal if evaluator.shared else Journal)(state_path, fingerprint) as journal:
         stats: dict[str, Bins] = {}
         current = params
 

@@ -90,6 +90,9 @@ class Evaluator:
       cache_bytes: what the prefixes of the last perturbed leaves may take, so that a next call for the same leaves
         does not compute them again.
 
+    Attributes:
+      shared: whether other processes take part in each call.
+
     Raises:
       ValueError: no batches, or a mesh that leaves out some of the processes.
     """
@@ -161,13 +164,15 @@ class Evaluator:
           context: where given, ``context[name]`` is the third argument of the perturbation of a leaf (its gradient, say).
 
         Raises:
-          ValueError: no candidates, or a leaf that does not exist.
+          ValueError: no candidates, or a leaf that does not exist or is named twice.
         """
         names = tuple(names)
         leaves = named_leaves(params)
         missing = [name for name in names if name not in leaves]
         if missing:
             raise ValueError(f"no leaf is named {missing[0]!r}; the leaves are {', '.join(leaves)}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"each leaf can be named once, got {', '.join(names)}")
         if not len(candidates):
             raise ValueError("no candidates to score")
         varying = [leaves[name] for name in names]
@@ -175,7 +180,8 @@ class Evaluator:
         self._forget_unless(names, fixed_leaves)
         extra = None if context is None else [context[name] for name in names]
         stacked, counts, places = self._spread(candidates)
-        if self.shared:
+        several = self._mesh.size > 1
+        if several:
             varying, extra = self._replicated(varying), self._replicated(extra)
             stacked, counts = jax.tree.map(partial(hosts.dealt, self._mesh), (stacked, counts))
         results = []
@@ -186,11 +192,11 @@ class Evaluator:
             if kept is None:
                 # On one device of each process: computed anew it costs less than sent, and is the same.
                 kept = prefix(constants, fixed)
-                if self.shared:
+                if several:
                     kept = self._replicated(kept)
                 if sum(k.nbytes for ks in (kept, *self._kept.values()) for k in ks) <= self._cache_bytes:
                     self._kept[i] = kept
-            if self.shared:
+            if several:
                 constants, fixed = (
                     self._remembered(constants),
                     self._remembered(fixed_leaves) + self._replicated(fixed[len(fixed_leaves) :]),

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["KINDS", "Codebook", "Kind", "Noise", "NoiseCandidate", "Perturbation", "Quantize"]
+__all__ = ["KINDS", "Choice", "Codebook", "HalfNoise", "Kind", "Noise", "NoiseCandidate", "Perturbation", "Quantize"]
 
 Kind = Literal["gaussian", "relative", "uniform", "collapse"]
 KINDS: tuple[str, ...] = get_args(Kind)
+Choice = Literal["random", "largest"]
 
 
 @runtime_checkable
@@ -62,7 +63,8 @@ class Noise:
         if self.kind not in KINDS:
             raise ValueError(f"kind of perturbation must be one of {', '.join(KINDS)}, got {self.kind!r}")
 
-    def __call__(self, weights: jax.Array, candidate: NoiseCandidate) -> jax.Array:
+    def __call__(self, weights: jax.Array, candidate: NoiseCandidate, context: Any = None) -> jax.Array:
+        del context  # a sweep gives it to all perturbations of a leaf or to none
         w = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
         m = candidate.magnitude.astype(w.dtype)
         if self.kind == "gaussian":
@@ -75,6 +77,51 @@ class Noise:
             new = jnp.full_like(w, m)
         inside = (w >= candidate.lower.astype(w.dtype)) & (w < candidate.upper.astype(w.dtype))
         return jnp.where(inside, new, w).astype(weights.dtype)
+
+
+@dataclass(frozen=True)
+class HalfNoise:
+    """:class:`Noise` on a share of a leaf's weights: chosen at random, or those that matter most (figure 5 of the paper).
+
+    Exactly ``round(share * n)`` of the leaf's ``n`` weights are chosen. The candidate's bounds hold as well: a chosen weight
+    outside of them stays as it is.
+
+    Attributes:
+      kind: of the noise.
+      by: ``"random"`` chooses by the candidate's key, anew in every draw; ``"largest"`` takes the weights of largest
+        ``|context|``, e.g. of the loss's gradient, the first ones among equals.
+      share: of the weights, from 0 to 1.
+    """
+
+    kind: Kind
+    by: Choice = "random"
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        Noise(self.kind)  # refuses an unknown kind
+        if self.by not in get_args(Choice):
+            raise ValueError(f"by must be one of {', '.join(get_args(Choice))}, got {self.by!r}")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share must be from 0 to 1, got {self.share}")
+
+    def __call__(self, weights: jax.Array, candidate: NoiseCandidate, context: jax.Array | None = None) -> jax.Array:
+        n = weights.size
+        if self.by == "random":
+            # Which weights and what noise are independent of each other.
+            noise_key, choice_key = jax.random.split(candidate.key)
+            candidate = candidate._replace(key=noise_key)
+            order = jax.random.permutation(choice_key, n)
+        else:
+            if context is None or jnp.shape(context) != weights.shape:
+                got = "none" if context is None else f"one of shape {jnp.shape(context)}"
+                raise ValueError(
+                    f"by='largest' takes the weights of largest |context| and needs a context of shape {weights.shape}, got {got}: "
+                    "pass context={leaf: gradient}"
+                )
+            order = jnp.argsort(-jnp.abs(context).reshape(-1), stable=True)
+        # By rank, not by a threshold, so that ties do not change the count.
+        chosen = jnp.zeros(n, bool).at[order[: round(self.share * n)]].set(True).reshape(weights.shape)
+        return jnp.where(chosen, Noise(self.kind)(weights, candidate), weights)
 
 
 class Codebook(NamedTuple):

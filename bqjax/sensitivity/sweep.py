@@ -39,7 +39,8 @@ class Candidate:
     Attributes:
       leaf: name of the leaf.
       perturb: a kind of :class:`~bqjax.sensitivity.perturb.Noise`, or a perturbation that takes a
-        :class:`~bqjax.sensitivity.perturb.NoiseCandidate`.
+        :class:`~bqjax.sensitivity.perturb.NoiseCandidate`. Its ``repr`` tells it from others, in a state file too: make
+        it a frozen dataclass, or a function of a module.
       magnitude: of the perturbation, in the units of its kind; not negative.
       lower, upper: bounds of the bin, ``lower <= w < upper``; all weights by default.
       draws: independent draws.
@@ -59,7 +60,7 @@ class Candidate:
             raise ValueError(f"leaf {self.leaf!r}: magnitude must be finite and not negative, got {self.magnitude}")
         if self.draws < 1:
             raise ValueError(f"leaf {self.leaf!r}: draws must be at least 1, got {self.draws}")
-        self.perturbation  # noqa: B018  an unknown kind is refused here
+        self._described()  # an unknown kind is refused here, and what has no lasting name
 
     @property
     def perturbation(self) -> Perturbation:
@@ -67,7 +68,21 @@ class Candidate:
         return Noise(self.perturb) if isinstance(self.perturb, str) else self.perturb
 
     def _described(self) -> str:
-        return repr((self.leaf, self.perturbation, self.magnitude.hex(), self.lower.hex(), self.upper.hex()))
+        """Text of what is measured, the same in every process and run: it names the noise and the lines of a state file."""
+        numbers = (float(x).hex() for x in (self.magnitude, self.lower, self.upper))
+        return f"({self.leaf!r}, {_lasting_name(self.perturbation)}, {', '.join(map(repr, numbers))})"
+
+
+def _lasting_name(perturbation: Perturbation) -> str:
+    name = repr(perturbation)
+    if " at 0x" in name:  # an address, which the next run does not have
+        name = f"{getattr(perturbation, '__module__', '')}.{getattr(perturbation, '__qualname__', '<unnamed>')}"
+        if "<" in name:
+            raise ValueError(
+                f"the perturbation {perturbation!r} has no name that another run would know it by: "
+                "make it a frozen dataclass, or a function of a module"
+            )
+    return name
 
 
 @dataclass(frozen=True)
@@ -127,6 +142,13 @@ def sweep(
 ) -> SweepResult:
     """Scores a network under every candidate.
 
+    On several hosts, start the same program on each, ``jax.distributed.initialize()`` first; candidates are spread over
+    all their devices, and every process returns the same result. The first process alone reads and writes the state
+    file, on a disk of its own if need be, and tells the others what is answered. The numbers are those of one
+    process, to the last bit for one ``group`` on devices of one kind, so that a sweep may be resumed on another number
+    of processes. Where a process is lost the others raise ``RuntimeError`` at their next exchange; or JAX ends them, once
+    ``heartbeat_timeout_seconds`` have passed without a sign of it.
+
     Args:
       score: see :data:`bqjax.sensitivity.evaluate.Score`.
       params: parameters, any pytree, concrete.
@@ -136,12 +158,13 @@ def sweep(
       metric: what drops speak of; a leading minus means that lower is better.
       context: by leaf name, what perturbations take besides weights and candidate, e.g. gradients.
       state_path: a file that keeps what was finished.
-      progress: called as candidates are finished, with the time left.
+      progress: called in every process as candidates are finished, with the time left.
       **engine: ``mesh``, ``group`` and ``cache_bytes`` of :class:`bqjax.sensitivity.evaluate.Evaluator`.
 
     Raises:
       ValueError: no candidates; a leaf that does not exist or holds NaN; a baseline that is not finite; a state file of
-        another sweep.
+        another sweep; processes that were given different arguments.
+      RuntimeError: another process was lost. The state file holds what was finished.
     """
     start = time.monotonic()
     if not len(candidates):

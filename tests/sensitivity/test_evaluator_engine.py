@@ -341,7 +341,6 @@ def test_four_devices_give_the_same_numbers_as_one(four_devices):
     assert four_devices["plain"] == on_devices()
 
 
-@pytest.mark.xfail(strict=True, reason="arrays that are committed to one device are refused on a mesh of several")
 def test_parameters_that_were_put_on_a_device_are_spread_as_well(four_devices):
     # As those are that a checkpoint was restored to.
     assert four_devices["committed"] == four_devices["plain"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from bqjax.sensitivity.perturb import KINDS, Codebook, Noise, NoiseCandidate, Perturbation, Quantize
+from bqjax.sensitivity.perturb import KINDS, Codebook, HalfNoise, Noise, NoiseCandidate, Perturbation, Quantize
 
 F32 = np.float32
 NOISE = [k for k in KINDS if k != "collapse"]
@@ -130,3 +130,83 @@ def test_quantize_gives_each_weight_the_value_of_its_bin(dtype, padding):
 def test_an_unknown_kind_is_an_error():
     with pytest.raises(ValueError, match="gaussian, relative, uniform, collapse, got 'laplace'"):
         Noise("laplace")
+
+
+# --- noise on a share of the leaf -------------------------------------------------------------------------------------
+
+
+def changed(perturbation, w, c, *context):
+    return np.asarray(perturbation(jnp.asarray(w), c, *context)) != w
+
+
+@pytest.mark.parametrize("by", ["random", "largest"])
+@pytest.mark.parametrize(
+    ("shape", "share"), [((7, 11), 0.5), ((5,), 0.5), ((30, 10), 0.1), ((4, 3, 2), 0.0), ((4, 6), 1.0), ((), 1.0)]
+)
+def test_half_noise_takes_exactly_its_share(by, shape, share):
+    w = np.random.default_rng(0).normal(size=shape).astype(F32)
+    context = jnp.asarray(np.random.default_rng(1).normal(size=shape).astype(F32))
+    for key in range(3):
+        c = candidate(-np.inf, np.inf, 0.3, key)
+        assert changed(HalfNoise("gaussian", by, share), w, c, context).sum() == round(share * w.size)
+
+
+def test_the_largest_are_those_of_largest_absolute_context():
+    w = weights(101)
+    context = np.random.default_rng(1).normal(size=101).astype(F32)
+    found = changed(HalfNoise("gaussian", "largest", 0.3), w, candidate(-np.inf, np.inf, 0.3), jnp.asarray(context))
+    assert set(np.flatnonzero(found)) == set(np.argsort(-np.abs(context))[:30])
+
+
+def test_among_equals_the_first_are_taken():
+    w, context = weights(10), jnp.zeros(10).at[7].set(-1.0)
+    found = changed(HalfNoise("gaussian", "largest", 0.4), w, candidate(-np.inf, np.inf, 0.3), context)
+    assert np.flatnonzero(found).tolist() == [0, 1, 2, 7]
+
+
+def test_a_random_share_is_another_in_every_draw_and_takes_all_weights_alike():
+    w, half = weights(20), jax.jit(HalfNoise("uniform", "random", 0.25))
+    picks = np.array([changed(half, w, candidate(-np.inf, np.inf, 0.3, key)) for key in range(400)])
+    assert (picks.sum(axis=1) == 5).all()
+    # Each weight is chosen 100 times of 400 in the mean, by a standard deviation of below 9.
+    assert np.abs(picks.sum(axis=0) - 100).max() < 40
+    assert len({p.tobytes() for p in picks}) > 300
+
+
+def test_the_noise_of_a_share_is_that_of_its_kind_and_does_not_tell_the_choice():
+    w = weights()
+    noise = np.asarray(HalfNoise("gaussian")(jnp.asarray(w), candidate(-np.inf, np.inf, 0.5))).astype(float) - w
+    assert scipy.stats.kstest(noise[noise != 0] / 0.5, "norm").pvalue > 1e-3
+    # What the weights of largest context get is what noise on the whole leaf would give them.
+    context = jnp.asarray(np.random.default_rng(1).normal(size=w.size).astype(F32))
+    c = candidate(-np.inf, np.inf, 0.5)
+    mine = np.asarray(HalfNoise("gaussian", "largest")(jnp.asarray(w), c, context))
+    whole = np.asarray(Noise("gaussian")(jnp.asarray(w), c))
+    np.testing.assert_array_equal(mine[mine != w], whole[mine != w])
+
+
+def test_half_noise_keeps_to_the_bin_and_is_hashable():
+    w = weights(1000)
+    found = changed(HalfNoise("gaussian", "random", 0.5), w, candidate(-0.5, 0.5, 0.3))
+    assert 0 < found.sum() < 500 and not found[(w < -0.5) | (w >= 0.5)].any()
+    assert len({HalfNoise("gaussian"), HalfNoise("gaussian", "random", 0.5), HalfNoise("gaussian", "largest")}) == 2
+    assert isinstance(HalfNoise("uniform"), Perturbation)
+
+
+def test_noise_does_not_care_for_a_context():
+    w, c = jnp.asarray(weights(50)), candidate(-np.inf, np.inf, 0.3)
+    np.testing.assert_array_equal(Noise("gaussian")(w, c), Noise("gaussian")(w, c, jnp.ones(50)))
+
+
+def test_half_noise_refuses_what_it_cannot_do():
+    for arguments, message in (
+        (("pink",), "kind of perturbation"),
+        (("gaussian", "size"), "by must be"),
+        (("gaussian", "random", 1.5), "share"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            HalfNoise(*arguments)
+    w, c = jnp.ones((2, 3)), candidate(-np.inf, np.inf, 0.3)
+    for context in ((), (jnp.ones(6),)):
+        with pytest.raises(ValueError, match=r"needs a context of shape \(2, 3\)"):
+            HalfNoise("gaussian", "largest")(w, c, *context)

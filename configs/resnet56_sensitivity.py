@@ -1,0 +1,21 @@
+"""The paper's sensitivity figures 2 (first row), 3 and 5 for ResNet-56 on CIFAR-10; hours on a CPU.
+
+bqjax sweep --config configs/resnet56_sensitivity.py --data ../shared/data --out out/resnet56_sensitivity
+"""
+
+from bqjax.sweeps import NoiseByLayer, RandomAgainstGradient, RelativeBySize, SweepConfig
+from train.cifar import resnet_task
+
+config = SweepConfig(
+    task=lambda data_dir, progress: resnet_task(data_dir, depth=56, n_calibration=1000, n_test=1000),
+    data="weights/resnet56_cifar10.safetensors and tfds/cifar10 (see train/cifar.py)",
+    # Measurements, from which nothing is chosen: on a fixed subset of 1,000 test images. Gradients are taken on 1,000
+    # training images.
+    split="test",
+    figures=(
+        NoiseByLayer(levels=(0.2, 0.4), draws=4),
+        RelativeBySize(magnitude=0.03, draws=4),
+        # The paper plots the 25 largest layers.
+        RandomAgainstGradient(sigma=0.05, draws=8, largest=25),
+    ),
+)

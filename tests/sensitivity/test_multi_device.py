@@ -1,0 +1,104 @@
+"""A sweep on four devices gives one device's rows, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bqjax.adapters.flax import nnx_apply, nnx_params
+from bqjax.sensitivity.sweep import Candidate, sweep
+from bqjax.task import classification_score
+
+F32 = np.float32
+
+PROCESS = """
+import sys
+import jax
+out, tests = sys.argv[1:]
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+import json
+sys.path.insert(0, tests)
+from test_multi_device import all_sweeps
+with open(out, "w") as file:
+    json.dump({"devices": jax.device_count(), **all_sweeps()}, file)
+"""
+
+
+class Cnn(nnx.Module):
+    def __init__(self, *, rngs):
+        self.conv = nnx.Conv(1, 3, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.head = nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.norm(self.conv(x))).mean(axis=(1, 2)))
+
+
+def cnn():
+    model = Cnn(rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    batch = {"inputs": rng.normal(size=(8, 6, 6, 1)).astype(F32), "labels": rng.integers(0, 3, 8).astype(np.int32)}
+    return nnx_params(model), classification_score(nnx_apply(model)), [batch], {"conv/kernel": 6, "head/kernel": 1}
+
+
+def mlp():
+    rng = np.random.default_rng(1)
+    normal = lambda *shape: rng.normal(size=shape).astype(F32)  # noqa: E731
+    params = {"first": {"w": normal(4, 7), "b": normal(7)}, "last": normal(7)}
+
+    def score(p, batch):
+        x, y = batch
+        z = jnp.tanh(x @ p["first"]["w"] + p["first"]["b"][None]) @ p["last"]
+        return {"accuracy": ((z > 0) == y).sum(), "loss": jnp.square(z - y).sum()}, x.shape[0]
+
+    return params, score, [(normal(n, 4), rng.integers(0, 2, n)) for n in (9, 4)], {"first/w": 141, "last": 3}
+
+
+def all_sweeps():
+    """Rows by model. The numbers of networks of a leaf are no multiples of 4; one is more than are ever sent at a time."""
+    found = {}
+    for model in (cnn, mlp):
+        params, score, batches, sizes = model()
+        candidates = [
+            Candidate(leaf=leaf, magnitude=0.2 * (i + 1), draws=-(-n // 3)) for leaf, n in sizes.items() for i in range(min(n, 3))
+        ]
+        result = sweep(score, params, batches, candidates, key=jax.random.key(0), metric="-loss", group=1)
+        if result.n_scores != sum(sizes.values()):
+            raise RuntimeError(f"swept over {result.n_scores} networks")
+        found[model.__name__] = [[dict(row.metrics), list(row.drops)] for row in result.rows]
+    return found
+
+
+@pytest.fixture(scope="module")
+def four_devices(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("devices")
+    script, out = folder / "process.py", folder / "found.json"
+    script.write_text(PROCESS)
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, script, out, Path(__file__).parent]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=90)  # killed when it is over
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text())
+
+
+def test_four_devices_give_the_rows_of_one(four_devices):
+    assert four_devices.pop("devices") == 4
+    # Python writes floats so that they are read back to the last bit.
+    expected = all_sweeps()
+    assert four_devices == expected
+    # Otherwise any mix-up of candidates would pass.
+    for rows in expected.values():
+        drops = [drop for _, drops in rows for drop in drops]
+        assert len(set(drops)) > 0.9 * len(drops)
