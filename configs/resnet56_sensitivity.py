@@ -1,9 +1,9 @@
-"""The paper's sensitivity figures 2 (first row), 3 and 5 for ResNet-56 on CIFAR-10; hours on a CPU.
+"""The paper's figure 5 for ResNet-56 on CIFAR-10: noise on random weights against noise on those of largest gradient.
 
 bqjax sweep --config configs/resnet56_sensitivity.py --data ../shared/data --out out/resnet56_sensitivity
 """
 
-from bqjax.sweeps import NoiseByLayer, RandomAgainstGradient, RelativeBySize, SweepConfig
+from bqjax.sweeps import RandomAgainstGradient, SweepConfig
 from train.cifar import resnet_task
 
 config = SweepConfig(
@@ -13,8 +13,6 @@ config = SweepConfig(
     # training images.
     split="test",
     figures=(
-        NoiseByLayer(levels=(0.2, 0.4), draws=4),
-        RelativeBySize(magnitude=0.03, draws=4),
         # The paper plots the 25 largest layers.
         RandomAgainstGradient(sigma=0.05, draws=8, largest=25),
     ),
