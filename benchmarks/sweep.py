@@ -149,10 +149,10 @@ def spc(data_dir: Path | None, quick: bool) -> dict[str, Any]:
     if data_dir is not None:
         model = load_spc(data_dir / "weights" / "spc_conv.safetensors")
         speech = read_speech(data_dir / "speech", "calibration")
-        data = batches(spc_features(speech.pcm[:clips]), speech.labels[:clips], 40)
+        data = batches(spc_features(speech.pcm[:clips]), speech.labels[:clips], clips)
     else:
         model = SpeechConv(rngs=nnx.Rngs(0))
-        data = random_batches(clips, 40, (98, 40, 1), 11)
+        data = random_batches(clips, clips, (98, 40, 1), 11)
     params = nnx_params(model)
     plan = {"fc/kernel": candidates(4, 0.5, bins_of(params, "fc/kernel", 8))}
     score = classification_score(nnx_apply(model))

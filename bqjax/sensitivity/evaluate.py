@@ -32,6 +32,11 @@ then called ``"score"``), and the number of examples. Traceable: it may run unde
 
 _AXIS = "candidates"
 _LEAST_SLOTS = 5  # as a power of two
+_LARGEST_GROUP = 8
+_GROUP_BYTES = 2**28  # of perturbed leaves
+# What vmap refuses by default, and what it makes slow on CPU: vmap over a kernel gives a grouped convolution.
+_ALONE = frozenset({"pure_callback", "io_callback"})
+_ALONE_ON_CPU = frozenset({"conv_general_dilated", "scan", "while", "cond"})
 _NEEDS_A_NUMBER = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -84,9 +89,8 @@ class Evaluator:
       mesh: devices to spread candidates over, a mesh of one axis; None takes all devices, those of the other processes
         too where ``jax.distributed`` has joined several. All of these then make the same calls with the same arguments,
         and all get the same numbers. A mesh of this process's devices works without the others.
-      group: candidates that a device evaluates at a time, by ``vmap``. 1 is best on CPU, where the grouped
-        convolutions that ``vmap`` makes are slow; larger groups fill a GPU or TPU, at their multiple of memory.
-        None takes 1 on CPU and 8 elsewhere.
+      group: candidates that a device evaluates at a time, by ``vmap``, at their multiple of memory. None takes up to 8, but 1
+        on CPU where a convolution or a loop lies behind the leaf. The numbers of different groups agree to rounding.
       cache_bytes: what the prefixes of the last perturbed leaves may take, so that a next call for the same leaves
         does not compute them again.
 
@@ -115,7 +119,7 @@ class Evaluator:
         self._batches = list(batches)
         self._mesh = mesh if mesh is not None else hosts.default_mesh(_AXIS)
         self.shared = hosts.is_shared(self._mesh)
-        self._group = group or (1 if jax.default_backend() == "cpu" else 8)
+        self._group = group
         self._cache_bytes = cache_bytes
         self._programs: dict[Any, Program] = {}
         self._splits: dict[Any, tuple[Split, Timed, dict[Perturbation, Timed]]] = {}
@@ -179,7 +183,8 @@ class Evaluator:
         fixed_leaves = [leaf for name, leaf in leaves.items() if name not in names]
         self._forget_unless(names, fixed_leaves)
         extra = None if context is None else [context[name] for name in names]
-        stacked, counts, places = self._spread(candidates)
+        group = self._group or self._choose_group(self._split(params, names, self._batches[0])[0], varying)
+        stacked, counts, places = self._spread(candidates, group)
         several = self._mesh.size > 1
         if several:
             varying, extra = self._replicated(varying), self._replicated(extra)
@@ -205,6 +210,15 @@ class Evaluator:
         means = {metric: value.reshape(-1)[places] for metric, value in self._means(results).items()}
         return [{metric: float(value[i]) for metric, value in means.items()} for i in range(len(candidates))]
 
+    @staticmethod
+    def _choose_group(parts: Split, varying: Sequence[Any]) -> int:
+        """Candidates to evaluate at a time: as many as fill the machine, and as their perturbed leaves have room."""
+        alone = _ALONE | _ALONE_ON_CPU if jax.default_backend() == "cpu" else _ALONE
+        if parts.suffix_primitives & alone:
+            return 1
+        size = sum(np.size(leaf) * np.dtype(leaf.dtype).itemsize for leaf in varying)
+        return max(1, min(_LARGEST_GROUP, _GROUP_BYTES // max(1, size)))
+
     def depends_on(self, params: Any, name: str) -> bool:
         """Whether the score depends on a leaf at all."""
         return any(not self._split(params, (name,), batch)[0].unused for batch in self._batches[:1])
@@ -228,13 +242,13 @@ class Evaluator:
                 self._global[id(x)] = x, hosts.replicated(self._mesh, x)
         return [self._global[id(x)][1] for x in arrays]
 
-    def _spread(self, candidates: Sequence[Any]) -> tuple[Any, np.ndarray, np.ndarray]:
+    def _spread(self, candidates: Sequence[Any], group: int) -> tuple[Any, np.ndarray, np.ndarray]:
         """Candidates as arrays ``[devices, groups, group, ...]``, the groups in use on each device, and where each went.
 
         The number of groups is rounded up to a power of two, so that few different sizes are compiled; the ones added
         are never evaluated, and take a few numbers each.
         """
-        n_devices, group = self._mesh.size, self._group
+        n_devices = self._mesh.size
         per_device = -(-len(candidates) // n_devices)
         groups = 1 << max(_LEAST_SLOTS, math.ceil(math.log2(-(-per_device // group))))
         index = np.arange(len(candidates))

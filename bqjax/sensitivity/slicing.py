@@ -135,6 +135,11 @@ class Split:
     prefix_steps: tuple[_Step, ...] = field(repr=False)
     suffix_steps: tuple[_Step, ...] = field(repr=False)
 
+    @property
+    def suffix_primitives(self) -> set[str]:
+        """Names of the primitives in the suffix; what runs inside loops and branches goes by the name of the loop."""
+        return {step.equation.primitive.name for step in self.suffix_steps}
+
     def _environment(self, constants: Sequence[Any], fixed: Sequence[Any]) -> dict[int, Any]:
         program = self.program
         positions = [v for i, v in enumerate(program.inputs) if i not in self.varying]
