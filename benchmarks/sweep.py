@@ -68,10 +68,11 @@ def run_engine(evaluator: Evaluator, params: Any, plan: Plan, noise: Noise) -> d
 def compare(title: str, score: Any, params: Any, data: Sequence[Any], plan: Plan, noise: Noise) -> dict[str, Any]:
     """Seconds of both ways, compilation apart, and how far their scores differ."""
     slow = Loop(score, data, noise)
-    fast = Evaluator(score, data, cache_bytes=0)  # nothing is kept from the first run to the timed one
+    fast = Evaluator(score, data)
     first = {name: candidates[:1] for name, candidates in plan.items()}
     loop_first, _ = timed(lambda: slow(params, first))
     engine_first, _ = timed(lambda: run_engine(fast, params, first, noise))
+    fast.forget()  # the timed run computes its prefixes itself
     engine_s, a = timed(lambda: run_engine(fast, params, plan, noise))
     loop_s, b = timed(lambda: slow(params, plan))
     row = {
@@ -137,8 +138,9 @@ def resnet_engine(data_dir: Path | None, quick: bool) -> dict[str, Any]:
     """Every third leaf of ResNet-20 on the engine alone, with its scores."""
     score, params, data, plan = resnet_plan(data_dir, quick)
     plan = dict(list(plan.items())[::3])
-    evaluator = Evaluator(score, data, cache_bytes=0)
+    evaluator = Evaluator(score, data)
     run_engine(evaluator, params, {name: points[:1] for name, points in plan.items()}, Noise("gaussian"))
+    evaluator.forget()
     seconds, found = timed(lambda: run_engine(evaluator, params, plan, Noise("gaussian")))
     return {"seconds": seconds, "losses": [x for losses in found.values() for x in losses]}
 
@@ -149,10 +151,10 @@ def spc(data_dir: Path | None, quick: bool) -> dict[str, Any]:
     if data_dir is not None:
         model = load_spc(data_dir / "weights" / "spc_conv.safetensors")
         speech = read_speech(data_dir / "speech", "calibration")
-        data = batches(spc_features(speech.pcm[:clips]), speech.labels[:clips], clips)
+        data = batches(spc_features(speech.pcm[:clips]), speech.labels[:clips], 40)
     else:
         model = SpeechConv(rngs=nnx.Rngs(0))
-        data = random_batches(clips, clips, (98, 40, 1), 11)
+        data = random_batches(clips, 40, (98, 40, 1), 11)
     params = nnx_params(model)
     plan = {"fc/kernel": candidates(4, 0.5, bins_of(params, "fc/kernel", 8))}
     score = classification_score(nnx_apply(model))

@@ -122,8 +122,9 @@ class Evaluator:
         self._group = group
         self._cache_bytes = cache_bytes
         self._programs: dict[Any, Program] = {}
-        self._splits: dict[Any, tuple[Split, Timed, dict[Perturbation, Timed]]] = {}
+        self._splits: dict[Any, tuple[Split, Timed, dict[tuple[Perturbation, bool], Timed]]] = {}
         self._kept: dict[int, list[jax.Array]] = {}
+        self._joint: Any = None
         self._kept_for: tuple[tuple[str, ...], list[Any]] = ((), [])
         self._global: dict[int, tuple[Any, jax.Array]] = {}
 
@@ -189,24 +190,38 @@ class Evaluator:
         if several:
             varying, extra = self._replicated(varying), self._replicated(extra)
             stacked, counts = jax.tree.map(partial(hosts.dealt, self._mesh), (stacked, counts))
-        results = []
-        for i, batch in enumerate(self._batches):
+        results: list[Any] = []
+        if self._fit_together(params, names):
+            # A perturbation is made once for all batches: on a large leaf it costs more than what lies behind the leaf.
+            parts, prefix, suffix = self._functions(params, names, perturbation, self._batches[0], joint=True)
+            constants = list(parts.program.constants.values())
+            if self._joint is None:
+                kept = [prefix(constants, [*fixed_leaves, *jax.tree.leaves(batch)]) for batch in self._batches]
+                self._joint = jax.tree.map(lambda *xs: jnp.stack(xs), *zip(kept, map(jax.tree.leaves, self._batches), strict=True))
+                if several:
+                    self._joint = self._replicated(self._joint)
+            kept_together, batches = self._joint
+            if several:
+                constants, fixed_leaves = self._remembered(constants), self._remembered(fixed_leaves)
+            out = hosts.fetch(suffix(kept_together, constants, [fixed_leaves, batches], varying, extra, stacked, counts))
+            results = [jax.tree.map(lambda x, b=b: x[..., b], out) for b in range(len(self._batches))]
+        for i, batch in enumerate(self._batches) if not results else ():
             parts, prefix, suffix = self._functions(params, names, perturbation, batch)
             constants, fixed = list(parts.program.constants.values()), [*fixed_leaves, *jax.tree.leaves(batch)]
-            kept = self._kept.get(i)
-            if kept is None:
+            kept_alone = self._kept.get(i)
+            if kept_alone is None:
                 # On one device of each process: computed anew it costs less than sent, and is the same.
-                kept = prefix(constants, fixed)
+                kept_alone = prefix(constants, fixed)
                 if several:
-                    kept = self._replicated(kept)
-                if sum(k.nbytes for ks in (kept, *self._kept.values()) for k in ks) <= self._cache_bytes:
-                    self._kept[i] = kept
+                    kept_alone = self._replicated(kept_alone)
+                if sum(k.nbytes for ks in (kept_alone, *self._kept.values()) for k in ks) <= self._cache_bytes:
+                    self._kept[i] = kept_alone
             if several:
                 constants, fixed = (
                     self._remembered(constants),
                     self._remembered(fixed_leaves) + self._replicated(fixed[len(fixed_leaves) :]),
                 )
-            results.append(suffix(kept, constants, fixed, varying, extra, stacked, counts))
+            results.append(suffix(kept_alone, constants, fixed, varying, extra, stacked, counts))
         means = {metric: value.reshape(-1)[places] for metric, value in self._means(results).items()}
         return [{metric: float(value[i]) for metric, value in means.items()} for i in range(len(candidates))]
 
@@ -228,7 +243,23 @@ class Evaluator:
         # Compared by identity; the arrays are held here, so that no address is used twice.
         old_names, old = self._kept_for
         if old_names != names or len(old) != len(fixed) or any(a is not b for a, b in zip(old, fixed, strict=True)):
-            self._kept, self._kept_for, self._global = {}, (names, fixed), {}
+            self.forget()
+            self._kept_for = names, fixed
+
+    def forget(self) -> None:
+        """Drops what was kept from earlier calls besides compiled functions."""
+        self._kept, self._joint, self._kept_for, self._global = {}, None, ((), []), {}
+
+    def _fit_together(self, params: Any, names: tuple[str, ...]) -> bool:
+        """Whether all batches have one shape and their prefixes, once more for stacking them, fit into the cache."""
+        if len(self._batches) == 1 or len({id(self._split(params, names, batch)[0]) for batch in self._batches}) > 1:
+            return False
+        parts, batch = self._split(params, names, self._batches[0])[0], self._batches[0]
+        flat = [*named_leaves(params).values(), *jax.tree.leaves(batch)]
+        fixed = [x for i, x in enumerate(flat) if i not in parts.varying]
+        kept = jax.eval_shape(parts.prefix, list(parts.program.constants.values()), fixed)
+        size = sum(math.prod(k.shape) * k.dtype.itemsize for k in kept) + sum(np.asarray(x).nbytes for x in jax.tree.leaves(batch))
+        return 2 * size * len(self._batches) <= self._cache_bytes
 
     def _replicated(self, tree: Any) -> Any:
         """Arrays that every process has, whole on all devices."""
@@ -261,7 +292,9 @@ class Evaluator:
         counts = -(-np.bincount(device, minlength=n_devices) // group)
         return stacked, counts.astype(np.int32), places
 
-    def _split(self, params: Any, names: tuple[str, ...], batch: Any) -> tuple[Split, Timed, dict[Perturbation, Timed]]:
+    def _split(
+        self, params: Any, names: tuple[str, ...], batch: Any
+    ) -> tuple[Split, Timed, dict[tuple[Perturbation, bool], Timed]]:
         """The split score for batches of this shape, its compiled prefix, and its suffixes by perturbation."""
         leaves = named_leaves(params)
         shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in (*leaves.values(), *jax.tree.leaves(batch)))
@@ -274,14 +307,16 @@ class Evaluator:
             self._splits[structure, names] = parts, Timed(parts.prefix), {}
         return self._splits[structure, names]
 
-    def _functions(self, params: Any, names: tuple[str, ...], perturbation: Perturbation, batch: Any) -> tuple[Split, Timed, Timed]:
+    def _functions(
+        self, params: Any, names: tuple[str, ...], perturbation: Perturbation, batch: Any, joint: bool = False
+    ) -> tuple[Split, Timed, Timed]:
         """The split score, its compiled prefix, and its suffix compiled for this perturbation."""
         parts, prefix, suffixes = self._split(params, names, batch)
-        if perturbation not in suffixes:
+        if (perturbation, joint) not in suffixes:
             # The split takes the varying leaves in the tree's order.
             order = [names.index(name) for name in named_leaves(params) if name in names]
-            suffixes[perturbation] = Timed(partial(score_candidates, self._mesh, parts, perturbation, order))
-        return parts, prefix, suffixes[perturbation]
+            suffixes[perturbation, joint] = Timed(partial(score_candidates, self._mesh, parts, perturbation, order, joint))
+        return parts, prefix, suffixes[perturbation, joint]
 
     def _means(self, results: Sequence[tuple[dict[str, jax.Array], jax.Array]]) -> dict[str, np.ndarray]:
         """Sums and counts of the batches, added in float64, as means."""

@@ -41,6 +41,7 @@ def score_candidates(
     parts: Split,
     perturbation: Perturbation,
     order: Sequence[int],
+    joint: bool,
     kept: Any,
     constants: Any,
     fixed: Any,
@@ -56,6 +57,8 @@ def score_candidates(
       parts: the split score.
       perturbation: what is done to the leaves.
       order: for each leaf that the suffix takes, its place in ``varying``.
+      joint: whether ``kept`` and the batches are those of several batches, stacked, and ``fixed`` is a pair of the fixed
+        leaves and the batches. Results then have the batches as their last axis.
       kept, constants, fixed: what the suffix takes besides the varying leaves.
       varying: the leaves as they are.
       context: for each of them the perturbation's third argument, or None.
@@ -70,7 +73,11 @@ def score_candidates(
             if isinstance(candidate, NoiseCandidate) and len(varying) > 1:
                 own = candidate._replace(key=jax.random.fold_in(candidate.key, i))
             new.append(perturbation(leaf, own) if context is None else perturbation(leaf, own, context[i]))  # type: ignore[call-arg]
-        return parts.suffix(kept, constants, fixed, [new[i] for i in order])
+        ordered = [new[i] for i in order]
+        if not joint:
+            return parts.suffix(kept, constants, fixed, ordered)
+        leaves, batches = fixed
+        return jax.lax.map(lambda own: parts.suffix(own[0], constants, [*leaves, *own[1]], ordered), (kept, batches))
 
     def on_device(kept: Any, constants: Any, fixed: Any, varying: Any, context: Any, candidates: Any, counts: Any) -> Any:
         candidates = jax.tree.map(lambda x: x[0], candidates)
