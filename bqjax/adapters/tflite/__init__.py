@@ -1,0 +1,1 @@
+"""Quantised ``.tflite`` models: their weights as a parameter pytree, their arithmetic as a jittable function."""
