@@ -65,29 +65,29 @@ def compensated_values(
       weights: ``[rows, d]`` float32.
       order, factor: of the inputs, from :func:`inverse_factor`.
       importance: ``[rows]``, of the outputs; non-negative.
-      values: ``[k]`` what a weight may become.
-      bits: ``[k]`` what the index of each value costs; infinite for a value that may not be taken.
+      values: ``[k]`` or ``[rows, k]``, what a weight may become.
+      bits: of the shape of ``values``, what the index of each value costs; infinite for a value that may not be taken.
       price: of a bit, in units of ``importance * output^2``.
       compensate: False chooses by the same costs and moves no weight.
 
     Returns:
-      Indices ``[rows, d]`` into ``values``, int32, and for every row ``e^T H e`` (damped), its error, ``[rows]``.
+      Indices ``[rows, d]`` into ``values`` (of the row), int32, and for every row ``e^T H e`` (damped), its error, ``[rows]``.
     """
-    charge = price * bits
+    rows, d = weights.shape
+    values, charge = (jnp.broadcast_to(x, (rows, x.shape[-1])) for x in (values, price * bits))
 
     def column(state: tuple[jax.Array, jax.Array], at: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
         w, error = state
         j, row, pivot = at
         now = jax.lax.dynamic_index_in_dim(w, j, axis=1, keepdims=False)
-        squares = jnp.square(now[:, None] - values[None, :])
-        cost = (importance[:, None] / (2 * jnp.square(pivot))) * squares + charge[None, :]
+        squares = jnp.square(now[:, None] - values)
+        cost = (importance[:, None] / (2 * jnp.square(pivot))) * squares + charge
         chosen = jnp.argmin(cost, axis=1)
-        lost = (now - values[chosen]) / pivot
+        lost = (now - jnp.take_along_axis(values, chosen[:, None], axis=1)[:, 0]) / pivot
         if compensate:
             w = w - lost[:, None] * row[None, :]
         return (w, error + jnp.square(lost)), chosen
 
-    d = weights.shape[1]
-    start = weights[:, order], jnp.zeros(weights.shape[0], weights.dtype)
+    start = weights[:, order], jnp.zeros(rows, weights.dtype)
     (_, error), chosen = jax.lax.scan(column, start, (jnp.arange(d), factor, jnp.diagonal(factor)))
-    return jnp.zeros((weights.shape[0], d), jnp.int32).at[:, order].set(chosen.T.astype(jnp.int32)), error
+    return jnp.zeros((rows, d), jnp.int32).at[:, order].set(chosen.T.astype(jnp.int32)), error

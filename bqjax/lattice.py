@@ -3,8 +3,8 @@
 The codes of an already quantised layer lie on a fine grid. Its bins here are those of a coarser grid: of step
 ``sqrt(12 price / (h ln 2))`` where quantising noise and storage are in balance for a weight of curvature ``h`` (at high
 rates a step ``s`` costs ``h s^2 / 24`` and saves ``log2 s`` bits). Within that grid the values are then chosen by
-:func:`bqjax.compensation.compensated_values` at the cost that each one's index really has; values that are not worth
-their table vanish.
+:func:`bqjax.compensation.compensated_values` at the cost that each one's index really has.
+Outputs that matter more than others of their layer can have a finer grid (:func:`row_classes`).
 
 References:
   Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), III-B: bins on the integer codes of a quantised model.
@@ -22,7 +22,7 @@ import numpy as np
 
 from bqjax.compensation import compensated_values
 
-__all__ = ["LayerStats", "QuantisedLayer", "even_values", "quantise_layer"]
+__all__ = ["LayerStats", "QuantisedLayer", "even_values", "quantise_layer", "row_classes"]
 
 _MANY_BITS = 24.0  # for a value that nothing has taken yet: dear, not forbidden
 
@@ -33,29 +33,29 @@ class LayerStats(NamedTuple):
     Attributes:
       order, factor: ``[G, d]`` and ``[G, d, d]``, see :func:`bqjax.compensation.inverse_factor`.
       importance: ``[G, rows]`` of the outputs, non-negative.
-      mean: ``[G, d]`` of the inputs, in steps from their zero point.
     """
 
     order: jax.Array
     factor: jax.Array
     importance: jax.Array
-    mean: jax.Array
 
 
 class QuantisedLayer(NamedTuple):
     """A layer's new codes.
 
     Attributes:
-      codes: ``[G, rows, d]`` int32.
+      codes: ``[G, rows, d]`` int64.
+      classes: ``[G, rows]``, rows of one class share a grid.
       damage: ``importance / 2 * e^T H e`` summed over the outputs.
-      bits: of the indices, at their entropy.
-      step: of the grid, in steps of the old codes.
+      bits: of the indices, at their entropy within the class.
+      steps: of the classes' grids, in steps of the old codes.
     """
 
     codes: np.ndarray
+    classes: np.ndarray
     damage: float
     bits: float
-    step: float
+    steps: tuple[float, ...]
 
 
 def even_values(step: float, zero_point: int, low: int, high: int) -> np.ndarray:
@@ -71,9 +71,45 @@ def even_values(step: float, zero_point: int, low: int, high: int) -> np.ndarray
 
 
 def _entropy(counts: np.ndarray) -> np.ndarray:
+    """Bits of each value ``[classes, k]`` in a row of counts."""
     with np.errstate(divide="ignore"):
-        bits = -np.log2(counts / counts.sum())
+        bits = -np.log2(counts / counts.sum(1, keepdims=True))
     return np.minimum(bits, _MANY_BITS)
+
+
+def row_classes(stats: LayerStats, min_rows: int = 1, width: float = 1.0) -> np.ndarray:
+    """Rows of a layer that share a grid: those whose steps in balance differ by less than a factor of ``2^width``.
+
+    Args:
+      stats: of the layer.
+      min_rows: a class of fewer rows joins its neighbour: each class has a table of its own in the file.
+      width: of a class, in powers of two of the step.
+
+    Returns:
+      ``[G, rows]`` class numbers from 0, from the coarsest grid to the finest.
+    """
+    logs = np.log2(_curvature(stats)) / 2
+    number = np.floor((logs - logs.min()) / width).astype(np.int64)
+    bounds, start = [], 0
+    counts = np.bincount(number.reshape(-1))
+    for i in range(len(counts)):
+        # The last class takes what is left, and joins the one before where that is too little.
+        if counts[start : i + 1].sum() >= min_rows:
+            bounds.append(start)
+            start = i + 1
+    if not bounds:
+        return np.zeros_like(number)
+    return np.searchsorted(np.array(bounds), number, side="right") - 1
+
+
+def _curvature(stats: LayerStats) -> np.ndarray:
+    """``[G, rows]``: what squared steps cost at a row's weights, their geometric mean.
+
+    The geometric mean: what a weight costs in bits goes with the logarithm of its curvature.
+    """
+    pivots = np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64)
+    inputs = np.exp(-2 * np.log(np.maximum(pivots, 1e-30)).mean(1))
+    return np.maximum(np.asarray(stats.importance, np.float64), 1e-30) * inputs[:, None]
 
 
 def quantise_layer(
@@ -82,6 +118,7 @@ def quantise_layer(
     stats: LayerStats,
     price: float,
     *,
+    classes: np.ndarray | None = None,
     compensate: bool = True,
     passes: int = 3,
     step_scale: float = 1.0,
@@ -93,6 +130,8 @@ def quantise_layer(
       zero_point: the code that stands for 0; it is always among the values.
       stats: of the layer.
       price: of one bit, in the units of ``importance * output^2``.
+      classes: ``[G, rows]`` from :func:`row_classes`; rows of a class share a grid and the costs of its indices. None puts
+        all rows into one.
       compensate: whether later weights make good the errors of earlier ones.
       passes: over the layer, each at the costs that the last one led to.
       step_scale: factor on the step in balance.
@@ -101,27 +140,32 @@ def quantise_layer(
       None where the price does not make it worthwhile to give up any code.
     """
     low, high = min(int(codes.min()), zero_point), max(int(codes.max()), zero_point)
-    pivots = np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64)
-    g = np.asarray(stats.importance, np.float64)
-    # The geometric mean: what a weight costs in bits goes with the logarithm of its curvature.
-    curvature = math.exp(np.log(np.maximum(g, 1e-30)).mean() - 2 * np.log(np.maximum(pivots, 1e-30)).mean())
-    step = step_scale * math.sqrt(12 * price / (curvature * math.log(2))) if price > 0 else 0.0
-    if step <= 1.0:
+    curvature = np.log(_curvature(stats))
+    classes = np.zeros(codes.shape[:2], np.int64) if classes is None else classes
+    n_classes = int(classes.max()) + 1
+    balance = [
+        step_scale * math.sqrt(12 * price / (math.exp(curvature[classes == c].mean()) * math.log(2))) for c in range(n_classes)
+    ]
+    if max(balance) <= 1.0:
         return None
-    values = even_values(min(step, float(max(1, high - low))), zero_point, low, high)
-    w = jnp.asarray(codes, jnp.float32)
-    nearest = np.abs(codes.reshape(-1, 1)[:: max(1, codes.size // 65536)] - values[None, :]).argmin(1)
-    counts = np.bincount(nearest, minlength=len(values)) + 0.5
-    padded = 1 << max(4, (len(values) - 1).bit_length())  # few sizes, so that layers share compiled code
-    run = jax.vmap(compensated_values, in_axes=(0, 0, 0, 0, None, None, None, None))
-    table = np.full(padded, values[-1], np.float32)
-    table[: len(values)] = values
+    steps = np.clip(balance, 1.0, max(1, high - low))
+    grids = [even_values(step, zero_point, low, high) for step in steps]
+    padded = 1 << max(4, (max(map(len, grids)) - 1).bit_length())  # few sizes, so that layers share compiled code
+    table = np.stack([np.append(grid, np.full(padded - len(grid), grid[-1])) for grid in grids]).astype(np.float32)
+    counts = np.zeros((n_classes, padded))
+    for c, grid in enumerate(grids):
+        sample = codes[classes == c].reshape(-1)
+        sample = sample[:: max(1, sample.size // 65536)]
+        nearest = np.abs(sample[:, None] - grid[None, :]).argmin(1)
+        counts[c, : len(grid)] = np.bincount(nearest, minlength=len(grid)) + 0.5
+    taken = np.arange(padded)[None, :] < np.array([len(grid) for grid in grids])[:, None]
+    w, values = jnp.asarray(codes, jnp.float32), jnp.asarray(table[classes])
+    run = jax.vmap(compensated_values, in_axes=(0, 0, 0, 0, 0, 0, None, None))
     for _ in range(passes):
-        bits = np.full(padded, np.inf, np.float32)
-        bits[: len(values)] = _entropy(counts)
-        index, error = run(w, stats.order, stats.factor, stats.importance, jnp.asarray(table), jnp.asarray(bits), price, compensate)
+        bits = np.where(taken, _entropy(counts), np.inf).astype(np.float32)
+        index, error = run(w, stats.order, stats.factor, stats.importance, values, jnp.asarray(bits[classes]), price, compensate)
         chosen = np.asarray(index)
-        counts = np.bincount(chosen.reshape(-1), minlength=len(values)).astype(np.float64)
+        counts = np.stack([np.bincount(chosen[classes == c].reshape(-1), minlength=padded) for c in range(n_classes)]).astype(float)
+    new = np.take_along_axis(table[classes], chosen, axis=2).astype(np.int64)
     damage = float((np.asarray(stats.importance, np.float64) * np.asarray(error, np.float64)).sum() / 2)
-    used = counts[counts > 0]
-    return QuantisedLayer(values[chosen], damage, float(-(used * np.log2(used / used.sum())).sum()), step)
+    return QuantisedLayer(new, classes, damage, float((counts * _entropy(counts)).sum()), tuple(steps.tolist()))

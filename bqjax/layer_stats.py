@@ -7,7 +7,7 @@ number of channels for a depthwise convolution, each of whose filters sees anoth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from bqjax.compensation import inverse_factor
 from bqjax.lattice import LayerStats
 
-__all__ = ["Layer", "input_rows", "layer_stats", "same_pads", "to_rows", "to_weight"]
+__all__ = ["Layer", "Measured", "Moments", "input_rows", "layer_stats", "same_pads", "to_rows", "to_weight"]
 
 
 class Layer(Protocol):
@@ -121,18 +121,31 @@ class Moments:
         self._batches += 1
         self._sums = new if self._sums is None else jax.tree.map(jnp.add, self._sums, new)
 
-    def result(self) -> tuple[jax.Array, jax.Array]:
-        """Second moment ``[G, d, d]`` and mean ``[G, d]``."""
+    def result(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """Second moment ``[G, d, d]``, mean ``[G, d]``, and over how many rows they are taken."""
         if self._sums is None:
             raise ValueError("no inputs were added")
-        second, first, count = self._sums
-        return second / count, first / count
+        second, first, count = jax.device_get(self._sums)
+        return second / count, first / count, int(count)
 
 
-def layer_stats(
-    second: jax.Array, mean: jax.Array, importance: np.ndarray, *, centred: bool = True, damping: float = 0.01
-) -> LayerStats:
-    """Statistics of a layer from its inputs' moments and its weights' importance.
+class Measured(NamedTuple):
+    """What calibration data say of a layer.
+
+    Attributes:
+      second, mean: ``[G, d, d]`` and ``[G, d]``, moments of its inputs, in steps from their zero point.
+      rows: over how many rows of inputs.
+      importance: ``[G, rows, d]`` of the single weights, see :func:`bqjax.sensitivity.importance.output_importance`.
+    """
+
+    second: np.ndarray
+    mean: np.ndarray
+    rows: int
+    importance: np.ndarray
+
+
+def layer_stats(measured: Measured, *, centred: bool = True, damping: float = 0.01) -> LayerStats:
+    """Statistics of a layer, for :func:`bqjax.lattice.quantise_layer`.
 
     The curvature of the network's outputs in a layer's weights is taken as the product of one matrix for the inputs and
     one number for each output (Martens, Grosse 2015, "Optimizing neural networks with Kronecker-factored approximate
@@ -140,15 +153,17 @@ def layer_stats(
     account for.
 
     Args:
-      second, mean: from :class:`Moments`.
-      importance: ``[G, rows, d]`` of the single weights, see :func:`bqjax.sensitivity.importance.output_importance`.
+      measured: moments and importance.
       centred: errors along the inputs' mean count nothing, since the bias takes them up.
-      damping: see :func:`bqjax.compensation.inverse_factor`.
+      damping: see :func:`bqjax.compensation.inverse_factor`; ``d / rows`` is added to it: a matrix from few rows knows
+        directions along which nothing seems to happen, and errors must not be hidden there (the shrinkage of Ledoit, Wolf
+        2004, "A well-conditioned estimator for large-dimensional covariance matrices", in its order of magnitude).
     """
+    second, mean = jnp.asarray(measured.second), jnp.asarray(measured.mean)
     moment = second - mean[:, :, None] * mean[:, None, :] if centred else second
-    order, factor = jax.vmap(inverse_factor, in_axes=(0, None))(moment, damping)
+    order, factor = jax.vmap(inverse_factor, in_axes=(0, None))(moment, damping + mean.shape[1] / measured.rows)
     power = np.trace(np.asarray(second, np.float64), axis1=1, axis2=2)  # [G]
-    outputs = importance.sum(-1, dtype=np.float64) / np.maximum(power, 1e-30)[:, None]
+    outputs = measured.importance.sum(-1, dtype=np.float64) / np.maximum(power, 1e-30)[:, None]
     # What calibration never reached is not known to be worthless.
     outputs += 0.01 * outputs.mean() + 1e-30
-    return LayerStats(order, factor, jnp.asarray(outputs, jnp.float32), mean)
+    return LayerStats(order, factor, jnp.asarray(outputs, jnp.float32))

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bqjax.lattice import even_values, quantise_layer
-from bqjax.layer_stats import layer_stats
+from bqjax.lattice import even_values, quantise_layer, row_classes
+from bqjax.layer_stats import Measured, layer_stats
 
 
 def layer(groups=1, rows=40, d=30, seed=0, zero_point=7):
@@ -18,7 +18,7 @@ def layer(groups=1, rows=40, d=30, seed=0, zero_point=7):
     x = rng.normal(size=(groups, 400, d)) @ rng.normal(size=(d, d)) / d + 0.5
     second, mean = np.einsum("gpi,gpj->gij", x, x) / 400, x.mean(1)
     importance = np.broadcast_to(rng.uniform(0.5, 2, (groups, rows, 1)), codes.shape)
-    stats = layer_stats(jnp.asarray(second, jnp.float32), jnp.asarray(mean, jnp.float32), importance)
+    stats = layer_stats(Measured(second.astype(np.float32), mean.astype(np.float32), 10**9, importance))
     return codes, zero_point, stats, second - mean[:, :, None] * mean[:, None, :]
 
 
@@ -50,7 +50,7 @@ def test_damage_and_bits_are_those_of_the_codes(groups):
     assert found.damage == pytest.approx((g / 2 * np.einsum("gri,gij,grj->gr", e, moment, e)).sum(), rel=1e-2)
     share = np.unique(found.codes, return_counts=True)[1] / codes.size
     assert found.bits == pytest.approx(-codes.size * (share * np.log2(share)).sum(), rel=1e-6)
-    assert found.step == pytest.approx(12.0)
+    assert found.steps == pytest.approx((12.0,))
     assert set(np.unique(found.codes)) <= set(even_values(12.0, zero_point, codes.min(), codes.max()))
 
 
@@ -86,3 +86,29 @@ def test_compensation_costs_less_at_the_same_price():
         ).sum() + price * found.bits
 
     assert loss(on) < loss(off)
+
+
+def test_classes_give_outputs_that_matter_a_finer_grid_and_cost_less():
+    rng = np.random.default_rng(9)
+    codes, zero_point, stats, moment = layer(rows=200)
+    importance = np.where(np.arange(200) < 100, 0.01, 10.0) * rng.uniform(0.9, 1.1, 200)
+    stats = stats._replace(importance=jnp.asarray(importance[None], jnp.float32))
+    classes = row_classes(stats, min_rows=5)
+    assert (classes[0, :100] == 0).all() and (classes[0, 100:] > 0).all()
+    price = price_for(12.0, stats)
+
+    def cost(found):
+        e = codes - found.codes
+        return (importance / 2 * np.einsum("gri,gij,grj->gr", e, moment, e)).sum() + price * found.bits
+
+    apart = quantise_layer(codes, zero_point, stats, price, classes=classes)
+    together = quantise_layer(codes, zero_point, stats, price)
+    assert apart.steps[0] > 4 * apart.steps[-1]
+    assert cost(apart) < 0.8 * cost(together)
+
+
+def test_small_classes_join_their_neighbours():
+    stats = layer(rows=64)[2]._replace(importance=jnp.asarray(2.0 ** np.arange(64)[None], jnp.float32))
+    classes = row_classes(stats, min_rows=20)
+    assert classes.min() == 0 and np.bincount(classes[0]).min() >= 20 and (np.diff(classes[0]) >= 0).all()
+    assert row_classes(stats, min_rows=65).max() == 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from bqjax.layer_stats import Moments, input_rows, layer_stats, same_pads, to_rows, to_weight
+from bqjax.layer_stats import Measured, Moments, input_rows, layer_stats, same_pads, to_rows, to_weight
 
 
 def operator(kind, padding="SAME", stride=(1, 1), dilation=(1, 1)):
@@ -77,7 +77,8 @@ def test_moments_are_means_over_the_batches():
     moments = Moments(op, shape, 100, jax.random.key(0))
     for batch in batches:
         moments.add(jnp.asarray(batch))
-    second, mean = moments.result()
+    second, mean, rows = moments.result()
+    assert rows == 20
     x = np.concatenate(batches)
     np.testing.assert_allclose(second[0], x.T @ x / 20, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(mean[0], x.mean(0), rtol=1e-5, atol=1e-6)
@@ -88,7 +89,8 @@ def test_moments_of_few_positions_are_close():
     op, shape = operator("CONV_2D"), (1, 1, 1, 2)
     moments = Moments(op, shape, 1000, jax.random.key(0))
     moments.add(jnp.asarray(x))
-    second, _ = moments.result()
+    second, _, rows = moments.result()
+    assert rows == 1000
     np.testing.assert_allclose(second[0], np.eye(2), atol=0.15)
 
 
@@ -103,6 +105,14 @@ def test_importance_of_outputs_is_found_back():
     second = x.T @ x / 500
     g = np.array([1.0, 4.0, 9.0])
     single = g[:, None] * np.diag(second)[None, :]
-    mean = jnp.asarray(x.mean(0), jnp.float32)[None]
-    stats = layer_stats(jnp.asarray(second, jnp.float32)[None], mean, single[None])
+    stats = layer_stats(Measured(second[None].astype(np.float32), x.mean(0)[None].astype(np.float32), 500, single[None]))
     np.testing.assert_allclose(np.asarray(stats.importance)[0], g + 0.01 * g.mean(), rtol=1e-5)
+
+
+def test_few_rows_are_trusted_less():
+    second = np.diag(np.arange(1.0, 5)).astype(np.float32)[None]
+    factors = [
+        layer_stats(Measured(second, np.zeros((1, 4), np.float32), rows, np.ones((1, 2, 4)))).factor[0] for rows in (2, 10**6)
+    ]
+    spread = [np.ptp(np.log(np.diag(f))) for f in factors]
+    assert spread[0] < spread[1]

@@ -83,6 +83,21 @@ class Twin:
         return self._run(params, x, real=True)[self.logits_index]
 
     @property
+    def layers(self) -> dict[str, Operator]:
+        """The operator of each weight, the first where several use it, by the weight's name."""
+        return {self._names[index]: self.graph.operators[position] for index, position in self._owners.items()}
+
+    def layer_inputs(self, params: Params, x: Any) -> dict[str, jax.Array]:
+        """What each weight of :attr:`layers` is multiplied with: int32 codes ``[n, ...]`` less their zero point."""
+        values, found = self._run(params, x), {}
+        for name, operator in self.layers.items():
+            tensor = self.graph.tensors[operator.inputs[0]]
+            if tensor.zero_point is None:
+                raise ValueError(f"the input of {name!r} is not quantised")
+            found[name] = values[operator.inputs[0]].astype(jnp.int32) - (int(tensor.zero_point[0]) - shift_of(tensor.dtype))
+        return found
+
+    @property
     def logits_index(self) -> int:
         """The tensor that the first output's softmax gets, or the first output where no softmax ends the network."""
         makers = {o: operator for operator in self.graph.operators for o in operator.outputs}
