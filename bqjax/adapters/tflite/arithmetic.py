@@ -3,9 +3,10 @@
 An accumulator ``x`` becomes an output code by a real factor ``m 2^(shift - 31)``, ``m`` an int32 in ``[2^30, 2^31)``. The
 product has 64 bits, which JAX has only under ``jax_enable_x64``: here it is put together from 16-bit halves.
 
-Two roundings are in use. gemmlowp's functions (TFLite's kernels for addition, depthwise convolution and pooling) round
-twice, to 31 bits and then to the result; the matrix products of ruy (convolutions and dense layers of the optimised
-kernels) round the exact product once, halves up. They differ in about one code of some thousands.
+Three roundings are in use, found by comparing each kernel on its own inputs. gemmlowp's functions (TFLite's reference
+kernels, and additions, depthwise convolutions and pooling everywhere) round twice: to 31 bits halves up, and then to the
+result halves away from 0. The matrix products of ruy on x86 (convolutions and dense layers of the optimised kernels) take
+halves up in the second step too. The reference kernel of dense int8 layers rounds the exact product once.
 
 References:
   Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
@@ -71,12 +72,13 @@ def _halves(x: jax.Array, m: np.ndarray) -> tuple[jax.Array, jax.Array]:
     return x_high * m_high + (mid >> 16) + (cross >> 16), low + (mid & 0xFFFF) + (cross & 0xFFFF)
 
 
-def rescale_twice(x: jax.Array, factors: Factors) -> jax.Array:
+def rescale_twice(x: jax.Array, factors: Factors, *, up: bool = False) -> jax.Array:
     """TFLite's ``MultiplyByQuantizedMultiplier``: halves up to 31 bits, then halves away from 0.
 
     Args:
       x: int32 ``[..., channels]``.
       factors: from :func:`quantize_multiplier`, of one entry or one a channel.
+      up: takes halves up in the second step too, as ruy does.
 
     Returns:
       int32 of the shape of ``x``. A shift above 0 is applied to ``x`` first and wraps, as it does there.
@@ -88,11 +90,12 @@ def rescale_twice(x: jax.Array, factors: Factors) -> jax.Array:
     if not right.any():
         return high
     mask = ((1 << right.astype(np.int64)) - 1).astype(np.int32)
-    return (high >> right) + ((high & mask) > (mask >> 1) + (high < 0)).astype(jnp.int32)
+    threshold = mask >> 1 if up else (mask >> 1) + (high < 0)
+    return (high >> right) + ((high & mask) > threshold).astype(jnp.int32)
 
 
 def rescale_once(x: jax.Array, factors: Factors) -> jax.Array:
-    """ruy's ``MultiplyByQuantizedMultiplier``: the exact product rounded once, halves up.
+    """The exact product rounded once, halves up.
 
     ``floor(x m 2^(shift - 31) + 1/2)``.
 

@@ -32,13 +32,13 @@ class Node(NamedTuple):
       operator: kind and options.
       inputs: of the operator; None where an optional one is absent.
       output: its only output.
-      round_once: whether matrix products are rounded as ruy does.
+      reference: whether matrix products are rounded as the reference kernels do, or as ruy does.
     """
 
     operator: Operator
     inputs: tuple[Tensor | None, ...]
     output: Tensor
-    round_once: bool
+    reference: bool
 
     def tensor(self, i: int) -> Tensor:
         """Input ``i``, which must be there."""
@@ -95,8 +95,11 @@ def _factors(node: Node) -> Factors:
     return quantize_multiplier(product / _scale(node.output))
 
 
-def _rescale(total: jax.Array, node: Node, once: bool) -> jax.Array:
-    return _finish((rescale_once if once else rescale_twice)(total, _factors(node)), node)
+def _product_codes(total: jax.Array, node: Node) -> jax.Array:
+    """Codes of a matrix product's accumulator."""
+    if node.reference and node.operator.kind == "FULLY_CONNECTED":
+        return _finish(rescale_once(total, _factors(node)), node)
+    return _finish(rescale_twice(total, _factors(node), up=not node.reference), node)
 
 
 def _row(values: jax.Array, ndim: int) -> jax.Array:
@@ -126,7 +129,7 @@ def _conv(node: Node, x: jax.Array, w: jax.Array, bias: jax.Array | None = None)
         raise ValueError(f"grouped convolutions are not supported: {x.shape[3]} channels meet filters of {w.shape[3]}")
     view = windows.window(node.operator.options, x.shape[1:3], w.shape[1:3])
     rows = windows.patches(x, view, _zero(node.tensor(0)))
-    return _rescale(_product(node, rows, w.reshape(w.shape[0], -1), bias), node, node.round_once)
+    return _product_codes(_product(node, rows, w.reshape(w.shape[0], -1), bias), node)
 
 
 def _depthwise(node: Node, x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -134,12 +137,12 @@ def _depthwise(node: Node, x: jax.Array, w: jax.Array, bias: jax.Array | None = 
     wide = w[0].astype(jnp.int32) - _weight_zeros(node).reshape(1, 1, -1)
     total = windows.depthwise(x, wide, view, _zero(node.tensor(0)))
     offset = -_zero(node.tensor(0)) * jnp.sum(wide, axis=(0, 1))
-    return _rescale(total + _row(offset if bias is None else offset + bias, 4), node, False)
+    return _finish(rescale_twice(total + _row(offset if bias is None else offset + bias, 4), _factors(node)), node)
 
 
 def _dense(node: Node, x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     x = x.reshape(*x.shape[:-1], w.shape[1]) if node.operator.options.get("keep_num_dims") else x.reshape(-1, w.shape[1])
-    return _rescale(_product(node, x, w, bias), node, node.round_once)
+    return _product_codes(_product(node, x, w, bias), node)
 
 
 def _add(node: Node, a: jax.Array, b: jax.Array) -> jax.Array:

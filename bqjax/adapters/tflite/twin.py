@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bqjax.adapters.tflite.graph import Graph, Operator, Tensor
-from bqjax.adapters.tflite.operators import OPERATORS, Node, int8_codes, shift_of
+from bqjax.adapters.tflite.operators import OPERATORS, Node, int8_codes
 from bqjax.adapters.tflite.real import REAL_OPERATORS, dequantized
 from bqjax.adapters.tflite.weights import WEIGHTED, weight_names
 
@@ -126,7 +126,7 @@ class Twin:
         start = dequantized(x, tensors[source]) if real else self._internal(x, tensors[source])
         values: dict[int, jax.Array] = {source: start}
         for position, operator in enumerate(self.graph.operators):
-            node = _node(self.graph, operator, self.kernels == "builtin")
+            node = _node(self.graph, operator, self.kernels == "reference")
             if real and operator.kind == "SOFTMAX":
                 values[operator.outputs[0]] = jax.nn.softmax(values[operator.inputs[0]] * operator.options["beta"], axis=-1)
                 continue
@@ -174,9 +174,9 @@ def _bias(bias: Any, tensors: tuple[Tensor, ...], operator: Operator) -> jax.Arr
     return jnp.asarray(bias).astype(jnp.float32) * (x * w)
 
 
-def _node(graph: Graph, operator: Operator, round_once: bool) -> Node:
+def _node(graph: Graph, operator: Operator, reference: bool) -> Node:
     inputs = tuple(graph.tensors[i] if i >= 0 else None for i in operator.inputs)
-    return Node(operator, inputs, graph.tensors[operator.outputs[0]], round_once)
+    return Node(operator, inputs, graph.tensors[operator.outputs[0]], reference)
 
 
 def build(graph: Graph, kernels: Kernels = "builtin") -> Twin:
@@ -185,8 +185,8 @@ def build(graph: Graph, kernels: Kernels = "builtin") -> Twin:
     Args:
       graph: from :func:`~bqjax.adapters.tflite.graph.parse`, with a batch of 1; the twin takes any batch.
       kernels: ``"builtin"`` follows the interpreter's optimised kernels without delegates
-        (``OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES``), whose matrix products round once; ``"reference"`` follows
-        ``BUILTIN_REF``, which rounds twice.
+        (``OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES``), ``"reference"`` follows ``BUILTIN_REF``; they round halves
+        differently in matrix products.
 
     Raises:
       ValueError: an operator is not supported (the message names it, its index and those that are), the graph has
