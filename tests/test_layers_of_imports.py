@@ -15,7 +15,7 @@ LAYERS = [
     {"leaves"},
     {"tree", "segments", "histogram"},
     {"kmeans", "sorted_weights", "codec", "adapters"},
-    {"bin_and_quant", "sensitivity"},
+    {"bin_and_quant", "sensitivity", "tflite_container"},
     {"rate"},
     {"search", "related", "task", "figures"},
     {"methods", "models"},

@@ -1,0 +1,110 @@
+"""A quantised ``.tflite`` model in the container: coded weights, and the rest of the file in one compressed array.
+
+The file says at which byte each weight lies, so that restoring it needs no flatbuffer code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bqjax import codec
+from bqjax.adapters.tflite.model import Model, rewritten
+from bqjax.leaves import Clustered, decode, is_compressed
+
+__all__ = ["exact", "load_model", "save_model"]
+
+KIND = "tflite"
+_MAX_BYTES = 1 << 31  # offsets of a flatbuffer have 31 bits
+
+
+def exact(codes: np.ndarray) -> Clustered:
+    """Integer codes as a leaf that decodes to them: its codebook is the values that occur."""
+    values, indices = np.unique(codes, return_inverse=True)
+    return Clustered(indices.reshape(-1).astype(np.uint8), values[:, None], codes.shape, codes.dtype)
+
+
+def save_model(
+    path: str | os.PathLike[str],
+    model: Model,
+    tree: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    coder: str = "auto",
+    force: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> codec.FileInfo:
+    """Writes a model with compressed weights.
+
+    Args:
+      path: the file to write.
+      model: the model.
+      tree: as ``model.params``, where ``codes`` may be compressed leaves and ``bias`` may differ; None stores it as it is.
+      coder: of the weights, see :mod:`bqjax.codec.entropy`.
+      force: overwrite an existing file.
+      metadata: further strings by name.
+
+    Raises:
+      ValueError: as :func:`bqjax.adapters.tflite.model.rewritten` and :func:`bqjax.codec.save`.
+    """
+    tree = model.params if tree is None else tree
+    plain = {n: {f: np.asarray(decode(v) if is_compressed(v) else v) for f, v in layer.items()} for n, layer in tree.items()}
+    content = rewritten(model, plain)
+    spans: dict[str, tuple[int, int]] = {}
+    for name in model.params:
+        span = model.spans[name, "codes"]
+        if span not in spans.values():  # a shared buffer is stored once
+            spans[name] = span
+    coded = {}
+    for name in spans:
+        leaf = tree.get(name, model.params[name]).get("codes", model.params[name]["codes"])
+        coded[name] = leaf if is_compressed(leaf) else exact(np.asarray(leaf))
+    keep = np.ones(len(content), bool)
+    for start, size in spans.values():
+        keep[start : start + size] = False
+    described = {
+        **(metadata or {}),
+        "kind": KIND,
+        "content_sha256": hashlib.sha256(content).hexdigest(),
+        "content_bytes": str(len(content)),
+        "offsets": json.dumps([start for start, _ in spans.values()], separators=(",", ":")),
+    }
+    rest = np.frombuffer(content, np.uint8)[keep]
+    return codec.save(path, {"flatbuffer": rest, "weights": coded}, coder=coder, force=force, metadata=described)
+
+
+def load_model(path: str | os.PathLike[str]) -> bytes:
+    """Restores the ``.tflite`` file, byte for byte; needs no ai-edge-litert.
+
+    Raises:
+      ValueError: naming the file, where it holds no ``.tflite`` model or is damaged.
+      OSError: the file cannot be read.
+    """
+    where = os.fspath(path)
+    metadata = codec.inspect(path).metadata
+    if metadata.get("kind") != KIND:
+        raise ValueError(f"{where}: holds weights, not a .tflite model: bqjax decompress gives them as .safetensors")
+    try:
+        offsets, size = json.loads(metadata["offsets"]), int(metadata["content_bytes"])
+        tree = codec.load(path)
+        rest, layers = tree["flatbuffer"], [np.asarray(decode(leaf)) for leaf in tree["weights"].values()]
+        spans = list(zip(offsets, layers, strict=True))
+        if not 0 <= size <= _MAX_BYTES or size != rest.size + sum(codes.nbytes for codes in layers):
+            raise ValueError("the parts do not add up to the stated size")
+        content, keep = np.zeros(size, np.uint8), np.ones(size, bool)
+        for start, codes in spans:
+            if type(start) is not int or not 0 <= start <= size - codes.nbytes or not keep[start : start + codes.nbytes].all():
+                raise ValueError("the weights do not lie in the file one beside the other")
+            content[start : start + codes.nbytes] = codes.reshape(-1).view(np.uint8)
+            keep[start : start + codes.nbytes] = False
+        content[keep] = rest
+    except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
+        raise ValueError(f"{where}: damaged .tflite container ({error})") from error
+    restored = content.tobytes()
+    if hashlib.sha256(restored).hexdigest() != metadata.get("content_sha256"):
+        raise ValueError(f"{where}: does not restore the model that was saved (sha256 differs)")
+    return restored
