@@ -10,6 +10,7 @@ import json
 import lzma
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ def load_model(path: str | os.PathLike[str]) -> bytes:
         tree = codec.load(path)
         rest, layers = tree["flatbuffer"], [np.asarray(decode(leaf)) for leaf in tree["weights"].values()]
         spans = list(zip(offsets, layers, strict=True))
-        if not 0 <= size <= min(_MAX_BYTES, _MAX_RATIO * os.path.getsize(path)):
+        if not 0 <= size <= min(_MAX_BYTES, _MAX_RATIO * Path(path).stat().st_size):
             raise ValueError(f"claims {size} bytes")
         unpacked = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS).decompress(rest.tobytes(), size + 1)
         rest = np.frombuffer(unpacked, np.uint8)
