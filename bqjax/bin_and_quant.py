@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.leaves import Clustered, index_dtype
+from bqjax.leaves import Clustered, index_dtype, round_to, trim_codebook
 from bqjax.segments import segment_means
 from bqjax.tree import Rule, check_compressible, check_finite, named_leaves, replace, select
 
@@ -243,6 +243,13 @@ class BinnedGroup(NamedTuple):
     def clustered(self, codebook: jax.Array, indices: jax.Array) -> dict[str, Clustered]:
         """Compressed leaves by name from a codebook ``[k]`` and indices ``[n]`` for all the weights."""
         new, start = {}, 0
+        dtypes = {np.dtype(leaf.dtype) for leaf in self.leaves.values()}
+        if any(jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes):
+            if len(dtypes) > 1:
+                raise ValueError(f"group {self.group!r} mixes dtypes {sorted(map(str, dtypes))}: integer leaves share one only")
+            codebook = round_to(codebook, dtypes.pop())
+            if not isinstance(indices, jax.core.Tracer):  # rounding may have made entries equal
+                codebook, indices = map(jnp.asarray, trim_codebook(codebook, indices))
         for name, leaf in self.leaves.items():
             part = indices[start : start + leaf.size]
             new[name] = Clustered(part, codebook.astype(leaf.dtype)[:, None], leaf.shape, leaf.dtype, group=self.group)

@@ -46,6 +46,8 @@ class Compress:
     """Patterns of leaves to leave as they are."""
     coder: Literal["auto", "raw", "zstd", "ans", "huffman"] = "auto"
     """How the indices of WEIGHTS are coded."""
+    lossless: bool = False
+    """Of a .tflite model: entropy-code only, so that it is restored byte for byte."""
     force: bool = False
     """Overwrite existing files."""
 
@@ -56,7 +58,11 @@ class Compress:
         if (self.weights is None) == (self.config is None):
             raise ValueError("name either WEIGHTS.safetensors or --config FILE")
         # What would have no effect is refused.
-        other = ("data", "report", "table") if self.config is None else ("method", "bins", "sigma_scale", "only", "skip", "coder")
+        other = (
+            ("data", "report", "table")
+            if self.config is None
+            else ("method", "bins", "sigma_scale", "only", "skip", "coder", "lossless")
+        )
         given = [f.name for f in fields(self) if f.name in other and getattr(self, f.name) != f.default]
         if given:
             options = ", ".join("--" + name.replace("_", "-") for name in given)
@@ -73,7 +79,32 @@ class Compress:
                 force=self.force,
                 console=console,
             )
+        elif self.weights is not None and self.weights.suffix == ".tflite":
+            ignored = [
+                name
+                for name in ("only", "skip", "sigma_scale")
+                if getattr(self, name) != Compress.__dataclass_fields__[name].default
+            ]
+            if self.lossless:
+                ignored += [
+                    name for name in ("method", "bins") if getattr(self, name) != Compress.__dataclass_fields__[name].default
+                ]
+            if ignored:
+                options = ", ".join("--" + name.replace("_", "-") for name in ignored)
+                raise ValueError(f"{options} cannot go with {'--lossless' if self.lossless else 'a .tflite model'}")
+            commands.compress_tflite(
+                self.weights,
+                self.out or self.weights.with_suffix(".bq.safetensors"),
+                lossless=self.lossless,
+                method=self.method,
+                bins=self.bins,
+                coder=self.coder,
+                force=self.force,
+                console=console,
+            )
         elif self.weights is not None:
+            if self.lossless:
+                raise ValueError("--lossless is for .tflite models")
             commands.compress_weights(
                 self.weights,
                 self.out or self.weights.with_suffix(".bq.safetensors"),

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from bqjax import codec, experiment
+from bqjax.adapters.tflite.model import read as read_tflite
 from bqjax.adapters.weights import read_weights, write_weights
 from bqjax.bin_and_quant import BinConfig, bin_and_quant, gaussian_bins
 from bqjax.experiment import ExperimentConfig
@@ -30,9 +31,19 @@ from bqjax.progress import Progress
 from bqjax.related.weight_sharing import kmeans_share
 from bqjax.report.html import search_report
 from bqjax.report.tables import Table, file_table, markdown, results_table, rich_table, search_table
+from bqjax.tflite_container import load_model, save_model
 from bqjax.tree import Rule, named_leaves, select
 
-__all__ = ["compress_experiment", "compress_weights", "decompress", "inspect", "load_config", "progress_bar", "say"]
+__all__ = [
+    "compress_experiment",
+    "compress_tflite",
+    "compress_weights",
+    "decompress",
+    "inspect",
+    "load_config",
+    "progress_bar",
+    "say",
+]
 
 T = TypeVar("T")
 
@@ -232,9 +243,49 @@ def compress_weights(
         say(console, f"left as it was: {name} ({reason})")
 
 
-def decompress(source: Path, out: Path, *, force: bool = False, console: Console) -> None:
-    """Decodes a file to plain safetensors weights."""
+def compress_tflite(
+    source: Path, out: Path, *, lossless: bool, method: str, bins: int, coder: str = "auto", force: bool = False, console: Console
+) -> None:
+    """Compresses a quantised ``.tflite`` without data, and checks that the file restores the model byte for byte."""
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists: pass --force to overwrite it")
     _refuse_same(source, out)
+    model = read_tflite(source)
+    tree: dict[str, dict[str, Any]] = {name: dict(layer) for name, layer in model.params.items()}
+    if not lossless:
+        codes = {name: layer["codes"] for name, layer in model.params.items()}
+        rules = [Rule[Any]("*")]
+        binned = (
+            bin_and_quant(codes, gaussian_bins(codes, bins, rules))
+            if method == "gaussian-bins"
+            else kmeans_share(codes, bins, rules)
+        )
+        for name, leaf in binned.items():
+            tree[name]["codes"] = leaf
+    label = "lossless" if lossless else method
+    save_model(out, model, tree, coder=coder, force=force, metadata={"method": label})
+    restored = load_model(out)
+    if lossless and restored != model.content:
+        raise RuntimeError(f"{out} does not restore {source}")
+    inspect(out, console=console)
+    whole, size, plain = len(model.content), out.stat().st_size, experiment.zstd_bytes(model.content)
+    say(
+        console,
+        f"{source.name} {whole:,} bytes; zstd -19 {plain:,} ({whole / plain:.2f}x); {out.name} {size:,} ({whole / size:.2f}x)",
+    )
+    if not lossless:
+        say(console, "accuracy was not measured")
+
+
+def decompress(source: Path, out: Path, *, force: bool = False, console: Console) -> None:
+    """Decodes a file to plain safetensors weights, or to the ``.tflite`` model that it holds."""
+    _refuse_same(source, out)
+    if codec.inspect(source).metadata.get("kind") == "tflite":
+        content = load_model(source)
+        with atomic_write(out, force=force) as file:
+            file.write(content)
+        say(console, f"wrote {out}: a .tflite model, {len(content):,} bytes")
+        return
     tree = codec.load(source)
     params = named_leaves(decode(tree))
     write_weights(out, params, force=force)

@@ -20,7 +20,7 @@ import numpy as np
 
 from bqjax import blocks
 
-__all__ = ["Affine", "Clustered", "CompressedLeaf", "bits", "decode", "index_dtype", "is_compressed", "trim_codebook"]
+__all__ = ["Affine", "Clustered", "CompressedLeaf", "bits", "decode", "index_dtype", "is_compressed", "round_to", "trim_codebook"]
 
 Array = jax.Array | np.ndarray
 
@@ -71,6 +71,19 @@ def index_dtype(k: int) -> np.dtype:
     return np.dtype(np.uint8 if k <= 2**8 else np.uint16 if k <= 2**16 else np.uint32)
 
 
+def round_to(values: Array, dtype: Any) -> jax.Array:
+    """Values in a leaf's dtype: integers are rounded to nearest and saturated. Traceable.
+
+    >>> round_to(np.float32([-1.6, 300.0]), np.uint8).tolist()
+    [0, 255]
+    """
+    values = jnp.asarray(values)
+    if jnp.issubdtype(dtype, jnp.integer) and jnp.issubdtype(values.dtype, jnp.floating):
+        limits = jnp.iinfo(dtype)
+        values = jnp.clip(jnp.round(values), limits.min, limits.max)
+    return values.astype(dtype)
+
+
 def trim_codebook(codebook: Array, indices: Array) -> tuple[np.ndarray, np.ndarray]:
     """Drops codebook entries that no index points to, and joins equal ones. The order of entries stays. Not traceable.
 
@@ -111,7 +124,7 @@ class Clustered(CompressedLeaf):
 
     Attributes:
       indices: ``[n_blocks]``, the smallest unsigned type for ``k`` values, each below ``k``.
-      codebook: ``[k, d]`` floating point, finite.
+      codebook: ``[k, d]`` floating point and finite, or of the leaf's dtype where that is int8 or uint8.
       shape: shape of the weight.
       dtype: dtype of the weight.
       axis_order: permutation of the weight's axes for the block layout (see :mod:`bqjax.blocks`).
@@ -170,7 +183,8 @@ class Clustered(CompressedLeaf):
 
     def validate(self, name: str = "leaf") -> None:
         indices, codebook = np.asarray(self.indices), np.asarray(self.codebook)
-        if codebook.ndim != 2 or 0 in codebook.shape or not jnp.issubdtype(codebook.dtype, jnp.floating):
+        integers = codebook.dtype == self.dtype and self.dtype in (np.int8, np.uint8)
+        if codebook.ndim != 2 or 0 in codebook.shape or not (integers or jnp.issubdtype(codebook.dtype, jnp.floating)):
             raise ValueError(
                 f"{name}: the codebook must be a non-empty floating-point [k, d] array, got {codebook.dtype} {codebook.shape}"
             )

@@ -96,13 +96,13 @@ def _suggest(pattern: str, names: Sequence[str]) -> str:
     return f"; did you mean {', '.join(map(repr, close))}?" if close else f"; the leaves are {', '.join(map(repr, names[:8]))}"
 
 
-def _unfit(leaf: Any) -> str | None:
-    """Why a leaf cannot be compressed, or None."""
+def _unfit(leaf: Any, integers: bool = True) -> str | None:
+    """Why a leaf cannot be compressed, or None; 8-bit integers are taken only where they are named."""
     if is_compressed(leaf):
         return "already compressed"
     if not hasattr(leaf, "dtype"):
         return f"a {type(leaf).__name__}, not an array"
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+    if not jnp.issubdtype(leaf.dtype, jnp.floating) and not (integers and leaf.dtype in (np.int8, np.uint8)):
         return f"{leaf.dtype} is not floating point"
     if leaf.size == 0:
         return f"empty (shape {tuple(leaf.shape)})"
@@ -122,7 +122,7 @@ def select(tree: Any, rules: Sequence[Rule[T]] | None = None) -> Selection[T]:
 
     Raises:
       ValueError: a rule that decides for no leaf, or one that chooses a leaf that cannot be compressed
-        (not floating point, empty, already compressed).
+        (neither floating point nor int8 or uint8, empty, already compressed).
     """
     leaves = named_leaves(tree)
     taken: dict[str, Rule[T]] = {}
@@ -130,7 +130,7 @@ def select(tree: Any, rules: Sequence[Rule[T]] | None = None) -> Selection[T]:
     if rules is None:
         rule: Rule[T] = Rule("*")
         for name, leaf in leaves.items():
-            reason = _unfit(leaf) or ("fewer than two dimensions" if leaf.ndim < 2 else None)
+            reason = _unfit(leaf, integers=False) or ("fewer than two dimensions" if leaf.ndim < 2 else None)
             if reason:
                 left[name] = reason
             else:
@@ -166,7 +166,7 @@ def select(tree: Any, rules: Sequence[Rule[T]] | None = None) -> Selection[T]:
 
 
 def check_compressible(name: str, leaf: Any) -> None:
-    """Raises ``ValueError`` where a leaf is not a non-empty floating-point array."""
+    """Raises ``ValueError`` where a leaf is not a non-empty array of floating-point numbers, int8 or uint8."""
     if reason := _unfit(leaf):
         raise ValueError(f"leaf {name!r} cannot be compressed: {reason}")
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bqjax import kmeans
-from bqjax.leaves import Clustered, trim_codebook
+from bqjax.leaves import Clustered, round_to, trim_codebook
 from bqjax.tree import Rule, check_finite, named_leaves, replace, select
 
 __all__ = ["kmeans_share"]
@@ -91,6 +91,10 @@ def _size(name: str, k: Any) -> int:
 
 def _share(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """Codebook ``[k]`` in the dtype of the values, and indices ``[n]``."""
+    if jnp.issubdtype(values.dtype, jnp.integer):
+        real = values.astype(jnp.float32)
+        rounded = round_to(kmeans.kmeans_scalar(real, k).codebook, values.dtype)
+        return rounded, kmeans.nearest(real, rounded.astype(jnp.float32))
     result = kmeans.kmeans_scalar(values, k)
     codebook = result.codebook.astype(values.dtype)
     if codebook.dtype == result.codebook.dtype:

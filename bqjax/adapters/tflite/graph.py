@@ -6,12 +6,17 @@ alone. Nothing in the file is trusted: offsets, sizes and indices are checked ag
 
 from __future__ import annotations
 
+import math
 import re
+import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from bqjax.adapters.tflite.verify import verify
 
 __all__ = ["Graph", "Operator", "Tensor", "parse"]
 
@@ -97,32 +102,70 @@ def parse(content: bytes) -> Graph:
     """
     from ai_edge_litert import schema_py_generated as schema
 
+    verify(content)
+    try:
+        return _graph(schema, content)
+    except ValueError:
+        raise
+    except (ArithmeticError, AttributeError, IndexError, KeyError, MemoryError, TypeError, struct.error) as error:
+        raise ValueError(f"damaged .tflite file ({type(error).__name__}: {error}): get a whole copy") from error
+
+
+def _quantised_axis(name: str, axis: int, shape: tuple[int, ...], channels: int) -> int:
+    if 0 <= axis < len(shape) and shape[axis] == channels:
+        return axis
+    if len(shape) == 1 and shape[0] == channels:
+        warnings.warn(f"tensor {name!r}: quantized_dimension {axis} of a vector is read as 0", stacklevel=2)
+        return 0
+    raise ValueError(f"tensor {name!r}: quantized_dimension {axis} does not fit {channels} scales and shape {shape}")
+
+
+def _graph(schema: Any, content: bytes) -> Graph:
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     codes, types = _names(schema.BuiltinOperator), _names(schema.TensorType)
     paddings, activations = _names(schema.Padding), _names(schema.ActivationFunctionType)
+    if len(model.subgraphs) != 1:
+        raise ValueError(f"the model has {len(model.subgraphs)} subgraphs: convert it to one without control flow")
     subgraph = model.subgraphs[0]
     tensors = []
     for t in subgraph.tensors:
         q = t.quantization
         quantised = q is not None and q.scale is not None and len(q.scale)
+        name = t.name.decode(errors="replace") if t.name else ""
+        if t.sparsity is not None:
+            raise ValueError(f"tensor {name!r} is sparse: densify the model first")
+        if not 0 <= t.buffer < len(model.buffers):
+            raise ValueError(f"tensor {name!r} names buffer {t.buffer} of {len(model.buffers)}: the file is damaged")
+        if model.buffers[t.buffer].offset > 1:
+            raise ValueError(f"tensor {name!r} has its data outside the flatbuffer: convert the model to below 2 GB")
         raw = model.buffers[t.buffer].data
+        if types.get(t.type) not in _DTYPES:
+            if raw is None:
+                raise ValueError(f"tensor {name!r} is of type {types.get(t.type, t.type)}, which is not supported")
+            raise ValueError(f"tensor {name!r} is of type {types.get(t.type, t.type)}: only 8-bit weights are supported")
         dtype = np.dtype(_DTYPES[types[t.type]])
         shape = tuple(int(n) for n in (t.shape if t.shape is not None else ()))
+        if raw is not None and (min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(raw)):
+            raise ValueError(f"tensor {name!r}: {dtype} of shape {shape} does not fit {len(raw)} bytes: the file is damaged")
         data = None if raw is None else np.asarray(raw, np.uint8).view(dtype).reshape(shape)
         tensors.append(
             Tensor(
-                name=t.name.decode() if t.name else "",
+                name=name,
                 shape=shape,
                 dtype=dtype,
                 scale=np.asarray(q.scale, np.float32) if quantised else None,
                 zero_point=np.asarray(q.zeroPoint, np.int64) if quantised else None,
-                axis=int(q.quantizedDimension) if quantised and len(q.scale) > 1 else None,
+                axis=_quantised_axis(name, int(q.quantizedDimension), shape, len(q.scale))
+                if quantised and len(q.scale) > 1
+                else None,
                 data=data,
                 buffer=int(t.buffer),
             )
         )
     operators = []
     for o in subgraph.operators:
+        if any(not -1 <= i < len(tensors) for i in (*o.inputs, *o.outputs)):
+            raise ValueError("an operator names a tensor that does not exist: the file is damaged")
         code = model.operatorCodes[o.opcodeIndex]
         options = {_snake(key): value for key, value in vars(o.builtinOptions).items()} if o.builtinOptions else {}
         if "padding" in options:

@@ -1,0 +1,137 @@
+"""A quantised ``.tflite`` model in the container: coded weights, and the rest of the file in one compressed array.
+
+The file says at which byte each weight lies, so that restoring it needs no flatbuffer code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bqjax import codec
+from bqjax.adapters.tflite.model import Model, rewritten
+from bqjax.codec import entropy
+from bqjax.leaves import Clustered, decode, is_compressed
+
+__all__ = ["exact", "load_model", "save_model"]
+
+KIND = "tflite"
+# Biases and scales are 4-byte numbers: contexts by position within 4 bytes (lp, pb) make them and 8-bit codes smaller.
+_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "lp": 2, "pb": 2, "dict_size": 1 << 24}]
+_INLINE = (0, 2048, 8192, 1 << 31)  # plain weights of fewer bytes may cost less within the rest than with a table of their own
+_MAX_RATIO = 8192  # restored bytes to a stored one, beyond what LZMA reaches
+_MAX_BYTES = 1 << 31  # offsets of a flatbuffer have 31 bits
+
+
+def exact(codes: np.ndarray) -> Clustered:
+    """Integer codes as a leaf that decodes to them: its codebook is the values that occur."""
+    values, indices = np.unique(codes, return_inverse=True)
+    return Clustered(indices.reshape(-1).astype(np.uint8), values[:, None], codes.shape, codes.dtype)
+
+
+def _cost(leaf: Any) -> int:
+    """Bytes of a layer in the file, about: codes by ``ans``, codebook, record."""
+    return len(entropy.encode(np.asarray(leaf.symbols()), leaf.n_symbol_values(), "ans")[1]) + leaf.table_bits() // 8 + 30
+
+
+def save_model(
+    path: str | os.PathLike[str],
+    model: Model,
+    tree: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    coder: str = "auto",
+    force: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> codec.FileInfo:
+    """Writes a model with compressed weights.
+
+    Args:
+      path: the file to write.
+      model: the model.
+      tree: as ``model.params``, where ``codes`` may be compressed leaves and ``bias`` may differ; None stores it as it is.
+      coder: of the weights, see :mod:`bqjax.codec.entropy`.
+      force: overwrite an existing file.
+      metadata: further strings by name.
+
+    Raises:
+      ValueError: as :func:`bqjax.adapters.tflite.model.rewritten` and :func:`bqjax.codec.save`.
+    """
+    tree = model.params if tree is None else tree
+    plain = {n: {f: np.asarray(decode(v) if is_compressed(v) else v) for f, v in layer.items()} for n, layer in tree.items()}
+    content = rewritten(model, plain)
+    spans: dict[str, tuple[int, int]] = {}
+    for name in model.params:
+        span = model.spans[name, "codes"]
+        if span not in spans.values():  # a shared buffer is stored once
+            spans[name] = span
+    coded = {}
+    for name in spans:
+        leaf = tree.get(name, model.params[name]).get("codes", model.params[name]["codes"])
+        coded[name] = leaf if is_compressed(leaf) else exact(np.asarray(leaf))
+    compressed = {name for name in spans if is_compressed(tree.get(name, {}).get("codes"))}
+    best: tuple[int, list[str], bytes] | None = None
+    for limit in _INLINE:
+        names = [name for name, (_, size) in spans.items() if name in compressed or size >= limit]
+        keep = np.ones(len(content), bool)
+        for name in names:
+            keep[spans[name][0] : sum(spans[name])] = False
+        packed = lzma.compress(np.frombuffer(content, np.uint8)[keep].tobytes(), lzma.FORMAT_RAW, filters=_FILTERS)
+        total = len(packed) + sum(_cost(coded[name]) for name in names)
+        if best is None or total < best[0]:
+            best = total, names, packed
+    _, names, packed = best if best is not None else (0, [], b"")
+    described = {
+        **(metadata or {}),
+        "kind": KIND,
+        "content_sha256": hashlib.sha256(content).hexdigest(),
+        "content_bytes": str(len(content)),
+        "offsets": json.dumps([spans[name][0] for name in names], separators=(",", ":")),
+    }
+    rest = np.frombuffer(packed, np.uint8)
+    return codec.save(
+        path, {"flatbuffer": rest, "weights": {name: coded[name] for name in names}}, coder=coder, force=force, metadata=described
+    )
+
+
+def load_model(path: str | os.PathLike[str]) -> bytes:
+    """Restores the ``.tflite`` file, byte for byte; needs no ai-edge-litert.
+
+    Raises:
+      ValueError: naming the file, where it holds no ``.tflite`` model or is damaged.
+      OSError: the file cannot be read.
+    """
+    where = os.fspath(path)
+    metadata = codec.inspect(path).metadata
+    if metadata.get("kind") != KIND:
+        raise ValueError(f"{where}: holds weights, not a .tflite model: bqjax decompress gives them as .safetensors")
+    try:
+        offsets, size = json.loads(metadata["offsets"]), int(metadata["content_bytes"])
+        tree = codec.load(path)
+        rest, layers = tree["flatbuffer"], [np.asarray(decode(leaf)) for leaf in tree["weights"].values()]
+        spans = list(zip(offsets, layers, strict=True))
+        if not 0 <= size <= min(_MAX_BYTES, _MAX_RATIO * Path(path).stat().st_size):
+            raise ValueError(f"claims {size} bytes")
+        unpacked = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS).decompress(rest.tobytes(), size + 1)
+        rest = np.frombuffer(unpacked, np.uint8)
+        if size != rest.size + sum(codes.nbytes for codes in layers):
+            raise ValueError("the parts do not add up to the stated size")
+        content, keep = np.zeros(size, np.uint8), np.ones(size, bool)
+        for start, codes in spans:
+            if type(start) is not int or not 0 <= start <= size - codes.nbytes or not keep[start : start + codes.nbytes].all():
+                raise ValueError("the weights do not lie in the file one beside the other")
+            content[start : start + codes.nbytes] = codes.reshape(-1).view(np.uint8)
+            keep[start : start + codes.nbytes] = False
+        content[keep] = rest
+    except (KeyError, TypeError, AttributeError, RecursionError, ValueError, lzma.LZMAError) as error:
+        raise ValueError(f"{where}: damaged .tflite container ({error})") from error
+    restored = content.tobytes()
+    if hashlib.sha256(restored).hexdigest() != metadata.get("content_sha256"):
+        raise ValueError(f"{where}: does not restore the model that was saved (sha256 differs)")
+    return restored
