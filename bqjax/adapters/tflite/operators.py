@@ -10,7 +10,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -261,7 +261,7 @@ def mean_axes(node: Node) -> tuple[int, ...]:
     return tuple(sorted(set(found)))
 
 
-OPERATORS = {
+OPERATORS: dict[str, Callable[..., jax.Array]] = {
     "ADD": _add,
     "AVERAGE_POOL_2D": _average,
     "CONCATENATION": _concatenate,

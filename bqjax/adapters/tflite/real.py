@@ -6,6 +6,7 @@ changes no code.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -85,7 +86,7 @@ def _pool_view(node: Node, x: jax.Array) -> windows.Window:
 
 def _average(node: Node, x: jax.Array) -> jax.Array:
     view = _pool_view(node, x)
-    return _clamp(windows.pool_sum(x, view) / windows.pool_counts(x.shape[1:3], view).astype(np.float32), node)
+    return _clamp(windows.pool_sum(x, view) / jnp.asarray(windows.pool_counts(x.shape[1:3], view), jnp.float32), node)
 
 
 def _max_pool(node: Node, x: jax.Array) -> jax.Array:
@@ -108,7 +109,7 @@ def _clamped(node: Node, x: jax.Array) -> jax.Array:
     return _clamp(x, node, node.operator.kind if node.operator.kind in ("RELU", "RELU6") else None)
 
 
-REAL_OPERATORS = {
+REAL_OPERATORS: dict[str, Callable[..., jax.Array]] = {
     "ADD": _add,
     "AVERAGE_POOL_2D": _average,
     "CONCATENATION": _concatenate,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,13 +22,13 @@ class Window(NamedTuple):
     pads: tuple[tuple[int, int], tuple[int, int]]
 
 
-def window(options: Mapping[str, Any], image: tuple[int, int], size: tuple[int, int]) -> Window:
+def window(options: Mapping[str, Any], image: Sequence[int], size: Sequence[int]) -> Window:
     """The window of a convolution or pooling, from the operator's options and the input's ``(height, width)``."""
     strides = (options["stride_h"], options["stride_w"])
     dilation = (options.get("dilation_hfactor", 1), options.get("dilation_wfactor", 1))
     reach = tuple((k - 1) * d + 1 for k, d in zip(size, dilation, strict=True))
     top, left = lax.padtype_to_pads(image, reach, strides, options["padding"])
-    return Window(size, strides, dilation, (tuple(top), tuple(left)))  # type: ignore[arg-type]
+    return Window(tuple(size), strides, dilation, (tuple(top), tuple(left)))  # type: ignore[arg-type]
 
 
 def _taps(x: jax.Array, w: Window, fill: float) -> Iterator[jax.Array]:
@@ -92,7 +92,7 @@ def pool_max(x: jax.Array, w: Window) -> jax.Array:
     return _reduce(x, w, low, lax.max)
 
 
-def pool_counts(image: tuple[int, int], w: Window) -> np.ndarray:
+def pool_counts(image: Sequence[int], w: Window) -> np.ndarray:
     """How many pixels of the image each window covers, int32 ``[1, h', w', 1]``."""
     counts = []
     for size, k, stride, (low, high) in zip(image, w.size, w.strides, w.pads, strict=True):
