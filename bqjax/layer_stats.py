@@ -22,8 +22,11 @@ __all__ = ["Layer", "Measured", "Moments", "input_rows", "layer_stats", "same_pa
 class Layer(Protocol):
     """A convolution or dense layer: its kind in the schema's words and the options that place its windows."""
 
-    kind: str
-    options: Mapping[str, Any]
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def options(self) -> Mapping[str, Any]: ...
 
 
 def to_rows(weight: np.ndarray, kind: str) -> np.ndarray:

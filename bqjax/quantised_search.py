@@ -59,7 +59,7 @@ class QuantisedConfig:
     passes: int = 3
     step_scale: float = 1.0
     damping: float = 0.01
-    class_weights: int | None = 4096
+    class_weights: int | None = None
 
     def __post_init__(self) -> None:
         if self.price is not None and not (self.price >= 0 and math.isfinite(self.price)):

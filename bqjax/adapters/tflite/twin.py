@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bqjax.adapters.tflite.graph import Graph, Operator, Tensor
-from bqjax.adapters.tflite.operators import OPERATORS, Node, int8_codes
+from bqjax.adapters.tflite.operators import OPERATORS, Node, int8_codes, shift_of
 from bqjax.adapters.tflite.real import REAL_OPERATORS, dequantized
 from bqjax.adapters.tflite.weights import WEIGHTED, weight_names
 

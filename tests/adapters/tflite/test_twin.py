@@ -14,11 +14,11 @@ import warnings
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from builder import network
 
+from bqjax.adapters.tflite.examples import grey_int8, read_images, read_spectra, to_int8
 from bqjax.adapters.tflite.graph import Graph, Operator, parse
 from bqjax.adapters.tflite.twin import build
 from bqjax.adapters.tflite.weights import params, weight_names
 from train.data import cifar10
-from train.tflite_data import grey_int8, read_images, read_spectra, to_int8
 
 RESOLVERS = {"builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES, "reference": OpResolverType.BUILTIN_REF}
 

@@ -1,7 +1,7 @@
 """Inputs of the 8-bit models as NumPy arrays: images in a zip file with their labels, and spectra of spoken words.
 
 A zip holds image files and ``labels.csv`` with the columns ``file`` and ``label`` (or ``label1001``, ImageNet's classes after a
-background class). Images of CIFAR-10 come from :func:`train.data.cifar10`.
+background class). An ``.npz`` holds what the model takes, as it is.
 """
 
 from __future__ import annotations
@@ -11,12 +11,51 @@ import io
 import os
 import zipfile
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["grey_int8", "read_images", "read_spectra", "to_int8"]
+from bqjax.adapters.tflite.graph import Tensor
+
+__all__ = ["Examples", "grey_int8", "read_examples", "read_images", "read_spectra", "to_int8"]
 
 LABEL_COLUMNS = ("label1001", "label")
+
+
+class Examples(NamedTuple):
+    """``inputs [n, ...]`` in the dtype that the model takes, and ``labels [n]``, int32."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+
+
+def read_examples(path: str | os.PathLike[str], source: Tensor) -> Examples:
+    """Examples for a model, in the form that its input has.
+
+    Args:
+      path: an ``.npz`` file with ``x`` and ``y`` (:func:`read_spectra`), or a ``.zip`` of images (:func:`read_images`), which are
+        resized to the input, turned to grey where it has one channel, and moved down by 128 where it is int8.
+      source: the model's input.
+
+    Raises:
+      ValueError: the file cannot be read, or the model does not take images of this kind.
+    """
+    if os.fspath(path).endswith(".npz"):
+        x, y = read_spectra(path)
+        x = x.reshape(len(x), *source.shape[1:]) if x[0].size == int(np.prod(source.shape[1:])) else x
+    else:
+        if len(source.shape) != 4 or source.shape[1] != source.shape[2] or source.shape[3] not in (1, 3):
+            raise ValueError(
+                f"the model takes {source.shape}, not square images of 1 or 3 channels: give its inputs as an .npz file"
+            )
+        x, y = read_images(path, source.shape[1])
+        if source.shape[3] == 1:
+            x = grey_int8(x) if source.dtype == np.int8 else (grey_int8(x).view(np.uint8) ^ 128)
+        elif source.dtype == np.int8:
+            x = to_int8(x)
+    if x.dtype != source.dtype or x.shape[1:] != source.shape[1:]:
+        raise ValueError(f"the model takes {source.dtype} {source.shape[1:]}, {path} gives {x.dtype} {x.shape[1:]}")
+    return Examples(x, y)
 
 
 def read_images(zip_path: str | os.PathLike[str], size: int, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:

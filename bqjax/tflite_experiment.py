@@ -1,0 +1,244 @@
+"""Makes a quantised ``.tflite`` model smaller, and measures what came out from the file that was written.
+
+Half of the examples are for the search, the other half for the report. The search sees the network through its JAX twin;
+every reported figure is LiteRT's, on the model that the file restores.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bqjax.adapters.tflite.examples import Examples
+from bqjax.adapters.tflite.graph import Tensor
+from bqjax.adapters.tflite.interpret import interpret
+from bqjax.adapters.tflite.model import Model
+from bqjax.adapters.tflite.twin import build
+from bqjax.experiment import zstd_bytes
+from bqjax.measured_state import kept_or_measured
+from bqjax.progress import Progress
+from bqjax.quantised_search import QuantisedConfig, QuantisedInfo, QuantisedNetwork, measure_layers, search_codes
+from bqjax.related.weight_sharing import kmeans_share
+from bqjax.sensitivity.journal import digest
+from bqjax.task import batches, classification_score
+from bqjax.tflite_container import exact, load_model, save_model
+from bqjax.tree import Rule
+
+__all__ = ["KMeansCodes", "Lossless", "TFLiteConfig", "TFLiteMethod", "TFLiteRow", "TFLiteRun", "prepare", "run", "twin_network"]
+
+
+@dataclass(frozen=True)
+class KMeansCodes:
+    """The baseline of the paper's Table II: ``k`` values a layer by k-means on the codes."""
+
+    k: int = 8
+
+
+@dataclass(frozen=True)
+class Lossless:
+    """Weights entropy-coded, nothing given up."""
+
+
+TFLiteMethod = QuantisedConfig | KMeansCodes | Lossless
+
+
+@dataclass(frozen=True, kw_only=True)
+class TFLiteConfig:
+    """An experiment of ``bqjax compress --config`` on a ``.tflite`` model.
+
+    Attributes:
+      model: the file, within the folder of ``--data``.
+      examples: ``examples(data_dir, input) -> Examples``.
+      method: makes the file that is kept.
+      beside: other settings by label, whose rows stand beside it; their files are not kept.
+      data: what the folder of ``--data`` must hold.
+      seed: of the split into halves and of every other draw.
+      batch_size: of the twin.
+      positions, draws: see :func:`bqjax.quantised_search.measure_layers`.
+    """
+
+    model: str
+    examples: Callable[[Path, Tensor], Examples]
+    method: QuantisedConfig = field(default_factory=QuantisedConfig)
+    beside: Mapping[str, TFLiteMethod] = field(default_factory=dict)
+    data: str
+    seed: int = 0
+    batch_size: int = 50
+    positions: int = 1024
+    draws: int = 1
+
+
+class TFLiteRow(NamedTuple):
+    """One line of the table. Right answers are counts, of LiteRT with its default kernels.
+
+    Attributes:
+      method: label.
+      search, test: right answers in the half that was searched on and in the other.
+      difference, standard_error: of the accuracy on the test half against the original model, paired, as shares.
+      agreement: share of test examples on which both predict the same.
+      file_bytes: of the container.
+      ratio: bytes of the ``.tflite`` over ``file_bytes``.
+      bits_per_weight: ``8 * file_bytes`` over all weights.
+      seconds: that compressing took.
+    """
+
+    method: str
+    search: int
+    test: int
+    difference: float
+    standard_error: float
+    agreement: float
+    file_bytes: int
+    ratio: float
+    bits_per_weight: float
+    seconds: float
+
+
+class TFLiteRun(NamedTuple):
+    """A model with its examples and what all rows share.
+
+    Attributes:
+      model, examples: what is compressed, and all examples.
+      search, test: rows of the two halves.
+      before: predictions of the original model.
+      measured: gives what calibration says of the layers; taken once.
+      network, batches: the twin and the search half.
+      zstd_bytes: of the original file.
+      n_weights: codes of all weights.
+    """
+
+    model: Model
+    examples: Examples
+    search: np.ndarray
+    test: np.ndarray
+    before: np.ndarray
+    measured: Callable[[], dict[str, Any]]
+    network: QuantisedNetwork
+    batches: list[Any]
+    zstd_bytes: int
+    n_weights: int
+
+
+def twin_network(model: Model) -> QuantisedNetwork:
+    """A model as the functions that a search takes."""
+    twin = build(model.graph)
+    logits = model.graph.tensors[twin.logits_index]
+    if logits.scale is None or logits.zero_point is None:
+        raise ValueError(f"the model's logits {logits.name!r} are not quantised")
+    scale, zero = float(logits.scale[0]), int(logits.zero_point[0])
+
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        codes = twin.apply_logits(params, x)
+        return (codes.reshape(codes.shape[0], -1).astype(jnp.float32) - zero) * scale
+
+    def real(params: Any, batch: Any) -> jax.Array:
+        z = twin.apply_real(params, batch["inputs"])
+        return z.reshape(z.shape[0], -1) * batch["mask"][:, None]
+
+    return QuantisedNetwork(model.params, twin.layers, twin.layer_inputs, real, classification_score(apply))
+
+
+def _predictions(content: bytes, inputs: np.ndarray) -> np.ndarray:
+    return interpret(content, inputs).reshape(len(inputs), -1).argmax(1)
+
+
+def prepare(
+    model: Model,
+    examples: Examples,
+    *,
+    seed: int = 0,
+    batch_size: int = 50,
+    positions: int = 1024,
+    draws: int = 1,
+    state_path: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> TFLiteRun:
+    """Splits the examples, runs the original model, and builds its twin.
+
+    Raises:
+      ValueError: fewer than two examples, or an operator that the twin does not know.
+    """
+    n = len(examples.labels)
+    if n < 2:
+        raise ValueError(f"two halves need at least 2 examples, got {n}")
+    order = np.random.default_rng(seed).permutation(n)
+    search, test = np.sort(order[: n // 2]), np.sort(order[n // 2 :])
+    network = twin_network(model)
+    cut = batches(examples.inputs[search], examples.labels[search], min(batch_size, len(search)))
+    key = jax.random.key(seed)
+    found: dict[str, Any] = {}
+
+    def measured() -> dict[str, Any]:
+        if not found:
+            settings = {"positions": str(positions), "draws": str(draws), "batch_size": str(batch_size)}
+            fingerprint = {"params": digest(network.params), "batches": digest(cut), "key": digest(key), **settings}
+            found.update(
+                kept_or_measured(
+                    state_path,
+                    fingerprint,
+                    lambda: measure_layers(network, cut, key=key, positions=positions, draws=draws, progress=progress),
+                )
+            )
+        return found
+
+    before = _predictions(model.content, examples.inputs)
+    n_weights = sum(layer["codes"].size for layer in model.params.values())
+    return TFLiteRun(model, examples, search, test, before, measured, network, cut, zstd_bytes(model.content), n_weights)
+
+
+def run(
+    on: TFLiteRun,
+    label: str,
+    method: TFLiteMethod,
+    path: str | os.PathLike[str],
+    *,
+    coder: str = "auto",
+    force: bool = False,
+    state_path: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[TFLiteRow, QuantisedInfo | None]:
+    """Compresses, writes the file, restores the model from it and runs that.
+
+    Raises:
+      ValueError: see the method, and :func:`bqjax.tflite_container.save_model`.
+    """
+    start = time.monotonic()
+    info = None
+    tree: dict[str, dict[str, Any]] = {name: dict(layer) for name, layer in on.model.params.items()}
+    if isinstance(method, QuantisedConfig):
+        params, info = search_codes(on.network, on.batches, on.measured(), method, state_path=state_path, progress=progress)
+        for report in info.layers:
+            if report.accepted:
+                new = params[report.name]
+                tree[report.name] = {**new, "codes": exact(np.asarray(new["codes"]))}
+    elif isinstance(method, KMeansCodes):
+        codes = {name: layer["codes"] for name, layer in on.model.params.items()}
+        for name, leaf in kmeans_share(codes, method.k, [Rule[int]("*")]).items():
+            tree[name]["codes"] = leaf
+    seconds = time.monotonic() - start
+    save_model(path, on.model, tree, coder=coder, force=force, metadata={"method": label})
+    after = _predictions(load_model(path), on.examples.inputs)
+    labels, size = on.examples.labels, Path(path).stat().st_size
+    right, was = (after == labels).astype(np.float64), (on.before == labels).astype(np.float64)
+    changed = (right - was)[on.test]
+    row = TFLiteRow(
+        label,
+        int(right[on.search].sum()),
+        int(right[on.test].sum()),
+        float(changed.mean()),
+        float(changed.std() / np.sqrt(len(changed))),
+        float((after == on.before)[on.test].mean()),
+        size,
+        len(on.model.content) / size,
+        8 * size / on.n_weights,
+        seconds,
+    )
+    return row, info
