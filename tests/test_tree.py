@@ -134,7 +134,7 @@ def test_a_shadowed_rule_is_an_error():
 @pytest.mark.parametrize(
     ("leaf", "reason"),
     [
-        (np.ones((2, 2), np.int8), "int8 is not floating point"),
+        (np.ones((2, 2), np.int32), "int32 is not floating point"),
         (np.ones((2, 0), np.float32), r"empty \(shape \(2, 0\)\)"),
         (clustered(), "already compressed"),
         (1.5, "a float, not an array"),
