@@ -48,29 +48,39 @@ class Compress:
     """How the indices of WEIGHTS are coded."""
     lossless: bool = False
     """Of a .tflite model: entropy-code only, so that it is restored byte for byte."""
+    max_drop: float | None = None
+    """Of a .tflite model with --data: points of accuracy that may be lost on the half of the examples that is searched on."""
     force: bool = False
     """Overwrite existing files."""
 
     def run(self, console: Console, command: str) -> None:
-        from bqjax import commands
+        from bqjax import commands, tflite_command
         from bqjax.experiment import ExperimentConfig
+        from bqjax.tflite_experiment import TFLiteConfig
 
         if (self.weights is None) == (self.config is None):
             raise ValueError("name either WEIGHTS.safetensors or --config FILE")
         # What would have no effect is refused.
-        other = (
-            ("data", "report", "table")
-            if self.config is None
-            else ("method", "bins", "sigma_scale", "only", "skip", "coder", "lossless")
-        )
+        with_data = self.weights is not None and self.weights.suffix == ".tflite" and self.data is not None
+        other: tuple[str, ...] = ("method", "bins", "sigma_scale", "only", "skip", "coder", "lossless", "max_drop")
+        if self.config is None:
+            other = ("report", "method", "bins", "coder", "lossless") if with_data else ("data", "report", "table", "max_drop")
         given = [f.name for f in fields(self) if f.name in other and getattr(self, f.name) != f.default]
         if given:
             options = ", ".join("--" + name.replace("_", "-") for name in given)
             raise ValueError(f"{options} cannot go with {'WEIGHTS' if self.config is None else '--config'}")
         if self.config is not None:
             out = self.out or Path("out") / f"{self.config.stem}.bq.safetensors"
+            config: ExperimentConfig | TFLiteConfig = commands.load_config(self.config, ExperimentConfig, TFLiteConfig)
+            if isinstance(config, TFLiteConfig):
+                if self.report is not None:
+                    raise ValueError("--report cannot go with a .tflite experiment: --table writes its table")
+                tflite_command.compress_tflite_config(
+                    config, self.data, out, command=command, table=self.table, force=self.force, console=console
+                )
+                return
             commands.compress_experiment(
-                commands.load_config(self.config, ExperimentConfig),
+                config,
                 self.data,
                 out,
                 command=command,
@@ -92,6 +102,18 @@ class Compress:
             if ignored:
                 options = ", ".join("--" + name.replace("_", "-") for name in ignored)
                 raise ValueError(f"{options} cannot go with {'--lossless' if self.lossless else 'a .tflite model'}")
+            if self.data is not None:
+                tflite_command.compress_tflite_with_data(
+                    self.weights,
+                    self.data,
+                    self.out or self.weights.with_suffix(".bq.safetensors"),
+                    max_drop=1.0 if self.max_drop is None else self.max_drop,
+                    command=command,
+                    table=self.table,
+                    force=self.force,
+                    console=console,
+                )
+                return
             commands.compress_tflite(
                 self.weights,
                 self.out or self.weights.with_suffix(".bq.safetensors"),

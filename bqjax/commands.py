@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,8 +44,6 @@ __all__ = [
     "progress_bar",
     "say",
 ]
-
-T = TypeVar("T")
 
 
 def say(console: Console, text: str) -> None:
@@ -80,13 +78,14 @@ def progress_bar(console: Console, what: str) -> Iterator[Progress]:
         yield lambda done, total, message: bar.update(task, completed=done, total=total, message=message)
 
 
-def load_config(path: Path, kind: type[T]) -> T:
-    """The ``config`` of a kind that a Python file defines. The file is run: use files you trust."""
+def load_config(path: Path, *kinds: type) -> Any:
+    """The ``config`` of one of some kinds that a Python file defines. The file is run: use files you trust."""
     if not path.is_file():
         raise ValueError(f"no config file {path}")
     config = runpy.run_path(str(path)).get("config")
-    if not isinstance(config, kind):
-        raise ValueError(f"{path} must define `config = {kind.__name__}(...)`, found {type(config).__name__}")
+    if not isinstance(config, kinds):
+        wanted = " or ".join(f"{kind.__name__}(...)" for kind in kinds)
+        raise ValueError(f"{path} must define `config = {wanted}`, found {type(config).__name__}")
     return config
 
 

@@ -25,7 +25,7 @@ LAYERS = [
     {"tflite_experiment"},
     {"report"},
     {"commands"},
-    {"sweep_command"},
+    {"sweep_command", "tflite_command"},
     {"cli"},
 ]
 

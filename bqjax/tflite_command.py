@@ -1,0 +1,114 @@
+"""What ``bqjax compress`` does with a quantised model and data; :mod:`bqjax.cli` parses its arguments."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from bqjax.adapters.tflite.examples import Examples, read_examples
+from bqjax.adapters.tflite.model import Model, read
+from bqjax.commands import progress_bar, say
+from bqjax.files import atomic_write
+from bqjax.quantised_search import QuantisedConfig
+from bqjax.report.tables import markdown, rich_table
+from bqjax.report.tflite_tables import layers_table, tflite_table
+from bqjax.tflite_experiment import Lossless, TFLiteConfig, TFLiteMethod, prepare, run
+
+__all__ = ["compress_tflite_config", "compress_tflite_with_data"]
+
+
+def compress_tflite_config(
+    config: TFLiteConfig,
+    data: Path | None,
+    out: Path,
+    *,
+    command: str,
+    table: Path | None = None,
+    force: bool = False,
+    console: Console,
+) -> None:
+    """Runs an experiment on a ``.tflite`` model."""
+    if data is None:
+        raise ValueError(f"--data is missing: it must name a folder with {config.data}")
+    model = read(data / config.model)
+    examples = config.examples(data, model.graph.tensors[model.graph.inputs[0]])
+    _run(model, Path(config.model).name, examples, config, out, command=command, table=table, force=force, console=console)
+
+
+def compress_tflite_with_data(
+    source: Path,
+    data: Path,
+    out: Path,
+    *,
+    max_drop: float,
+    command: str,
+    table: Path | None = None,
+    force: bool = False,
+    console: Console,
+) -> None:
+    """Compresses a ``.tflite`` model, losing at most ``max_drop`` points of accuracy on half of the examples of a file."""
+    model = read(source)
+    examples = read_examples(data, model.graph.tensors[model.graph.inputs[0]])
+    config = TFLiteConfig(
+        model=source.name,
+        examples=lambda data_dir, tensor: examples,
+        method=QuantisedConfig(max_drop=max_drop / 100, layer_drop=max(max_drop / 100, 0.01)),
+        beside={"lossless": Lossless()},
+        data=str(data),
+    )
+    _run(model, source.name, examples, config, out, command=command, table=table, force=force, console=console)
+
+
+def _run(
+    model: Model,
+    name: str,
+    examples: Examples,
+    config: TFLiteConfig,
+    out: Path,
+    *,
+    command: str,
+    table: Path | None,
+    force: bool,
+    console: Console,
+) -> None:
+    """Searches, writes the file, prints and writes the table. Interrupted, it goes on from what it kept beside ``out``."""
+    for path in (out, table):
+        if path is not None and path.exists() and not force:
+            raise ValueError(f"{path} exists: pass --force to overwrite it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    measured = out.with_name(f"{out.name}.measured.safetensors")
+    states = [measured]
+    with progress_bar(console, "measuring the layers") as progress:
+        on = prepare(
+            model,
+            examples,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            positions=config.positions,
+            draws=config.draws,
+            state_path=measured,
+            progress=progress,
+        )
+        on.measured()
+    methods: dict[str, TFLiteMethod] = {"B&Q at a price": config.method, **config.beside}
+    with tempfile.TemporaryDirectory(prefix=".bqjax-", dir=out.parent) as scratch:
+        rows, kept, info = [], Path(scratch) / "kept.bq.safetensors", None
+        for i, (label, method) in enumerate(methods.items()):
+            states.append(out.with_name(f"{out.name}.{i}.jsonl"))
+            path = kept if i == 0 else Path(scratch) / "beside.bq.safetensors"
+            with progress_bar(console, label) as progress:
+                row, found = run(on, label, method, path, force=i > 0, state_path=str(states[-1]), progress=progress)
+            rows.append(row)
+            info = found if i == 0 else info
+        kept.replace(out)
+    results = tflite_table(name, on, rows)
+    for shown in ([layers_table(info)] if info else []) + [results]:
+        console.print(rich_table(shown))
+    if table is not None:
+        with atomic_write(table, force=force) as file:
+            file.write(f"`{command}`\n\n{markdown(results)}".encode())
+    for state in states:
+        state.unlink(missing_ok=True)
+    say(console, f"wrote {out}")

@@ -1,0 +1,22 @@
+"""Bin & Quant on the int8 weights of keyword spotting (DS-CNN, int8 per channel), Table II of the paper.
+
+bqjax compress --config configs/tflite_kws.py --data ../shared/data --out out/tflite_kws.bq.safetensors
+"""
+
+from bqjax.adapters.tflite.examples import read_examples
+from bqjax.quantised_search import QuantisedConfig
+from bqjax.tflite_experiment import KMeansCodes, Lossless, TFLiteConfig
+
+config = TFLiteConfig(
+    model="tflite/kws_ds_cnn_int8.tflite",
+    data="tflite/kws_ds_cnn_int8.tflite and kws/kws01.npz",
+    examples=lambda data_dir, source: read_examples(data_dir / "kws/kws01.npz", source),
+    method=QuantisedConfig(max_drop=0.004),
+    beside={
+        "B&Q at a price, 2 points": QuantisedConfig(max_drop=0.02),
+        "no error compensation": QuantisedConfig(max_drop=0.004, compensate=False),
+        "no bias correction": QuantisedConfig(max_drop=0.004, correct_bias=False),
+        "k-means, 8 values": KMeansCodes(8),
+        "lossless": Lossless(),
+    },
+)
