@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.lattice import QuantisedLayer, quantise_layer, row_classes
+from bqjax.lattice import QuantisedLayer, quantise_layer
 from bqjax.layer_stats import Layer, Measured, Moments, layer_stats, to_rows, to_weight
 from bqjax.progress import Progress
 from bqjax.sensitivity.evaluate import Score, signed
@@ -46,8 +46,6 @@ class QuantisedConfig:
       passes: over a layer, see :func:`bqjax.lattice.quantise_layer`.
       step_scale: likewise.
       damping: of the inputs' second moment, a share of its mean diagonal.
-      class_weights: outputs of a layer are put into classes with grids of their own, each of at least so many weights;
-        None gives every layer one grid.
     """
 
     price: float | None = None
@@ -59,7 +57,6 @@ class QuantisedConfig:
     passes: int = 3
     step_scale: float = 1.0
     damping: float = 0.01
-    class_weights: int | None = None
 
     def __post_init__(self) -> None:
         if self.price is not None and not (self.price >= 0 and math.isfinite(self.price)):
@@ -98,9 +95,8 @@ class QuantisedReport:
       name, size: its weight and how many codes that has.
       accepted: False where it was left as it was, for ``reason``.
       values: how many different codes it has now.
-      bits: per code, at their entropy within the classes.
-      steps: of the grids, in steps of the old codes.
-      classes: ``[G, rows]``, see :func:`bqjax.lattice.row_classes`; None where the layer was left.
+      bits: per code, at their entropy.
+      step: of the grid, in steps of the old codes.
       drop: of the metric by this layer, after those before it; None where it was not tried by itself.
     """
 
@@ -110,9 +106,8 @@ class QuantisedReport:
     reason: str
     values: int
     bits: float
-    steps: tuple[float, ...]
+    step: float
     drop: float | None
-    classes: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -184,12 +179,6 @@ class _Search:
             name: to_rows(np.asarray(network.params[name]["codes"]).astype(np.int64), layer.kind)
             for name, layer in network.layers.items()
         }
-        self._classes = {
-            name: None
-            if config.class_weights is None
-            else row_classes(self._stats[name], -(-config.class_weights // rows.shape[-1]))
-            for name, rows in self.rows.items()
-        }
 
     def score(self, params: Any, what: str) -> dict[str, float]:
         def measure() -> dict[str, float]:
@@ -209,7 +198,6 @@ class _Search:
             self.zero_point(name),
             self._stats[name],
             price,
-            classes=self._classes[name],
             compensate=config.compensate,
             passes=config.passes,
             step_scale=config.step_scale,
@@ -320,8 +308,8 @@ def search_codes(
 def _report(name: str, old: np.ndarray, new: QuantisedLayer | None, reason: str, drop: float | None) -> QuantisedReport:
     counts = np.unique(old if new is None else new.codes, return_counts=True)[1]
     bits = float(-(counts * np.log2(counts / old.size)).sum()) if new is None else new.bits
-    steps, classes = ((1.0,), None) if new is None else (new.steps, new.classes)
-    return QuantisedReport(name, old.size, new is not None, reason, len(counts), bits / old.size, steps, drop, classes)
+    step = 1.0 if new is None else new.steps[0]
+    return QuantisedReport(name, old.size, new is not None, reason, len(counts), bits / old.size, step, drop)
 
 
 def _highest_price(search: _Search, baseline: Mapping[str, float], progress: Progress | None) -> float:

@@ -48,7 +48,7 @@ def compress_tflite_with_data(
     force: bool = False,
     console: Console,
 ) -> None:
-    """Compresses a ``.tflite`` model, losing at most ``max_drop`` points of accuracy on half of the examples of a file."""
+    """Compresses a ``.tflite`` model, changing at most ``max_drop`` % of the predictions on half of the examples."""
     model = read(source)
     examples = read_examples(data, model.graph.tensors[model.graph.inputs[0]])
     config = TFLiteConfig(

@@ -11,11 +11,10 @@ config = TFLiteConfig(
     model="tflite/mobilenet_v1_1.0_224_quant.tflite",
     data="tflite/mobilenet_v1_1.0_224_quant.tflite and imagenet_sample/imagenet_sample_224.zip",
     examples=lambda data_dir, source: read_examples(data_dir / "imagenet_sample/imagenet_sample_224.zip", source),
-    method=QuantisedConfig(max_drop=0.004),
+    # Trying every layer by itself would score the network 30 to 50 times more.
+    method=QuantisedConfig(max_drop=0.015, layer_drop=None),
     beside={
-        "B&Q at a price, 2 points": QuantisedConfig(max_drop=0.02),
-        "no error compensation": QuantisedConfig(max_drop=0.004, compensate=False),
-        "no bias correction": QuantisedConfig(max_drop=0.004, correct_bias=False),
+        "B&Q at a price, 4 %": QuantisedConfig(max_drop=0.04, layer_drop=None),
         "k-means, 8 values": KMeansCodes(8),
         "lossless": Lossless(),
     },

@@ -58,7 +58,7 @@ def layers_table(info: QuantisedInfo) -> Table:
             "yes" if layer.accepted else "no",
             str(layer.values),
             f"{layer.bits:.3f}",
-            ", ".join(f"{step:.1f}" for step in layer.steps),
+            f"{layer.step:.1f}",
             "" if layer.drop is None else f"{100 * layer.drop:+.2f}",
             layer.reason,
         )
