@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"_version", "files", "blocks", "audio", "progress"},
     {"leaves"},
-    {"tree", "segments", "histogram"},
-    {"kmeans", "sorted_weights", "codec", "adapters"},
+    {"tree", "segments", "histogram", "tiles", "seeding"},
+    {"kmeans", "vector_kmeans", "sorted_weights", "codec", "adapters"},
     {"bin_and_quant", "sensitivity"},
     {"rate"},
     {"search", "related", "task", "figures"},
