@@ -136,7 +136,7 @@ def gwk_cluster(
     rules: Sequence[Rule[GWKConfig | int]] | None = None,
     *,
     key: jax.Array,
-    config: GWKConfig = GWKConfig(),
+    config: GWKConfig | None = None,
     start: Any = None,
 ) -> tuple[Any, dict[str, LeafInfo]]:
     """Clusters the blocks of each chosen leaf, weighted by gradients.
@@ -150,7 +150,7 @@ def gwk_cluster(
       rules: which leaves to take, as :func:`bqjax.tree.select` reads them. A rule's ``setting`` is the leaf's config or its
         number of bits. Leaves of one ``group`` share a codebook. Without rules, leaves of two or more dimensions.
       key: a JAX random key, for the seeds of k-means.
-      config: for leaves whose rule has no setting.
+      config: for leaves whose rule has no setting; None is ``GWKConfig()``.
       start: an earlier result whose codebooks to start from, which saves the seeding and most iterations.
 
     Returns:
@@ -172,7 +172,7 @@ def gwk_cluster(
     leaves, taken = named_leaves(params), select(params, rules).taken
     gradients = None if grads is None else named_leaves(grads)
     starts = None if start is None else named_leaves(start)
-    settings = _settings(taken, config)
+    settings = _settings(taken, config or GWKConfig())
     members: dict[tuple[str | None, str], list[str]] = {}
     for name, rule in taken.items():
         check_finite(name, leaves[name])
