@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bqjax.blocks import block_mask, output_first, to_blocks
-from bqjax.gwk_blocks import GWKConfig, bits_per_weight, block_size, block_weights, leaf_blocks
+from bqjax.blocks import block_mask, output_first
+from bqjax.gwk_blocks import GWKConfig, bits_per_weight, block_size, block_weights, float_blocks, leaf_blocks
 from bqjax.leaves import Clustered, index_dtype
 from bqjax.tree import Rule, check_finite, named_leaves, replace, select
 from bqjax.vector_kmeans import VectorKMeans, kmeans_vector, nearest_block
@@ -62,18 +62,17 @@ def by_shape(function: Callable[..., Any], arguments: Mapping[Any, tuple[Any, ..
     for key, args in arguments.items():
         leaves, structure = jax.tree.flatten(args)
         alike.setdefault((structure, tuple((x.shape, str(x.dtype)) for x in leaves)), []).append(key)
-    results = {}
+    results: dict[Any, Any] = {}
     for keys in alike.values():
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *[arguments[key] for key in keys])
-        out = _mapped(function, stacked)
-        for i, key in enumerate(keys):
-            results[key] = jax.tree.map(lambda x, i=i: x[i], out)
+        results.update(zip(keys, _mapped(function, [arguments[key] for key in keys]), strict=True))
     return results
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _mapped(function: Callable[..., Any], stacked: tuple[Any, ...]) -> Any:
-    return lax.map(lambda args: function(*args), stacked)
+def _mapped(function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *arguments)
+    out = lax.map(lambda args: function(*args), stacked)
+    return [jax.tree.map(lambda x, i=i: x[i], out) for i in range(len(arguments))]
 
 
 @functools.lru_cache
@@ -109,6 +108,10 @@ def _gradient(name: str, leaf: Any, grads: Mapping[str, Any] | None, setting: GW
     if not isinstance(grad, jax.core.Tracer) and (bad := np.size(grad) - int(jnp.isfinite(grad).sum())):
         raise ValueError(f"the gradient of leaf {name!r} holds {bad} NaN or infinite values of {np.size(grad)}")
     return grad
+
+
+def _joined(parts: list[jax.Array]) -> jax.Array:
+    return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 class _Job(NamedTuple):
@@ -190,14 +193,14 @@ def gwk_cluster(
                 raise ValueError(f"leaves of group {group!r} share one codebook and must agree in {what}, got {each}")
         job = jobs[first] = _Job(group, names, sizes[first], 2**setting.bits)
         parts = [leaf_blocks(name, leaves[name], job.d) for name in names]
-        x, real = jnp.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+        x, real = _joined([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
         if job.k > len(x):
             most = int(math.log2(len(x)))
             raise ValueError(
                 f"leaf {first!r} has {len(x)} blocks of {job.d}, fewer than the {job.k} codebook entries of {setting.bits} bits: "
                 f"give it at most {most} bits, Rule({first!r}, {most}), smaller blocks, or skip it, Rule({first!r}, skip=True)"
             )
-        w = jnp.concatenate([block_weights(_gradient(n, leaves[n], gradients, setting), job.d, setting.weighting) for n in names])
+        w = _joined([block_weights(_gradient(n, leaves[n], gradients, setting), job.d, setting.weighting) for n in names])
         waiting.setdefault((job.k, setting.iterations), {})[first] = (
             x,
             w,
@@ -218,7 +221,7 @@ def gwk_cluster(
                 indices = nearest_block(x, codebook.astype(jnp.float32), mask=mask)
             shapes = {name: np.shape(leaves[name]) for name in job.names}
             ends = np.cumsum([block_mask(s, output_first(len(s)), job.d).shape[0] for s in shapes.values()])
-            for name, part in zip(job.names, jnp.split(indices, ends[:-1]), strict=True):
+            for name, part in zip(job.names, jnp.split(indices, ends[:-1]) if len(ends) > 1 else [indices], strict=True):
                 order = output_first(len(shapes[name]))
                 clustered[name] = Clustered(part.astype(index_dtype(k)), codebook, shapes[name], dtype, order, group=job.group)
             price = bits_per_weight({name: clustered[name] for name in job.names})
@@ -253,7 +256,7 @@ def assign(params: Any, tree: Any) -> Any:
                 found = np.shape(weights[name]) if name in weights else "nothing"
                 raise ValueError(f"clustered leaf {name!r} stands for weights of shape {leaf.shape}, the parameters have {found}")
             real = block_mask(leaf.shape, leaf.axis_order, leaf.d)
-            x = to_blocks(jnp.asarray(weights[name]).astype(jnp.float32), leaf.axis_order, leaf.d)
+            x = float_blocks(jnp.asarray(weights[name]), leaf.axis_order, leaf.d)
             arguments[name] = (x, jnp.asarray(leaf.codebook).astype(jnp.float32), None if real.all() else jnp.asarray(real))
     indices = by_shape(_nearest, arguments)
     return replace(params, {name: with_fields(named_leaves(tree)[name], indices=index) for name, index in indices.items()})

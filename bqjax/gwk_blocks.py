@@ -6,6 +6,7 @@ Reference:
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from bqjax.blocks import block_mask, output_first, to_blocks
 from bqjax.leaves import Clustered
 from bqjax.tree import named_leaves
 
-__all__ = ["GWKConfig", "Weighting", "bits_per_weight", "block_size", "block_weights", "leaf_blocks"]
+__all__ = ["GWKConfig", "Weighting", "bits_per_weight", "block_size", "block_weights", "float_blocks", "leaf_blocks"]
 
 Weighting = Literal["block", "coordinate", "none"]
 
@@ -86,11 +87,17 @@ def block_weights(grad: Any, d: int, weighting: Weighting = "block") -> jax.Arra
       >>> block_weights(np.float32([[1], [3], [0], [-4]]), 2).tolist()
       [[1.0], [1.0]]
     """
-    order = output_first(np.ndim(grad))
-    real = block_mask(np.shape(grad), order, d)
+    return _block_weights(jnp.asarray(grad), d, weighting)
+
+
+# Compiled as a whole: one by one, its operations would be compiled for every shape of a network.
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _block_weights(grad: jax.Array, d: int, weighting: Weighting) -> jax.Array:
+    order = output_first(grad.ndim)
+    real = block_mask(grad.shape, order, d)
     if weighting == "none":
         return jnp.ones((real.shape[0], 1), jnp.float32)
-    size = to_blocks(jnp.abs(jnp.asarray(grad)).astype(jnp.float32), order, d)
+    size = to_blocks(jnp.abs(grad).astype(jnp.float32), order, d)
     if weighting == "block":
         size, real = size.sum(1, keepdims=True) / real.sum(1, keepdims=True).astype(np.float32), np.ones_like(real[:, :1])
     # Against the largest first, so that gradients of 1e-30 do not add up to nothing.
@@ -127,6 +134,12 @@ def bits_per_weight(tree: Any, codebook_bits: int = 8) -> float:
     return total / weights
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def float_blocks(weight: jax.Array, axis_order: tuple[int, ...], d: int) -> jax.Array:
+    """:func:`bqjax.blocks.to_blocks` in float32."""
+    return to_blocks(weight.astype(jnp.float32), axis_order, d)
+
+
 def leaf_blocks(name: str, leaf: Any, d: int) -> tuple[jax.Array, np.ndarray]:
     """Blocks ``[n, d]`` of a leaf in float32, and which of their entries are real."""
     order = output_first(np.ndim(leaf))
@@ -136,4 +149,4 @@ def leaf_blocks(name: str, leaf: Any, d: int) -> tuple[jax.Array, np.ndarray]:
             f"leaf {name!r} of shape {np.shape(leaf)} has rows of {row} weights, fewer than a block of {d}: give it a smaller "
             f"block by a rule, Rule({name!r}, GWKConfig(cv={row}, pw={row})), or skip it, Rule({name!r}, skip=True)"
         )
-    return to_blocks(jnp.asarray(leaf).astype(jnp.float32), order, d), block_mask(np.shape(leaf), order, d)
+    return float_blocks(jnp.asarray(leaf), order, d), block_mask(np.shape(leaf), order, d)

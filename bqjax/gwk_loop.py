@@ -14,6 +14,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace as with_fields
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from jax import lax
 
 from bqjax.blocks import block_mask, to_blocks
 from bqjax.gwk import assign
-from bqjax.gwk_blocks import Weighting, block_weights
+from bqjax.gwk_blocks import Weighting, block_weights, float_blocks
 from bqjax.leaves import Clustered
 from bqjax.tree import named_leaves, replace
 from bqjax.vector_kmeans import weighted_sums
@@ -152,13 +153,14 @@ class _Sums(NamedTuple):
     error: jax.Array  # [k]
 
 
+@functools.partial(jax.jit, static_argnums=3)
 def _sums(params: Any, grads: Any, tree: Any, weighting: Weighting) -> dict[str, _Sums]:
     weights, gradients = named_leaves(params), named_leaves(grads)
     parts: dict[str, list[tuple[jax.Array, ...]]] = {}
     sizes: dict[str, int] = {}
     for name, leaf in _clustered(tree).items():
         real = block_mask(leaf.shape, leaf.axis_order, leaf.d).astype(np.float32)
-        x = to_blocks(jnp.asarray(weights[name]).astype(jnp.float32), leaf.axis_order, leaf.d)
+        x = float_blocks(jnp.asarray(weights[name]), leaf.axis_order, leaf.d)
         g = block_weights(gradients[name], leaf.d, weighting) * real
         error = (jnp.square(x - jnp.asarray(leaf.codebook).astype(jnp.float32)[jnp.asarray(leaf.indices)]) * g).sum(1)
         parts.setdefault(_key(name, leaf), []).append((x, g, jnp.asarray(leaf.indices).astype(jnp.int32), error))

@@ -59,19 +59,20 @@ def seeds(points: Points, k: int, key: jax.Array) -> jax.Array:
     together = -(-k // rounds)
     candidates = 2 + int(np.log(k)) if together == 1 else 1
 
+    random = jax.random.uniform(key, (rounds, max(together, candidates)), maxval=1 - 2.0**-20)
+
     def errors(at: jax.Array) -> jax.Array:
         return (jnp.square(x - x[at][None]) * weights).sum(1)
 
-    def draw(left: jax.Array, key: jax.Array, count: int) -> jax.Array:
+    def draw(left: jax.Array, u: jax.Array) -> jax.Array:
         upto = jnp.cumsum(jnp.where(jnp.isinf(left), weights.mean(1), left))
-        u = jax.random.uniform(key, (count,), maxval=1 - 2.0**-20)
         at = jnp.minimum(jnp.searchsorted(upto, u * upto[-1], side="right"), n - 1)
         # With as many seeds as distinct points nothing is left to draw from.
         return jnp.where(upto[-1] > 0, at, jnp.argmax(weights.mean(1))).astype(jnp.int32)
 
     def seed(r: Any, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         chosen, left = state
-        at = draw(left, jax.random.fold_in(key, r), max(together, candidates))
+        at = draw(left, random[r])
         if together > 1:
             left = lax.fori_loop(0, together, lambda i, left: jnp.minimum(left, errors(at[i])), left)
             return lax.dynamic_update_slice_in_dim(chosen, at, r * together, 0), left

@@ -226,7 +226,8 @@ def kmeans_vector(
     With one weight a point, a centroid is ``sum w x / sum w`` over its points and the nearest one is that of least plain
     distance. With a weight for every coordinate (a diagonal Fisher matrix) means are taken coordinate by coordinate and
     the distance is weighted too; a point whose weights are all zero goes by plain distance. Points of weight zero move no
-    centroid. One start is made; for ``d = 1`` :func:`bqjax.kmeans.kmeans_scalar` finds better optima. Deterministic for a key; jittable with ``k`` and the iterations static.
+    centroid. One start is made; for ``d = 1`` :func:`bqjax.kmeans.kmeans_scalar` finds better optima. Deterministic for a
+    key; jittable with ``k`` and the iterations static.
 
     The nearest entry is that of the largest ``c.x - |c|^2 / 2`` in float32, about the mean of the points and with their
     largest coordinate of order 1: an entry can be chosen whose squared distance exceeds the least by some 1e-6 of the largest
