@@ -34,11 +34,14 @@ def normal(*shape, seed=0):
 
 
 def tree(seed=0):
-    """One convolution that blocks of 6 divide, one that they do not, a pointwise one, a dense layer."""
+    """One convolution that blocks of 6 divide, one that they do not, a pointwise one, a dense layer.
+
+    A clustering is compiled for every number and size of blocks: all tests keep to those of this tree.
+    """
     return {
         "conv": {"kernel": normal(3, 3, 4, 8, seed=seed), "bias": normal(8, seed=seed)},
-        "layers": [Pair(normal(3, 3, 3, 8, seed=seed + 1), normal(8)), (normal(1, 1, 8, 16, seed=seed + 2),)],
-        "head": {"kernel": normal(10, 12, seed=seed + 3)},
+        "layers": [Pair(normal(3, 3, 3, 8, seed=seed + 1), normal(8)), (normal(1, 1, 24, 8, seed=seed + 2),)],
+        "head": {"kernel": normal(24, 8, seed=seed + 3)},
         "steps": np.arange(3, dtype=np.int32),
     }
 
@@ -81,9 +84,11 @@ def test_the_tree_the_block_sizes_and_the_price():
 def test_entries_are_the_gradient_weighted_means_of_their_blocks(weighting):
     """Equation 1, at the fixed point, with the layout and the weights worked out again in NumPy."""
     params, grads = tree(), tree(seed=10)
-    config = GWKConfig(bits=3, weighting=weighting, iterations=500)
-    compressed, info = gwk_cluster(params, grads, [Rule("*kernel")], key=KEY, config=config)
-    for name in ("conv/kernel", "layers/0/kernel", "head/kernel"):
+    names = ["layers/0/kernel", "head/kernel"]
+    config = GWKConfig(bits=3, weighting=weighting)
+    compressed, info = gwk_cluster(params, grads, [Rule(name) for name in names], key=KEY, config=config)
+    for name in names:
+        assert int(info[name].iterations) < 25
         leaf = named_leaves(compressed)[name]
         x, real = blocks_of(named_leaves(params)[name], leaf.d)
         size = np.abs(blocks_of(named_leaves(grads)[name], leaf.d)[0])
@@ -107,12 +112,11 @@ def test_entries_are_the_gradient_weighted_means_of_their_blocks(weighting):
 
 
 def test_blocks_with_large_gradients_are_kept():
-    params, grads = {"w": normal(16, 64)}, {"w": np.full((16, 64), 1e-3, np.float32)}
-    grads["w"][:, :4] = 1
-    config = GWKConfig(bits=4)
-    with_g = decode(gwk_cluster(params, grads, key=KEY, config=config)[0])["w"]
-    without = decode(gwk_cluster(params, None, key=KEY, config=config)[0])["w"]
-    error = lambda w: np.square(np.asarray(w) - params["w"])[:, :4].mean()  # noqa: E731
+    params, grads = {"w": normal(24, 8)}, {"w": np.full((24, 8), 1e-3, np.float32)}
+    grads["w"][:4] = 1
+    with_g = decode(gwk_cluster(params, grads, key=KEY, config=CONFIG)[0])["w"]
+    without = decode(gwk_cluster(params, None, key=KEY, config=CONFIG)[0])["w"]
+    error = lambda w: np.square(np.asarray(w) - params["w"])[:4].mean()  # noqa: E731
     assert error(with_g) < 0.2 * error(without)
 
 
@@ -156,25 +160,25 @@ def test_rules_settings_and_groups():
     rules = [
         Rule("conv/*", skip=True),
         Rule("head/kernel", 2),
-        Rule("layers/1/0", GWKConfig(bits=2, pw=8)),
+        Rule("layers/1/0", GWKConfig(bits=2, pw=4)),
         Rule("layers/0/kernel"),
     ]
     compressed, _ = gwk_cluster(params, grads, rules, key=KEY, config=CONFIG)
     assert compressed["conv"]["kernel"] is params["conv"]["kernel"]
     assert compressed["head"]["kernel"].codebook.shape == (4, 4)
-    assert compressed["layers"][1][0].codebook.shape == (4, 8)
+    assert compressed["layers"][1][0].codebook.shape == (4, 4)
     assert compressed["layers"][0].kernel.codebook.shape == (8, 6)
 
-    params = {"a": normal(8, 8), "b": normal(8, 12, seed=1)}
+    params = {"a": normal(12, 8), "b": normal(24, 4, seed=1)}
     shared, info = gwk_cluster(params, params, [Rule("*", group="g")], key=KEY, config=CONFIG)
     np.testing.assert_array_equal(shared["a"].codebook, shared["b"].codebook)
     assert info["a"] == info["b"]
-    assert bits_per_weight(shared) == (40 * 3 + 32 * 8) / 160
+    assert bits_per_weight(shared) == (48 * 3 + 32 * 8) / 192
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_short_types(dtype):
-    params = {"w": jnp.asarray(normal(16, 16)).astype(dtype)}
+    params = {"w": jnp.asarray(normal(24, 8)).astype(dtype)}
     leaf = gwk_cluster(params, None, key=KEY, config=CONFIG)[0]["w"]
     assert leaf.codebook.dtype == leaf.decode().dtype == dtype
     again = assign(params, {"w": leaf})["w"]
@@ -198,10 +202,9 @@ def test_a_start_is_followed():
     params, grads = tree(), tree(seed=10)
     first, _ = clustered()
     moved = jax.tree.map(lambda x: x + 1e-4 if x.dtype == np.float32 else x, params)
-    again, info = gwk_cluster(moved, grads, key=jax.random.key(5), config=CONFIG, start=first)
-    assert max(int(i.iterations) for i in info.values()) < 25
-    for name in CLUSTERED:
-        np.testing.assert_allclose(named_leaves(again)[name].codebook, named_leaves(first)[name].codebook, atol=0.2)
+    again, info = gwk_cluster(moved, grads, [Rule("conv/kernel")], key=jax.random.key(5), config=CONFIG, start=first)
+    assert int(info["conv/kernel"].iterations) < 25
+    np.testing.assert_allclose(again["conv"]["kernel"].codebook, first["conv"]["kernel"].codebook, atol=1e-3)
     with pytest.raises(ValueError, match=r"start has a codebook of \(8, 6\) for leaf 'conv/kernel', which needs one of \(16, 6\)"):
         gwk_cluster(moved, grads, [Rule("conv/kernel", 4)], key=KEY, start=first)
     with pytest.raises(ValueError, match="start has no codebook for leaf 'conv/kernel'"):
@@ -226,9 +229,9 @@ def poisoned(value):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_is_refused_by_name(value):
-    with pytest.raises(ValueError, match="the gradient of leaf 'head/kernel' holds 1 NaN or infinite values of 120"):
+    with pytest.raises(ValueError, match="the gradient of leaf 'head/kernel' holds 1 NaN or infinite values of 192"):
         gwk_cluster(tree(), poisoned(value), key=KEY, config=CONFIG)
-    with pytest.raises(ValueError, match="leaf 'head/kernel' holds 1 NaN or infinite values of 120"):
+    with pytest.raises(ValueError, match="leaf 'head/kernel' holds 1 NaN or infinite values of 192"):
         gwk_cluster(poisoned(value), tree(), key=KEY, config=CONFIG)
 
 
@@ -237,11 +240,11 @@ def test_unfit_arguments():
     for rules, message in [
         (
             [Rule("head/kernel", 6)],
-            r"leaf 'head/kernel' has 36 blocks of 4, fewer than the 64 codebook entries of 6 bits",
+            r"leaf 'head/kernel' has 48 blocks of 4, fewer than the 64 codebook entries of 6 bits",
         ),
         (
-            [Rule("head/kernel", GWKConfig(pw=11))],
-            r"leaf 'head/kernel' of shape \(10, 12\) has rows of 10 weights, fewer",
+            [Rule("head/kernel", GWKConfig(pw=25))],
+            r"leaf 'head/kernel' of shape \(24, 8\) has rows of 24 weights, fewer",
         ),
         ([Rule("conv/bias", GWKConfig(bits=1))], r"leaf 'conv/bias' of shape \(8,\) has rows of 1 weights"),
         ([Rule("haed/kernel")], "rule 'haed/kernel' matches no leaf; did you mean 'head/kernel'"),
@@ -254,8 +257,8 @@ def test_unfit_arguments():
             gwk_cluster(params, grads, rules, key=KEY, config=CONFIG)
     with pytest.raises(ValueError, match="there is no gradient for leaf 'head/kernel'"):
         gwk_cluster(params, {"conv": grads["conv"]}, [Rule("head/kernel", 1)], key=KEY)
-    with pytest.raises(ValueError, match=r"the gradient of leaf 'w' has shape \(3,\), the leaf \(8, 8\)"):
-        gwk_cluster({"w": normal(8, 8)}, {"w": normal(3)}, key=KEY, config=CONFIG)
+    with pytest.raises(ValueError, match=r"the gradient of leaf 'w' has shape \(3,\), the leaf \(24, 8\)"):
+        gwk_cluster({"w": normal(24, 8)}, {"w": normal(3)}, key=KEY, config=CONFIG)
     for setting, message in [({"bits": 17}, "bits must be"), ({"cv": 0}, "cv must be"), ({"weighting": "x"}, "weighting must be")]:
         with pytest.raises(ValueError, match=message):
             GWKConfig(**setting)
@@ -282,7 +285,7 @@ def test_straight_through_has_the_values_of_the_file_and_the_gradients_of_the_we
 
 
 def test_gradients_of_codebooks_are_those_of_automatic_differentiation():
-    params = {"a": normal(8, 10), "b": normal(8, 12, seed=1), "c": normal(3, 3, 3, 8)}
+    params = {"a": normal(12, 8), "b": normal(24, 4, seed=1), "c": normal(3, 3, 3, 8)}
     rules = [Rule("c"), Rule("*", group="g")]
     compressed, _ = gwk_cluster(params, None, rules, key=KEY, config=CONFIG)
     loss = lambda p: sum(jnp.sin(x).sum() + (x**3).sum() for x in p.values())  # noqa: E731
@@ -296,7 +299,7 @@ def test_gradients_of_codebooks_are_those_of_automatic_differentiation():
 
 
 def float_tree(seed=0):
-    return {"conv": normal(3, 3, 3, 8, seed=seed), "a": normal(8, 12, seed=seed + 1), "b": normal(8, 8, seed=seed + 2)}
+    return {"conv": normal(3, 3, 3, 8, seed=seed), "a": normal(12, 8, seed=seed + 1), "b": normal(24, 4, seed=seed + 2)}
 
 
 def running(params, grads):
@@ -358,9 +361,9 @@ def test_entries_that_no_block_points_to_are_revived():
 
 def test_a_training_step_under_jit_learns():
     """Latent weights, straight-through, running codebooks, then codebooks alone: the loss of what would be in the file falls."""
-    x, y = normal(256, 16), normal(256, 8, seed=1)
-    y = y * 0.1 + x @ normal(16, 8, seed=2)
-    params = {"w": normal(16, 8, seed=2) + 0.3 * normal(16, 8, seed=3)}
+    x, y = normal(256, 24), normal(256, 8, seed=1)
+    y = y * 0.1 + x @ normal(24, 8, seed=2)
+    params = {"w": normal(24, 8, seed=2) + 0.3 * normal(24, 8, seed=3)}
     loss = lambda p: jnp.square(x @ p["w"] - y).mean()  # noqa: E731
     grads = jax.grad(loss)(params)
     compressed, _ = gwk_cluster(params, grads, key=KEY, config=CONFIG)
