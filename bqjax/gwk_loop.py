@@ -1,0 +1,234 @@
+"""GWK inside the training loop: what the paper does once an epoch, in every step.
+
+The network runs on the reconstruction while the optimiser moves latent weights, to which gradients go straight through
+(:func:`straight_through`). Each step refreshes the assignments and moves the codebook a little, to running
+gradient-weighted means (:func:`gwk_update`). Late in training assignments are frozen, and the codebooks themselves are
+trained: the gradient of an entry is the sum of those of all blocks that point to it (:func:`codebook_gradients`). None of
+this is in the paper, whose weights are replaced by their reconstruction after each epoch.
+
+References:
+  Bengio, Léonard, Courville 2013 (arXiv 1308.3432): the straight-through estimator.
+  van den Oord, Vinyals, Kavukcuoglu 2017 (arXiv 1711.00937), appendix A.1: codebooks as running means.
+  Stock et al. 2020 (arXiv 1907.05686), section 3.3: codebooks trained by summed gradients.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace as with_fields
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from bqjax.blocks import block_mask, to_blocks
+from bqjax.gwk import assign
+from bqjax.gwk_blocks import Weighting, block_weights, float_blocks
+from bqjax.leaves import Clustered
+from bqjax.tree import named_leaves, replace
+from bqjax.vector_kmeans import weighted_sums
+
+__all__ = ["GWKState", "codebook_gradients", "codebooks", "gwk_init", "gwk_update", "straight_through", "with_codebooks"]
+
+
+@jax.custom_vjp
+def _pass_through(latent: jax.Array, value: jax.Array) -> jax.Array:
+    return value
+
+
+def _forward(latent: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
+    return value, None
+
+
+def _backward(_: None, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return g, jnp.zeros_like(g)
+
+
+_pass_through.defvjp(_forward, _backward)
+
+
+def straight_through(latent: Any, tree: Any) -> Any:
+    """Parameters that have the values of the clustered tree, and whose gradients go to the latent weights.
+
+    Args:
+      latent: pytree of weights.
+      tree: the same with clustered leaves; its other leaves are not looked at.
+
+    Returns:
+      ``latent`` with the values of every clustered leaf decoded: bit for bit what will be in the file.
+
+    Example:
+      >>> leaf = Clustered(np.array([0, 1], np.uint8), np.float32([[1.0], [5.0]]), (2,), np.float32)
+      >>> latent = {"w": jnp.array([0.8, 4.0])}
+      >>> loss = lambda latent: (straight_through(latent, {"w": leaf})["w"] ** 2).sum()
+      >>> loss(latent).item(), jax.grad(loss)(latent)["w"].tolist()
+      (26.0, [2.0, 10.0])
+    """
+    leaves = named_leaves(latent)
+    return replace(latent, {name: _pass_through(leaves[name], leaf.decode()) for name, leaf in _clustered(tree).items()})
+
+
+def _clustered(tree: Any) -> dict[str, Clustered]:
+    return {name: leaf for name, leaf in named_leaves(tree).items() if isinstance(leaf, Clustered)}
+
+
+def _key(name: str, leaf: Clustered) -> str:
+    return name if leaf.group is None else f"group {leaf.group}"
+
+
+def codebooks(tree: Any) -> dict[str, jax.Array]:
+    """The codebooks ``[k, d]`` of a clustered tree by leaf name; one that a group shares is there once, as ``"group NAME"``.
+
+    A plain dict: an optimiser's ``init`` and ``update`` take it as it is.
+    """
+    return {_key(name, leaf): jnp.asarray(leaf.codebook) for name, leaf in _clustered(tree).items()}
+
+
+def with_codebooks(tree: Any, new: Mapping[str, Any]) -> Any:
+    """The tree with the codebooks of :func:`codebooks` replaced. Differentiable.
+
+    Raises:
+      ValueError: a codebook is missing, or has another shape.
+    """
+    changed = {}
+    for name, leaf in _clustered(tree).items():
+        key = _key(name, leaf)
+        if key not in new or np.shape(new[key]) != np.shape(leaf.codebook):
+            found = np.shape(new[key]) if key in new else "nothing"
+            raise ValueError(f"codebook {key!r} must have shape {np.shape(leaf.codebook)}, got {found}")
+        changed[name] = with_fields(leaf, codebook=jnp.asarray(new[key]))
+    return replace(tree, changed)
+
+
+def codebook_gradients(tree: Any, grads: Any) -> dict[str, jax.Array]:
+    """The gradient of every codebook entry: the sum of the gradients of all weights that it stands for. Traceable.
+
+    That is the gradient with respect to ``codebooks(tree)`` of a loss of ``decode(with_codebooks(tree, ...))``, from
+    gradients with respect to the weights.
+
+    Args:
+      tree: clustered tree.
+      grads: gradients of the decoded weights, a pytree with the same names.
+
+    Returns:
+      ``[k, d]`` by the names of :func:`codebooks`; leaves of a group are added up.
+
+    Example:
+      >>> leaf = Clustered(np.array([0, 1, 0], np.uint8), np.float32([[1.0], [5.0]]), (3,), np.float32)
+      >>> codebook_gradients({"w": leaf}, {"w": np.float32([1, 2, 3])})["w"].tolist()
+      [[4.0], [2.0]]
+    """
+    gradients = named_leaves(grads)
+    total: dict[str, jax.Array] = {}
+    for name, leaf in _clustered(tree).items():
+        g = to_blocks(jnp.asarray(gradients[name]), leaf.axis_order, leaf.d)
+        summed = weighted_sums(g, jnp.ones((g.shape[0], 1), g.dtype), jnp.asarray(leaf.indices), leaf.k)[0]
+        key = _key(name, leaf)
+        total[key] = total[key] + summed if key in total else summed
+    return total
+
+
+class GWKState(NamedTuple):
+    """Clustering that runs along with training.
+
+    Attributes:
+      tree: the clustered tree.
+      moments: running ``sum g w`` of every codebook entry, ``[k, d]`` by the names of :func:`codebooks`.
+      masses: running ``sum g``, ``[k, d]``: coordinates differ where blocks are padded or weighted by coordinate.
+    """
+
+    tree: Any
+    moments: dict[str, jax.Array]
+    masses: dict[str, jax.Array]
+
+
+class _Sums(NamedTuple):
+    moment: jax.Array  # [k, d]
+    mass: jax.Array  # [k, d]
+    worst: jax.Array  # [k, d] blocks of largest weighted error, in descending order
+    worst_weight: jax.Array  # [k, d]
+    error: jax.Array  # [k]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _sums(params: Any, grads: Any, tree: Any, weighting: Weighting) -> dict[str, _Sums]:
+    weights, gradients = named_leaves(params), named_leaves(grads)
+    parts: dict[str, list[tuple[jax.Array, ...]]] = {}
+    sizes: dict[str, int] = {}
+    for name, leaf in _clustered(tree).items():
+        real = block_mask(leaf.shape, leaf.axis_order, leaf.d).astype(np.float32)
+        x = float_blocks(jnp.asarray(weights[name]), leaf.axis_order, leaf.d)
+        g = block_weights(gradients[name], leaf.d, weighting) * real
+        error = (jnp.square(x - jnp.asarray(leaf.codebook).astype(jnp.float32)[jnp.asarray(leaf.indices)]) * g).sum(1)
+        parts.setdefault(_key(name, leaf), []).append((x, g, jnp.asarray(leaf.indices).astype(jnp.int32), error))
+        sizes[_key(name, leaf)] = leaf.k
+    found = {}
+    for key, each in parts.items():
+        x, g, indices, error = (jnp.concatenate(arrays) for arrays in zip(*each, strict=True))
+        k = sizes[key]
+        largest, at = lax.top_k(error, min(k, error.size))
+        largest, at = (jnp.pad(a, (0, k - at.size)) for a in (largest, at))
+        found[key] = _Sums(*weighted_sums(x, g, indices, k), x[at], g[at], largest)
+    return found
+
+
+def gwk_init(params: Any, grads: Any, tree: Any, *, weighting: Weighting = "block") -> GWKState:
+    """The state to start from: a clustered tree, and the sums of its own assignment. Traceable.
+
+    Args:
+      params: the weights that were clustered.
+      grads: gradients, or statistics of them, of the same structure.
+      tree: the result of :func:`bqjax.gwk.gwk_cluster`.
+      weighting: see :class:`bqjax.gwk.GWKConfig`.
+    """
+    sums = _sums(params, grads, tree, weighting)
+    return GWKState(tree, {key: s.moment for key, s in sums.items()}, {key: s.mass for key, s in sums.items()})
+
+
+def gwk_update(
+    state: GWKState,
+    params: Any,
+    grads: Any,
+    *,
+    decay: float = 0.95,
+    frozen: Any = False,
+    weighting: Weighting = "block",
+) -> GWKState:
+    """One step of clustering: new assignments, and codebooks that follow the weights. Traceable.
+
+    ``S <- decay S + (1 - decay) sum g w``, ``G <- decay G + (1 - decay) sum g``, ``c = S / G``. Each leaf's gradients have a
+    mean of 1 in every step, so that steps count alike. An entry that no block points to moves to the block of the largest
+    weighted error. Entries average over some ``1 / (1 - decay)`` steps: weights must move little in that time.
+
+    Args:
+      state: from :func:`gwk_init` or the last step.
+      params: latent weights.
+      grads: their gradients in this step, or statistics of them.
+      decay: how slowly codebooks follow; 0 takes the means of this step alone.
+      frozen: True keeps the assignments, and only the codebooks move. May be traced.
+      weighting: see :class:`bqjax.gwk.GWKConfig`.
+
+    Returns:
+      The new state; leaves of its tree that are not clustered are those of ``params``.
+    """
+    fresh = assign(params, state.tree)
+    new = _clustered(fresh)
+    old = _clustered(state.tree)
+    held = {name: with_fields(leaf, indices=jnp.where(frozen, old[name].indices, leaf.indices)) for name, leaf in new.items()}
+    tree = replace(fresh, held)
+    moments, masses, entries = {}, {}, {}
+    for key, s in _sums(params, grads, tree, weighting).items():
+        empty = (s.mass.max(1) <= 0) & jnp.logical_not(frozen)
+        rank = jnp.maximum(jnp.cumsum(empty) - 1, 0)
+        moved = (empty & (s.error[rank] > 0))[:, None]
+        g = s.worst_weight[rank]
+        mass = jnp.where(moved, g, decay * state.masses[key] + (1 - decay) * s.mass)
+        moment = jnp.where(moved, g * s.worst[rank], decay * state.moments[key] + (1 - decay) * s.moment)
+        moments[key], masses[key] = moment, mass
+        entries[key] = jnp.where(mass > 1e-12, moment / jnp.where(mass > 1e-12, mass, 1), jnp.nan)
+    for key, before in codebooks(tree).items():
+        entries[key] = jnp.where(jnp.isnan(entries[key]), before, entries[key]).astype(before.dtype)
+    return GWKState(with_codebooks(tree, entries), moments, masses)
