@@ -1,0 +1,190 @@
+"""Training on the digits: resumed after a kill, on several devices, with a full disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bqjax.quantizers import QuantizerConfig
+from train.checkpoint import Checkpoints
+from train.config import TrainConfig
+from train.loop import run
+from train.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = TrainConfig(
+    model="digits",
+    dataset="digits",
+    float_epochs=4,
+    epochs=4,
+    quantizer=QuantizerConfig(weight_bits=1, activation_bits=8),
+    keep_float=("conv1", "fc2"),
+    batch_size=64,
+    learning_rate=3e-3,
+    distillation=0.5,
+)
+SOURCE = """
+from bqjax.quantizers import QuantizerConfig
+from train.config import TrainConfig
+config = {config!r}
+"""
+
+
+def lines(folder):
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def start(config, folder, **environment):
+    """A training in a process of its own."""
+    folder.mkdir()
+    path = folder / "config.py"
+    path.write_text(SOURCE.format(config=config))
+    command = [sys.executable, "-m", "train", "--config", str(path), "--out", str(folder / "run")]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    figures = run(CONFIG, folder, say=lambda line: None)
+    return folder, figures
+
+
+def test_training_learns(whole):
+    folder, figures = whole
+    records = lines(folder)
+    assert [(r["phase"], r["epoch"]) for r in records] == [(p, e) for p in ("float", "ewgs") for e in range(1, 5)]
+    assert records[3]["train_loss"] < 0.5 * records[0]["train_loss"]
+    assert figures["float accuracy"] > 0.7
+    assert figures["ewgs accuracy"] > 0.7
+    again = run(CONFIG, folder, say=lambda line: pytest.fail(f"a finished run trained again: {line}"))
+    assert again == figures
+    assert lines(folder) == records
+
+
+def test_resumed_after_a_kill_the_numbers_are_the_same(whole, tmp_path):
+    process = start(CONFIG, tmp_path / "killed")
+    folder = tmp_path / "killed" / "run"
+    deadline = time.monotonic() + 120
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            log = folder / "metrics.jsonl"
+            if log.is_file() and log.read_text().count("\n") >= 5:
+                break
+            time.sleep(0.02)
+        assert process.poll() is None, "the run ended before it was killed"
+    finally:
+        process.kill()  # SIGKILL
+        process.wait()
+    before = len(lines(folder))
+    said = []
+    figures = run(CONFIG, folder, say=said.append)
+    assert said and len(said) < 8, (before, said)
+    assert lines(folder) == lines(whole[0])
+    assert figures == whole[1]
+
+
+def test_four_devices_give_the_losses_of_one(whole, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=1)
+    process = start(config, tmp_path / "four", JAX_NUM_CPU_DEVICES="4")
+    assert process.wait(timeout=120) == 0
+    found, expected = lines(tmp_path / "four" / "run"), lines(whole[0])
+    # Sums in another order differ in the last bits, and training amplifies them.
+    for key in ("train_loss", "loss"):
+        np.testing.assert_allclose([r[key] for r in found[:4]], [r[key] for r in expected[:4]], rtol=1e-3)
+
+
+def test_a_folder_of_another_config_is_refused(whole):
+    folder, _ = whole
+    other = dataclasses.replace(CONFIG, seed=1, quantizer=dataclasses.replace(CONFIG.quantizer, delta=0.5))
+    with pytest.raises(
+        ValueError, match=r"another config: quantizer\.delta is 0\.001 there and 0\.5 now; seed is 0 there and 1 now"
+    ):
+        run(other, folder)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, "accuracy")
+    state = {"a": np.arange(3.0, dtype=np.float32), "layers": {0: np.int32(7)}}
+    checkpoints.save(1, state, {"accuracy": 0.9})
+    checkpoints.wait()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(checkpoints._checkpointer), "save_async", full)
+        with pytest.warns(UserWarning, match=r"epoch 2 was not written: .*No space left.*the last whole one is of epoch 1"):
+            checkpoints.save(2, state, {"accuracy": 0.8})
+    epoch, restored = checkpoints.restore(state)
+    assert epoch == 1
+    np.testing.assert_array_equal(restored["a"], state["a"])
+    assert restored["layers"][0] == 7
+
+    class Late:
+        def result(self):
+            full()
+
+    with monkeypatch.context() as patched:  # found by the thread in the background
+        patched.setattr(type(checkpoints._checkpointer), "save_async", lambda *args, **kwargs: Late())
+        checkpoints.save(2, state, {"accuracy": 0.8})
+        with pytest.warns(UserWarning, match="epoch 2 was not written"):
+            checkpoints.wait()
+    for epoch in (3, 4):
+        checkpoints.save(epoch, state, {"accuracy": 0.7})
+    checkpoints.close()
+    assert Checkpoints(tmp_path, "accuracy").epochs() == [1, 4]  # the best and the last
+    assert Checkpoints(tmp_path, "accuracy").best() == 1
+
+
+def test_the_command_line(tmp_path, capsys):
+    config = tmp_path / "config.py"
+    config.write_text(SOURCE.format(config=CONFIG))
+    arguments = ["--config", str(config), "--out", str(tmp_path / "run")]
+    assert main([*arguments, "--batch-size", "0"]) == 2
+    assert "batch_size must be at least 1, got 0" in capsys.readouterr().err
+    assert main([*arguments, "--batch-size", "1000"]) == 2
+    assert "larger than the 897 training examples" in capsys.readouterr().err
+    cifar = [*arguments, "--model", "resnet20", "--dataset", "cifar10"]
+    assert main(cifar) == 2
+    assert "--data-dir is missing" in capsys.readouterr().err
+    assert main([*cifar, "--data-dir", str(tmp_path)]) == 2
+    assert "download_and_prepare()" in capsys.readouterr().err
+    assert main(["--config", str(tmp_path / "none.py")]) == 2
+    assert "no config file" in capsys.readouterr().err
+
+
+def test_a_batch_smaller_than_the_devices(monkeypatch, tmp_path):
+    class Mesh:
+        size = 128
+
+    monkeypatch.setattr("train.loop.jax.make_mesh", lambda *args, **kwargs: Mesh())
+    with pytest.raises(ValueError, match="batch_size 64 must be a multiple of the 128 devices: take 128"):
+        run(CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"float_epochs": 0, "epochs": 0, "distillation": 0.0}, "there must be epochs"),
+        ({"quantizer": None}, "quantised epochs need a quantizer"),
+        ({"learning_rate": -1.0}, "learning_rate must be finite"),
+        ({"distillation": 1.5}, "distillation is a share"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"float_epochs": 0}, "distillation needs a float network"),
+        ({"dataset": "cifar10"}, "does not fit data set"),
+    ],
+)
+def test_bad_configs(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change)
