@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from orbax.checkpoint.experimental import v1 as ocp
+from orbax.checkpoint.experimental import v1 as ocp  # type: ignore[import-untyped]
 
 from bqjax.files import atomic_write
 from bqjax.tree import named_leaves
