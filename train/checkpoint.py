@@ -16,7 +16,6 @@ import numpy as np
 from orbax.checkpoint.experimental import v1 as ocp  # type: ignore[import-untyped]
 
 from bqjax.files import atomic_write
-from bqjax.tree import named_leaves
 
 __all__ = ["Checkpoints", "checked_config"]
 
@@ -148,4 +147,6 @@ class Checkpoints:
 
 
 def _by_name(state: Any) -> dict[str, Any]:
-    return {name.replace("/", "."): leaf for name, leaf in named_leaves(state).items()}
+    # The arrays within compressed leaves, too, which bqjax.tree.named_leaves takes as one.
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/").replace("/", "."): leaf for path, leaf in leaves}

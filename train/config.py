@@ -8,15 +8,49 @@ from typing import Literal
 
 from bqjax.quantizers import QuantizerConfig
 
-__all__ = ["TrainConfig"]
+__all__ = ["GWKPhase", "TrainConfig"]
 
 Model = Literal["digits", "resnet20", "resnet56", "mobilenet_v2"]
 Dataset = Literal["digits", "cifar10"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class GWKPhase:
+    """Training with clustered weights; the paper writes ``cv/pw/bits``, as in 6/4/5.
+
+    Attributes:
+      epochs: of the phase.
+      schedule: ``"epoch"`` replaces weights by their reconstruction after every epoch (the paper); ``"step"`` (ours, for
+        short training) runs on the reconstruction in every step, with gradients straight through to latent weights.
+      cv, pw, bits, weighting: see :class:`bqjax.gwk_blocks.GWKConfig`.
+      decay: how slowly codebooks follow the weights; schedule "step".
+      freeze: share of the phase after which each block keeps its codebook entry; schedule "step".
+
+    Raises:
+      ValueError: a number is out of range, or the schedule is unknown.
+    """
+
+    epochs: int = 0
+    schedule: Literal["epoch", "step"] = "epoch"
+    cv: int = 6
+    pw: int = 4
+    bits: int = 5
+    weighting: Literal["block", "coordinate", "none"] = "block"
+    decay: float = 0.95
+    freeze: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"a GWK phase needs epochs, got {self.epochs}; None leaves the phase out")
+        if self.schedule not in ("epoch", "step"):
+            raise ValueError(f"schedule must be epoch or step, got {self.schedule!r}")
+        if not 0 <= self.decay < 1 or not 0 <= self.freeze <= 1:
+            raise ValueError(f"decay must be from 0 to below 1 and freeze from 0 to 1, got {self.decay} and {self.freeze}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A run of ``python -m train``: a float phase, then a quantised phase from its result; either may be left out.
+    """A run of ``python -m train``: a float phase, a quantised one and a clustered one, each from the last one's result.
 
     Attributes:
       model: the network.
@@ -25,6 +59,7 @@ class TrainConfig:
       float_epochs: epochs of the float phase.
       epochs: epochs of the quantised phase.
       quantizer: of the layers in the quantised phase; None allows no such phase.
+      gwk: the clustered phase, of the layers that are quantised; None leaves it out.
       keep_float: patterns of layers that stay as they are (the first and the last, as is usual).
       batch_size: examples a step, over all devices.
       learning_rate: Adam's, at the start; it falls to 0 along a cosine within each phase.
@@ -45,6 +80,7 @@ class TrainConfig:
     float_epochs: int = 0
     epochs: int = 0
     quantizer: QuantizerConfig | None = None
+    gwk: GWKPhase | None = None
     keep_float: tuple[str, ...] = ("conv1", "linear")
     batch_size: int = 256
     learning_rate: float = 1e-3
@@ -55,10 +91,10 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.float_epochs < 0 or self.epochs < 0 or self.float_epochs + self.epochs < 1:
+        if self.float_epochs < 0 or self.epochs < 0 or not (self.float_epochs or self.epochs or self.gwk):
             raise ValueError(f"there must be epochs: float_epochs={self.float_epochs}, epochs={self.epochs}")
-        if self.epochs and self.quantizer is None:
-            raise ValueError(f"{self.epochs} quantised epochs need a quantizer; epochs without one are float_epochs")
+        if (self.epochs or self.gwk) and self.quantizer is None:
+            raise ValueError("quantised epochs and GWK need a quantizer; epochs without one are float_epochs")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         for field in ("learning_rate", "quantizer_learning_rate", "weight_decay"):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bqjax.adapters.flax import calibrate, quantize
@@ -26,7 +27,7 @@ from bqjax.progress import Progress
 from bqjax.tree import Rule
 from train.augment import augment
 from train.checkpoint import Checkpoints, checked_config
-from train.config import TrainConfig
+from train.config import GWKPhase, TrainConfig
 from train.problems import Examples, Problem, float_network, problem
 
 __all__ = ["TrainState", "run"]
@@ -44,12 +45,14 @@ class TrainState(NamedTuple):
       rest: running statistics of BatchNorm, and what quantisers are told.
       optimizer: Optax's.
       step: int32, steps done in this phase.
+      clusters: state of GWK; None in other phases.
     """
 
     params: dict[str, Any]
     rest: Any
     optimizer: Any
     step: Any
+    clusters: Any = None
 
 
 def run(
@@ -64,14 +67,15 @@ def run(
 
     Args:
       config: of the run.
-      out: folder of the run: ``config.json``, ``metrics.jsonl`` with one object an epoch, and checkpoints by phase.
+      out: folder of the run: ``config.json``, ``metrics.jsonl`` with one object an epoch, checkpoints by phase, and the
+        clustered network as ``model.bq.safetensors``.
       data_dir: folder of data and weights.
       progress: called as ``progress(step, total, message)`` after each step.
       say: called with one line after each epoch.
 
     Returns:
       Figures on the test data, ``"float accuracy"``, ``"ewgs accuracy"`` and so on: of the last epoch, which
-      nothing was chosen by.
+      nothing was chosen by; ``"gwk accuracy"`` is that of the file.
 
     Raises:
       ValueError: the batch is smaller than the number of devices or cannot be shared out among them; data or weights are
@@ -89,13 +93,16 @@ def run(
     model, teacher, figures = float_network(config, data_dir), None, {}
     if config.float_epochs:
         model, figures["float accuracy"] = _phase("float", config, config.float_epochs, model, None, data, mesh, out, progress, say)
-    if config.epochs and config.quantizer is not None:
+    if config.quantizer is not None:
         teacher = model if config.distillation else None
         rules = [*(Rule(pattern, skip=True) for pattern in config.keep_float), Rule("*", config.quantizer)]
         small, _ = quantize(model, rules)
         small = calibrate(small, data.inputs(jnp.asarray(data.train[0][:N_CALIBRATION])))
         name = config.quantizer.rounding
-        _, figures[f"{name} accuracy"] = _phase(name, config, config.epochs, small, teacher, data, mesh, out, progress, say)
+        if config.epochs:
+            small, figures[f"{name} accuracy"] = _phase(name, config, config.epochs, small, teacher, data, mesh, out, progress, say)
+        if config.gwk is not None:
+            _, figures["gwk accuracy"] = _phase("gwk", config, config.gwk.epochs, small, teacher, data, mesh, out, progress, say)
     return figures
 
 
@@ -118,7 +125,8 @@ def _phase(
     """One phase, from the model it starts from to the trained one and its accuracy on the test data."""
     steps = len(data.train[1]) // config.batch_size
     optimizer = _optimizer(config, steps * epochs)
-    step, evaluate, merge, state = _functions(config, model, teacher, data, optimizer, steps * epochs)
+    gwk = config.gwk if name == "gwk" else None
+    step, evaluate, merge, state, reconstructed = _functions(config, gwk, model, teacher, data, optimizer, steps * epochs)
     everywhere, by_example = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS)))
 
     checkpoints = Checkpoints(out / name, "accuracy")
@@ -130,11 +138,14 @@ def _phase(
         order = np.random.default_rng((config.seed, epoch)).permutation(len(data.train[1]))
         for i in range(steps):
             rows = order[i * config.batch_size : (i + 1) * config.batch_size]
-            state, out_of_step = step(state, _put(tuple(a[rows] for a in data.train), by_example))
+            batch = _put(tuple(a[rows] for a in data.train), by_example)
+            state, out_of_step = step(state, batch)
             sums.append(out_of_step)
             if progress is not None:
                 # A step's numbers of some time ago: those of the last would have to be waited for.
                 progress(epoch * steps + i + 1, epochs * steps, f"{name}, loss {float(sums[max(0, i - 2)]['loss']):.3f}")
+        if gwk is not None and gwk.schedule == "epoch":
+            state = reconstructed(state, batch, epoch)
         train = {key: float(np.mean([s[key] for s in sums])) for key in sums[0]}
         seconds = time.perf_counter() - start
         validation = _evaluated(evaluate, state, data.validation, mesh)
@@ -149,6 +160,14 @@ def _phase(
         say(f"{name} {epoch + 1}/{epochs}: loss {train['loss']:.4f}, validation {validation['accuracy']:.2%}, {seconds:.1f} s")
         checkpoints.save(epoch + 1, state, validation)
     checkpoints.close()
+    if gwk is not None:
+        from train.export import export, from_file  # needs bqjax.gwk, as above
+
+        file = out / "model.bq.safetensors"
+        if jax.process_index() == 0:
+            say(export(file, jax.tree.map(np.asarray, state)))
+        multihost_utils.sync_global_devices("exported")
+        state = _put(from_file(file, state), everywhere)  # what is scored is what the file decodes to
     return merge(state), _evaluated(evaluate, state, data.test, mesh)["accuracy"]
 
 
@@ -165,9 +184,15 @@ _FILTERS = (QuantizerParam, nnx.Param, nnx.RngState, ...)
 
 
 def _functions(
-    config: TrainConfig, model: Any, teacher: Any, data: Problem, optimizer: optax.GradientTransformation, total: int
-) -> tuple[Callable[..., Any], Callable[..., Any], Callable[[TrainState], Any], TrainState]:
-    """The step, the evaluation, the way back to a model, and the state at the start."""
+    config: TrainConfig,
+    gwk: GWKPhase | None,
+    model: Any,
+    teacher: Any,
+    data: Problem,
+    optimizer: optax.GradientTransformation,
+    total: int,
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[[TrainState], Any], TrainState, Callable[..., TrainState]]:
+    """The step, the evaluation, the way back to a model, the state at the start, and GWK's work after an epoch."""
     modes = {
         training: nnx.view(model, use_running_average=not training, deterministic=not training, raise_if_not_found=False)
         for training in (True, False)
@@ -177,7 +202,14 @@ def _functions(
     quantizers, network, rng, rest = (nnx.to_pure_dict(s) for s in states)
     rounds = bool(quantized_layers(model))
     params = {"network": network, "quantizers": quantizers}
-    state = TrainState(params, rest, optimizer.init(params), jnp.int32(0))
+    clusters = None
+    kernels = tuple(f"{layer}/kernel" for layer in quantized_layers(model))
+    if gwk is not None:
+        from train import clustering  # needs bqjax.gwk, which other phases do not
+
+        clusters = clustering.cluster(network, None, kernels, gwk, jax.random.key(config.seed))
+    in_loop = gwk is not None and gwk.schedule == "step"
+    state = TrainState(params, rest, optimizer.init(params), jnp.int32(0), clusters)
     taught = (
         None
         if teacher is None
@@ -186,7 +218,8 @@ def _functions(
 
     def merge(state: TrainState, training: bool = True, key: jax.Array | None = None) -> Any:
         keys = rng if key is None else jax.tree.map(partial(_fold, key), rng)
-        return nnx.merge(graphs[training], state.params["quantizers"], state.params["network"], keys, state.rest)
+        network = clustering.seen(state.params["network"], state.clusters) if in_loop else state.params["network"]
+        return nnx.merge(graphs[training], state.params["quantizers"], network, keys, state.rest)
 
     def loss(params: Any, state: TrainState, inputs: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
         running = merge(state._replace(params=params), key=key)
@@ -202,15 +235,29 @@ def _functions(
             mean_loss = (1 - config.distillation) * mean_loss + config.distillation * t**2 * divergence
         return mean_loss, (nnx.to_pure_dict(nnx.split(running, *_FILTERS)[4]), right)
 
-    @partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def gradients(state: TrainState, batch: Any) -> Any:
         images, labels = batch
         augment_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
         inputs = data.inputs(augment(augment_key, images, pad=data.pad, flip=data.flip))
-        (value, (rest, right)), grads = jax.value_and_grad(loss, has_aux=True)(state.params, state, inputs, labels, model_key)
+        return jax.value_and_grad(loss, has_aux=True)(state.params, state, inputs, labels, model_key)
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        (value, (rest, right)), grads = gradients(state, batch)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
-        new = TrainState(optax.apply_updates(state.params, updates), rest, moments, state.step + 1)
-        return new, {"loss": value, "accuracy": right}
+        params, clusters = optax.apply_updates(state.params, updates), state.clusters
+        if in_loop:
+            clusters = clustering.follow(clusters, params["network"], grads["network"], gwk, state.step / total)
+        return TrainState(params, rest, moments, state.step + 1, clusters), {"loss": value, "accuracy": right}
+
+    @jax.jit
+    def reconstructed(state: TrainState, batch: Any, epoch: int) -> TrainState:
+        """Weights replaced by their reconstruction, weighted by the gradients of the epoch's last batch."""
+        _, grads = gradients(state, batch)
+        key = jax.random.fold_in(jax.random.key(config.seed), epoch)
+        clusters = clustering.cluster(state.params["network"], grads["network"], kernels, gwk, key, start=state.clusters)
+        network = clustering.replaced(state.params["network"], clusters)
+        return state._replace(params=state.params | {"network": network}, clusters=clusters)
 
     @jax.jit
     def evaluate(state: TrainState, batch: Any, mask: jax.Array) -> dict[str, jax.Array]:
@@ -220,7 +267,7 @@ def _functions(
         right = (jnp.argmax(logits, axis=1) == labels) & ~jnp.isnan(logits).any(axis=1)
         return {"loss": jnp.sum(losses * mask), "accuracy": jnp.sum(right * mask)}
 
-    return step, evaluate, merge, state
+    return step, evaluate, merge, state, reconstructed
 
 
 def _fold(key: jax.Array, leaf: jax.Array) -> jax.Array:

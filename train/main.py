@@ -43,7 +43,13 @@ def main(args: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         config = load_config(flags.config, TrainConfig)
-        config = tyro.cli(TrainConfig, args=rest, default=config, prog=f"python -m train --config {flags.config}")
+        config = tyro.cli(
+            TrainConfig,
+            args=rest,
+            default=config,
+            prog=f"python -m train --config {flags.config}",
+            config=(tyro.conf.AvoidSubcommands,),  # --gwk.schedule and not a subcommand of its own
+        )
         if flags.distributed:
             jax.distributed.initialize(
                 os.environ.get("JAX_COORDINATOR_ADDRESS"), _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")

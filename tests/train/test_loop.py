@@ -16,7 +16,7 @@ import pytest
 
 from bqjax.quantizers import QuantizerConfig
 from train.checkpoint import Checkpoints
-from train.config import TrainConfig
+from train.config import GWKPhase, TrainConfig
 from train.loop import run
 from train.main import main
 
@@ -34,7 +34,7 @@ CONFIG = TrainConfig(
 )
 SOURCE = """
 from bqjax.quantizers import QuantizerConfig
-from train.config import TrainConfig
+from train.config import GWKPhase, TrainConfig
 config = {config!r}
 """
 
@@ -115,13 +115,28 @@ def test_resumed_after_a_kill_the_numbers_are_the_same(whole, tmp_path):
 
 
 def test_four_devices_give_the_losses_of_one(whole, tmp_path):
-    config = dataclasses.replace(CONFIG, epochs=1)
+    config = dataclasses.replace(CONFIG, epochs=0)
     process = start(config, tmp_path / "four", JAX_NUM_CPU_DEVICES="4")
     assert process.wait(timeout=120) == 0
     found, expected = lines(tmp_path / "four" / "run"), lines(whole[0])
     # Sums in another order differ in the last bits, and training amplifies them.
     for key in ("train_loss", "loss"):
         np.testing.assert_allclose([r[key] for r in found[:4]], [r[key] for r in expected[:4]], rtol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["epoch", "step"])
+def test_clustered_weights(schedule, tmp_path):
+    pytest.importorskip("bqjax.gwk")
+    gwk = GWKPhase(epochs=4, schedule=schedule, cv=4, pw=8, bits=5)
+    quantizer = QuantizerConfig(weight_bits=8, activation_bits=8)
+    config = dataclasses.replace(CONFIG, float_epochs=6, epochs=0, quantizer=quantizer, gwk=gwk, keep_float=("conv1", "fc?"))
+    said = []
+    figures = run(config, tmp_path, say=said.append)
+    assert figures["gwk accuracy"] > 0.6
+    assert "bits per clustered weight (formula)" in said[-1]
+    assert lines(tmp_path)[-1]["train_loss"] < lines(tmp_path)[-4]["train_loss"]
+    # From checkpoints alone, and the file anew: the same figures.
+    assert run(config, tmp_path, say=lambda line: None) == figures
 
 
 def test_a_folder_of_another_config_is_refused(whole):
@@ -198,7 +213,8 @@ def test_a_batch_smaller_than_the_devices(monkeypatch, tmp_path):
     ("change", "message"),
     [
         ({"float_epochs": 0, "epochs": 0, "distillation": 0.0}, "there must be epochs"),
-        ({"quantizer": None}, "quantised epochs need a quantizer"),
+        ({"quantizer": None}, "quantised epochs and GWK need a quantizer"),
+        ({"gwk": GWKPhase(epochs=1), "epochs": 0, "quantizer": None}, "GWK need a quantizer"),
         ({"learning_rate": -1.0}, "learning_rate must be finite"),
         ({"distillation": 1.5}, "distillation is a share"),
         ({"temperature": 0.0}, "temperature must be positive"),
