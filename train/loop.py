@@ -246,13 +246,15 @@ def _functions(
         (value, (rest, right)), grads = gradients(state, batch)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
         params, clusters = optax.apply_updates(state.params, updates), state.clusters
-        if in_loop:
+        if in_loop and gwk is not None:
             clusters = clustering.follow(clusters, params["network"], grads["network"], gwk, state.step / total)
         return TrainState(params, rest, moments, state.step + 1, clusters), {"loss": value, "accuracy": right}
 
     @jax.jit
     def reconstructed(state: TrainState, batch: Any, epoch: int) -> TrainState:
         """Weights replaced by their reconstruction, weighted by the gradients of the epoch's last batch."""
+        if gwk is None:
+            raise ValueError("weights are replaced in a GWK phase only")
         _, grads = gradients(state, batch)
         key = jax.random.fold_in(jax.random.key(config.seed), epoch)
         clusters = clustering.cluster(state.params["network"], grads["network"], kernels, gwk, key, start=state.clusters)
