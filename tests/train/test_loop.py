@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -65,10 +66,11 @@ def compiled_once(tmp_path_factory):
 
 def start(config, folder, **environment):
     """A training in a process of its own."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     path = folder / "config.py"
     path.write_text(SOURCE.format(config=config))
     command = [sys.executable, "-m", "train", "--config", str(path), "--out", str(folder / "run")]
+    command += ["--distributed"] if "JAX_NUM_PROCESSES" in environment else []
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, stderr=subprocess.DEVNULL)
 
 
@@ -114,14 +116,26 @@ def test_resumed_after_a_kill_the_numbers_are_the_same(whole, tmp_path):
     assert figures == whole[1]
 
 
-def test_four_devices_give_the_losses_of_one(whole, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_four_devices_give_the_losses_of_one(whole, tmp_path, processes):
     config = dataclasses.replace(CONFIG, epochs=0)
-    process = start(config, tmp_path / "four", JAX_NUM_CPU_DEVICES="4")
-    assert process.wait(timeout=120) == 0
-    found, expected = lines(tmp_path / "four" / "run"), lines(whole[0])
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = {"JAX_NUM_CPU_DEVICES": str(4 // processes)}
+    if processes > 1:
+        environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+    started = [start(config, tmp_path / "four", **environment, JAX_PROCESS_ID=str(i)) for i in range(processes)]
+    try:
+        assert [process.wait(timeout=150) for process in started] == [0] * processes
+    finally:
+        for process in started:
+            process.kill()
+    found, expected = lines(tmp_path / "four" / "run"), lines(whole[0])[:4]
+    assert len(found) == 4
     # Sums in another order differ in the last bits, and training amplifies them.
     for key in ("train_loss", "loss"):
-        np.testing.assert_allclose([r[key] for r in found[:4]], [r[key] for r in expected[:4]], rtol=1e-3)
+        np.testing.assert_allclose([r[key] for r in found], [r[key] for r in expected], rtol=1e-3)
 
 
 @pytest.mark.parametrize("schedule", ["epoch", "step"])
