@@ -9,6 +9,9 @@ Modules in an ``nnx.List`` have integer keys (``{"layers": {0: {"kernel": ...}}}
 their leaves are named ``layers/0/kernel``. Parameters are matched to a model by these names, so a tree whose keys went
 through a file as strings (``"0"``) fits as well.
 
+Quantised layers for training, :func:`quantize` and :func:`calibrate` for NNX and :func:`linen_quantize`, are in modules of
+their own and can be had from here.
+
 Everything besides the parameters (running statistics of BatchNorm, keys of Dropout) is closed over as it was when the
 function was made, in evaluation mode: calls are deterministic and change nothing.
 """
@@ -22,10 +25,12 @@ import jax
 import numpy as np
 from flax import linen, nnx
 
+from bqjax.adapters.flax_quantize import calibrate, quantize
+from bqjax.adapters.linen_quantize import linen_quantize
 from bqjax.leaves import is_compressed
 from bqjax.tree import named_leaves
 
-__all__ = ["linen_apply", "nnx_apply", "nnx_params", "nnx_with_params"]
+__all__ = ["calibrate", "linen_apply", "linen_quantize", "nnx_apply", "nnx_params", "nnx_with_params", "quantize"]
 
 Apply = Callable[..., Any]
 

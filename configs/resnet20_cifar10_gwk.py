@@ -1,0 +1,17 @@
+"""ResNet-20 on CIFAR-10, W8/A8, clustered as 6/4/5 within the training loop, from trained float weights.
+
+python -m train --config configs/resnet20_cifar10_gwk.py --data-dir DATA
+As in the paper, replaced after each epoch: --gwk.schedule epoch --gwk.epochs 400
+"""
+
+from bqjax.quantizers import QuantizerConfig
+from train.config import GWKPhase, TrainConfig
+
+config = TrainConfig(
+    model="resnet20",
+    dataset="cifar10",
+    weights="weights/resnet20_cifar10.safetensors",
+    quantizer=QuantizerConfig(weight_bits=8, activation_bits=8),
+    gwk=GWKPhase(epochs=20, schedule="step", cv=6, pw=4, bits=5),
+    distillation=0.5,
+)

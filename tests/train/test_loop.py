@@ -1,0 +1,241 @@
+"""Training on the digits: resumed after a kill, on several devices, with a full disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bqjax.quantizers import QuantizerConfig
+from train.checkpoint import Checkpoints
+from train.config import GWKPhase, TrainConfig
+from train.loop import run
+from train.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = TrainConfig(
+    model="digits",
+    dataset="digits",
+    float_epochs=4,
+    epochs=4,
+    quantizer=QuantizerConfig(weight_bits=1, activation_bits=8),
+    keep_float=("conv1", "fc2"),
+    batch_size=64,
+    learning_rate=3e-3,
+    distillation=0.5,
+)
+SOURCE = """
+from bqjax.quantizers import QuantizerConfig
+from train.config import GWKPhase, TrainConfig
+config = {config!r}
+"""
+
+
+def lines(folder):
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Most of the time here is compilation, of the same functions in several processes."""
+    settings = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    jax.config.update(names[0], settings["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update(names[1], 0.0)
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in settings.items():
+            patched.setenv(name, value)
+        yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+
+
+def start(config, folder, **environment):
+    """A training in a process of its own."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "config.py"
+    path.write_text(SOURCE.format(config=config))
+    command = [sys.executable, "-m", "train", "--config", str(path), "--out", str(folder / "run")]
+    command += ["--distributed"] if "JAX_NUM_PROCESSES" in environment else []
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    figures = run(CONFIG, folder, say=lambda line: None)
+    return folder, figures
+
+
+def test_training_learns(whole):
+    folder, figures = whole
+    records = lines(folder)
+    assert [(r["phase"], r["epoch"]) for r in records] == [(p, e) for p in ("float", "ewgs") for e in range(1, 5)]
+    assert records[3]["train_loss"] < 0.75 * records[0]["train_loss"]
+    assert figures["float accuracy"] > 0.7
+    assert figures["ewgs accuracy"] > 0.7
+    again = run(CONFIG, folder, say=lambda line: pytest.fail(f"a finished run trained again: {line}"))
+    assert again == figures
+    assert lines(folder) == records
+
+
+def test_resumed_after_a_kill_the_numbers_are_the_same(whole, tmp_path):
+    process = start(CONFIG, tmp_path / "killed")
+    folder = tmp_path / "killed" / "run"
+    deadline = time.monotonic() + 120
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            log = folder / "metrics.jsonl"
+            if log.is_file() and log.read_text().count("\n") >= 5:
+                break
+            time.sleep(0.02)
+        assert process.poll() is None, "the run ended before it was killed"
+    finally:
+        process.kill()  # SIGKILL
+        process.wait()
+    before = len(lines(folder))
+    said = []
+    figures = run(CONFIG, folder, say=said.append)
+    assert said and len(said) < 8, (before, said)
+    assert lines(folder) == lines(whole[0])
+    assert figures == whole[1]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_four_devices_give_the_losses_of_one(whole, tmp_path, processes):
+    config = dataclasses.replace(CONFIG, epochs=0)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = {"JAX_NUM_CPU_DEVICES": str(4 // processes)}
+    if processes > 1:
+        environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+    started = [start(config, tmp_path / "four", **environment, JAX_PROCESS_ID=str(i)) for i in range(processes)]
+    try:
+        assert [process.wait(timeout=150) for process in started] == [0] * processes
+    finally:
+        for process in started:
+            process.kill()
+    found, expected = lines(tmp_path / "four" / "run"), lines(whole[0])[:4]
+    assert len(found) == 4
+    # Sums in another order differ in the last bits, and training amplifies them.
+    for key in ("train_loss", "loss"):
+        np.testing.assert_allclose([r[key] for r in found], [r[key] for r in expected], rtol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["epoch", "step"])
+def test_clustered_weights(schedule, tmp_path):
+    pytest.importorskip("bqjax.gwk")
+    gwk = GWKPhase(epochs=4, schedule=schedule, cv=4, pw=8, bits=5)
+    quantizer = QuantizerConfig(weight_bits=8, activation_bits=8)
+    config = dataclasses.replace(CONFIG, float_epochs=6, epochs=0, quantizer=quantizer, gwk=gwk, keep_float=("conv1", "fc?"))
+    said = []
+    figures = run(config, tmp_path, say=said.append)
+    assert figures["gwk accuracy"] > 0.6
+    assert "bits per clustered weight (formula)" in said[-1]
+    assert lines(tmp_path)[-1]["train_loss"] < lines(tmp_path)[-4]["train_loss"]
+    # From checkpoints alone, and the file anew: the same figures.
+    assert run(config, tmp_path, say=lambda line: None) == figures
+
+
+def test_a_folder_of_another_config_is_refused(whole):
+    folder, _ = whole
+    other = dataclasses.replace(CONFIG, seed=1, quantizer=dataclasses.replace(CONFIG.quantizer, delta=0.5))
+    with pytest.raises(
+        ValueError, match=r"another config: quantizer\.delta is 0\.001 there and 0\.5 now; seed is 0 there and 1 now"
+    ):
+        run(other, folder)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, "accuracy")
+    state = {"a": np.arange(3.0, dtype=np.float32), "layers": {0: np.int32(7)}}
+    checkpoints.save(1, state, {"accuracy": 0.9})
+    checkpoints.wait()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(checkpoints._checkpointer), "save_async", full)
+        with pytest.warns(UserWarning, match=r"epoch 2 was not written: .*No space left.*the last whole one is of epoch 1"):
+            checkpoints.save(2, state, {"accuracy": 0.8})
+    epoch, restored = checkpoints.restore(state)
+    assert epoch == 1
+    np.testing.assert_array_equal(restored["a"], state["a"])
+    assert restored["layers"][0] == 7
+
+    class Late:
+        def result(self):
+            full()
+
+    with monkeypatch.context() as patched:  # found by the thread in the background
+        patched.setattr(type(checkpoints._checkpointer), "save_async", lambda *args, **kwargs: Late())
+        checkpoints.save(2, state, {"accuracy": 0.8})
+        with pytest.warns(UserWarning, match="epoch 2 was not written"):
+            checkpoints.wait()
+    for epoch in (3, 4):
+        checkpoints.save(epoch, state, {"accuracy": 0.7})
+    checkpoints.close()
+    assert Checkpoints(tmp_path, "accuracy").epochs() == [1, 4]  # the best and the last
+    assert Checkpoints(tmp_path, "accuracy").best() == 1
+
+
+def test_the_command_line(tmp_path, capsys):
+    config = tmp_path / "config.py"
+    config.write_text(SOURCE.format(config=CONFIG))
+    arguments = ["--config", str(config), "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match="2"):  # tyro's own exit
+        main([*arguments, "--batch-size", "0"])
+    assert "batch_size must be at least 1, got 0" in capsys.readouterr().err
+    assert main([*arguments, "--batch-size", "1000"]) == 2
+    assert "larger than the 897 training examples" in capsys.readouterr().err
+    cifar = [*arguments, "--model", "resnet20", "--dataset", "cifar10"]
+    assert main(cifar) == 2
+    assert "--data-dir is missing" in capsys.readouterr().err
+    assert main([*cifar, "--data-dir", str(tmp_path)]) == 2
+    assert "download_and_prepare()" in capsys.readouterr().err
+    assert main(["--config", str(tmp_path / "none.py")]) == 2
+    assert "no config file" in capsys.readouterr().err
+
+
+def test_a_batch_smaller_than_the_devices(monkeypatch, tmp_path):
+    class Mesh:
+        size = 128
+
+    monkeypatch.setattr("train.loop.jax.make_mesh", lambda *args, **kwargs: Mesh())
+    with pytest.raises(ValueError, match="batch_size 64 must be a multiple of the 128 devices: take 128"):
+        run(CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"float_epochs": 0, "epochs": 0, "distillation": 0.0}, "there must be epochs"),
+        ({"quantizer": None}, "quantised epochs and GWK need a quantizer"),
+        ({"gwk": GWKPhase(epochs=1), "epochs": 0, "quantizer": None}, "GWK need a quantizer"),
+        ({"learning_rate": -1.0}, "learning_rate must be finite"),
+        ({"distillation": 1.5}, "distillation is a share"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"float_epochs": 0}, "distillation needs a float network"),
+        ({"dataset": "cifar10"}, "does not fit data set"),
+    ],
+)
+def test_bad_configs(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change)

@@ -1,0 +1,111 @@
+"""What a training run is: everything that its result depends on, besides the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from bqjax.quantizers import QuantizerConfig
+
+__all__ = ["GWKPhase", "TrainConfig"]
+
+Model = Literal["digits", "resnet20", "resnet56", "mobilenet_v2"]
+Dataset = Literal["digits", "cifar10"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GWKPhase:
+    """Training with clustered weights; the paper writes ``cv/pw/bits``, as in 6/4/5.
+
+    Attributes:
+      epochs: of the phase.
+      schedule: ``"epoch"`` replaces weights by their reconstruction after every epoch (the paper); ``"step"`` (ours, for
+        short training) runs on the reconstruction in every step, with gradients straight through to latent weights.
+      cv, pw, bits, weighting: see :class:`bqjax.gwk_blocks.GWKConfig`.
+      decay: how slowly codebooks follow the weights; schedule "step".
+      freeze: share of the phase after which each block keeps its codebook entry; schedule "step".
+
+    Raises:
+      ValueError: a number is out of range, or the schedule is unknown.
+    """
+
+    epochs: int = 0
+    schedule: Literal["epoch", "step"] = "epoch"
+    cv: int = 6
+    pw: int = 4
+    bits: int = 5
+    weighting: Literal["block", "coordinate", "none"] = "block"
+    decay: float = 0.95
+    freeze: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"a GWK phase needs epochs, got {self.epochs}; None leaves the phase out")
+        if self.schedule not in ("epoch", "step"):
+            raise ValueError(f"schedule must be epoch or step, got {self.schedule!r}")
+        if not 0 <= self.decay < 1 or not 0 <= self.freeze <= 1:
+            raise ValueError(f"decay must be from 0 to below 1 and freeze from 0 to 1, got {self.decay} and {self.freeze}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A run of ``python -m train``: a float phase, a quantised one and a clustered one, each from the last one's result.
+
+    Attributes:
+      model: the network.
+      dataset: what it is trained on.
+      weights: a safetensors file in the data folder to start from, in PyTorch's names; None starts from random weights.
+      float_epochs: epochs of the float phase.
+      epochs: epochs of the quantised phase.
+      quantizer: of the layers in the quantised phase; None allows no such phase.
+      gwk: the clustered phase, of the layers that are quantised; None leaves it out.
+      keep_float: patterns of layers that stay as they are (the first and the last, as is usual).
+      batch_size: examples a step, over all devices.
+      learning_rate: Adam's, at the start; it falls to 0 along a cosine within each phase.
+      quantizer_learning_rate: that of intervals and output scales.
+      weight_decay: added to gradients as ``weight_decay * w``, quantiser parameters excepted.
+      distillation: share of the loss that compares with the float network (of the end of the float phase, or
+        ``weights``) instead of the labels; 0 is none.
+      temperature: of both networks' outputs in that comparison.
+      seed: every draw follows from it and the step, the order of the data from it and the epoch.
+
+    Raises:
+      ValueError: a number is out of range, or fields do not fit.
+    """
+
+    model: Model = "resnet20"
+    dataset: Dataset = "cifar10"
+    weights: str | None = None
+    float_epochs: int = 0
+    epochs: int = 0
+    quantizer: QuantizerConfig | None = None
+    gwk: GWKPhase | None = None
+    keep_float: tuple[str, ...] = ("conv1", "linear")
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    quantizer_learning_rate: float = 1e-5
+    weight_decay: float = 1e-4
+    distillation: float = 0.0
+    temperature: float = 4.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.float_epochs < 0 or self.epochs < 0 or not (self.float_epochs or self.epochs or self.gwk):
+            raise ValueError(f"there must be epochs: float_epochs={self.float_epochs}, epochs={self.epochs}")
+        if (self.epochs or self.gwk) and self.quantizer is None:
+            raise ValueError("quantised epochs and GWK need a quantizer; epochs without one are float_epochs")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        for field in ("learning_rate", "quantizer_learning_rate", "weight_decay"):
+            value = getattr(self, field)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{field} must be finite and at least 0, got {value}")
+        if not 0 <= self.distillation <= 1:
+            raise ValueError(f"distillation is a share from 0 to 1, got {self.distillation}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.distillation and not self.weights and not self.float_epochs:
+            raise ValueError("distillation needs a float network: give weights or float_epochs")
+        if (self.model == "digits") != (self.dataset == "digits"):
+            raise ValueError(f"model {self.model!r} does not fit data set {self.dataset!r}")

@@ -1,0 +1,69 @@
+"""Command line of training: ``python -m train --config configs/digits_ewgs.py [--data-dir DIR] [--out DIR] [--epochs N ...]``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import tyro
+from rich.console import Console
+
+from bqjax.commands import load_config, progress_bar
+from train.config import TrainConfig
+from train.loop import run
+
+__all__ = ["Flags", "main"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Trains a network as a config file says. Fields of the config can be given as flags, too: --epochs 20.
+
+    Attributes:
+      config: a Python file that defines ``config = TrainConfig(...)``; it is run.
+      data_dir: folder with the data sets and weights.
+      out: folder of the run, out/NAME of the config file by default; started again, a run goes on from its last epoch.
+      distributed: one process of several: jax.distributed finds the others from its environment variables
+        (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or those of the cluster).
+    """
+
+    config: Path
+    data_dir: Path | None = None
+    out: Path | None = None
+    distributed: bool = False
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit status, 2 for what the user can put right."""
+    flags, rest = tyro.cli(Flags, args=args, prog="python -m train", return_unknown_args=True)
+    console = Console(stderr=True)
+    try:
+        config = load_config(flags.config, TrainConfig)
+        config = tyro.cli(
+            TrainConfig,
+            args=rest,
+            default=config,
+            prog=f"python -m train --config {flags.config}",
+            config=(tyro.conf.AvoidSubcommands,),  # --gwk.schedule and not a subcommand of its own
+        )
+        if flags.distributed:
+            jax.distributed.initialize(
+                os.environ.get("JAX_COORDINATOR_ADDRESS"), _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
+            )
+        out = flags.out or Path("out") / flags.config.stem
+        with progress_bar(console, flags.config.stem) as progress:
+            figures = run(config, out, flags.data_dir, progress=progress, say=lambda line: console.print(line, markup=False))
+    except (ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, value in figures.items():
+        print(f"{name} on the test data: {value:.2%}")
+    return 0
+
+
+def _number(variable: str) -> int | None:
+    return int(os.environ[variable]) if variable in os.environ else None

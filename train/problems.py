@@ -1,0 +1,95 @@
+"""The networks and data sets that a config names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bqjax.models.digits import DigitsConv
+from bqjax.models.mobilenet import MobileNetV2
+from bqjax.models.resnet import MEAN, STD, CifarResNet, load_resnet
+from train.config import TrainConfig
+from train.data import cifar10
+from train.digits import digits_splits
+
+__all__ = ["Examples", "Problem", "float_network", "problem"]
+
+Examples = tuple[np.ndarray, np.ndarray]
+# Of CIFAR-10's 50,000 training images; the best checkpoint is chosen by them, and nothing is trained on them.
+N_VALIDATION = 1000
+VALIDATION_SEED = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Data and what is done to it.
+
+    Attributes:
+      train, validation, test: disjoint; images ``[n, h, w, c]`` as stored, labels ``[n]`` int32.
+      inputs: what the network takes, of a batch of images; traceable.
+      pad, flip: of the augmentation, see :func:`train.augment.augment`.
+    """
+
+    train: Examples
+    validation: Examples
+    test: Examples
+    inputs: Callable[[jax.Array], jax.Array]
+    pad: int
+    flip: bool
+
+
+def problem(config: TrainConfig, data_dir: str | os.PathLike[str] | None) -> Problem:
+    """The data of a config.
+
+    Raises:
+      ValueError: the data set needs a folder and there is none, or it is not in it; the message says how to get it.
+      ImportError: a package that reads the data is not installed.
+    """
+    if config.dataset == "digits":
+        return Problem(*digits_splits(), inputs=lambda x: x, pad=1, flip=False)
+    if data_dir is None:
+        raise ValueError("--data-dir is missing: it must name a folder with tfds/cifar10")
+    images, labels = cifar10(data_dir, "train")
+    order = np.random.default_rng(VALIDATION_SEED).permutation(len(labels))
+    held, rest = order[:N_VALIDATION], order[N_VALIDATION:]
+    return Problem(
+        (images[rest], labels[rest]), (images[held], labels[held]), cifar10(data_dir, "test"), _normalised, pad=4, flip=True
+    )
+
+
+def _normalised(images: jax.Array) -> jax.Array:
+    """:func:`bqjax.models.resnet.resnet_inputs`, traceable."""
+    mean, std = (jnp.asarray(a).reshape(1, 1, 1, 3) for a in (MEAN, STD))
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def float_network(config: TrainConfig, data_dir: str | os.PathLike[str] | None) -> Any:
+    """The config's network with its first weights, in training mode.
+
+    Raises:
+      ValueError: the weights are missing or of another network.
+    """
+    rngs = nnx.Rngs(config.seed)
+    if config.weights is not None:
+        depth = {"resnet20": 20, "resnet56": 56}.get(config.model)
+        if depth is None:
+            raise ValueError(f"weights are for resnet20 and resnet56 only, not {config.model}: leave the field out")
+        if data_dir is None:
+            raise ValueError(f"--data-dir is missing: it must name a folder with {config.weights}")
+        model = load_resnet(Path(data_dir) / config.weights)
+        if model.depth != depth:
+            raise ValueError(f"{config.weights} holds a network of depth {model.depth}, not {depth}")
+        return nnx.view(model, use_running_average=False)
+    if config.model == "digits":
+        return DigitsConv(rngs=rngs)
+    if config.model == "mobilenet_v2":
+        return MobileNetV2(classes=10, small_images=True, rngs=rngs)
+    return CifarResNet(20 if config.model == "resnet20" else 56, rngs=rngs)
