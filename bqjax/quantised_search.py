@@ -64,6 +64,10 @@ class QuantisedConfig:
         for what in ("steps", "passes"):
             if getattr(self, what) < 1:
                 raise ValueError(f"{what} must be at least 1, got {getattr(self, what)}")
+        for what in ("max_drop", "layer_drop"):
+            value = getattr(self, what)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{what} must be finite and not negative, got {value}")
         for what in ("step_scale", "damping"):
             if not (getattr(self, what) > 0 and math.isfinite(getattr(self, what))):
                 raise ValueError(f"{what} must be positive and finite, got {getattr(self, what)}")
@@ -140,6 +144,8 @@ def measure_layers(
       draws: random signs for the importance.
       progress: called after each batch.
     """
+    if not len(batches):
+        raise ValueError("no batches to measure the layers on: the calibration data holds no examples")
     shapes = {name: network.params[name]["codes"].shape for name in network.layers}
     keys = jax.random.split(key, len(shapes) + 1)
     moments = {name: Moments(network.layers[name], shapes[name], positions, k) for name, k in zip(shapes, keys[1:], strict=True)}
