@@ -9,6 +9,7 @@ of one run after compilation; the last line is one JSON object.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import resource
@@ -25,6 +26,7 @@ import numpy as np
 from flax import nnx
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
+from bqjax.adapters.weights import read_weights
 from bqjax.bin_and_quant import gaussian_bins
 from bqjax.models.resnet import CifarResNet
 from bqjax.models.spc import SpeechConv, load_spc, read_speech, spc_features
@@ -139,6 +141,69 @@ def resnet(data_dir: Path | None, quick: bool) -> dict[str, Any]:
     return compare(title, score, params, data, plan, Noise("gaussian"))
 
 
+def resnet_torch(data_dir: Path | None, quick: bool) -> dict[str, Any]:
+    """PyTorch's eager mode on the same network: noise on each leaf, a full forward pass for each candidate."""
+    import torch
+    from torch.nn import functional as f
+
+    score, params, data, plan = resnet_plan(data_dir, quick)
+    published = None if data_dir is None else read_weights(data_dir / "weights" / "resnet20_cifar10.safetensors")
+    weights = {name: torch.from_numpy(np.array(leaf)) for name, leaf in named_leaves(params).items()}
+    kernels = {
+        name: w.permute(3, 2, 0, 1).contiguous() if w.ndim == 4 else w.T.contiguous() for name, w in weights.items() if w.ndim > 1
+    }
+
+    def normed(x: Any, prefix: str) -> Any:
+        scale, bias = weights[f"{prefix}/scale"], weights[f"{prefix}/bias"]
+        mean, var = torch.zeros_like(bias), torch.ones_like(bias)
+        if published is not None:
+            mean, var = (torch.from_numpy(published[f"{prefix.replace('/', '.')}.running_{part}"]) for part in ("mean", "var"))
+        return f.batch_norm(x, mean, var, scale, bias, eps=1e-5)
+
+    def forward(x: Any) -> Any:
+        x = f.relu(normed(f.conv2d(x, kernels["conv1/kernel"], padding=1), "bn1"))
+        for stage in (1, 2, 3):
+            for block in range(3):
+                at, stride = f"layer{stage}/{block}", 2 if stage > 1 and block == 0 else 1
+                y = f.relu(normed(f.conv2d(x, kernels[f"{at}/conv1/kernel"], stride=stride, padding=1), f"{at}/bn1"))
+                y = normed(f.conv2d(y, kernels[f"{at}/conv2/kernel"], padding=1), f"{at}/bn2")
+                if stride == 2:
+                    extra = y.shape[1] // 4
+                    x = f.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, extra, extra))
+                x = f.relu(x + y)
+        return f.linear(x.mean((2, 3)), kernels["linear/kernel"], weights["linear/bias"])
+
+    counted = [np.asarray(b["mask"]) != 0 for b in data]
+    images = [
+        torch.from_numpy(np.asarray(b["inputs"])[m]).permute(0, 3, 1, 2).contiguous() for b, m in zip(data, counted, strict=True)
+    ]
+    labels = [torch.from_numpy(np.asarray(b["labels"])[m]).long() for b, m in zip(data, counted, strict=True)]
+    torch.set_num_threads(2)
+
+    def loss() -> float:
+        total = sum(float(f.cross_entropy(forward(x), y, reduction="sum")) for x, y in zip(images, labels, strict=True))
+        return total / sum(map(len, labels))
+
+    def passes(points: int) -> list[float]:
+        found = []
+        for name in plan:
+            kept = kernels[name]
+            for _ in range(points):
+                kernels[name] = kept + 0.05 * torch.randn_like(kept)
+                found.append(loss())
+            kernels[name] = kept
+        return found
+
+    with torch.no_grad():
+        expected = Evaluator(score, data).baseline(params)["loss"]
+        if abs(loss() - expected) > 1e-3 * abs(expected):
+            raise ValueError(f"the PyTorch network is not the same: loss {loss()}, expected {expected}")
+        points = len(plan["conv1/kernel"])
+        seconds, found = timed(lambda: passes(points))
+    print(f"PyTorch {torch.__version__}, eager, 2 threads: {seconds:.2f} s for {len(found)} full forward passes", flush=True)
+    return {"seconds": seconds, "scores": len(found)}
+
+
 def resnet_engine(data_dir: Path | None, quick: bool) -> dict[str, Any]:
     """Every third leaf of ResNet-20 on the engine alone, with its scores."""
     score, params, data, plan = resnet_plan(data_dir, quick)
@@ -229,21 +294,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few images, ends within a minute")
     parser.add_argument("--data", type=Path, help="folder with weights/, speech/ and tfds/")
-    parser.add_argument("--only", choices=["resnet", "spc", "vgg", "devices", "overhead", "engine"])
+    parser.add_argument("--only", choices=["resnet", "torch", "spc", "vgg", "devices", "overhead", "engine"])
     parser.add_argument("--devices", type=int, default=1, help="CPU devices of this process")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", args.devices)
     rows = {
         "resnet": ("resnet20", lambda: resnet(args.data, args.quick)),
+        "torch": ("resnet20_torch", lambda: resnet_torch(args.data, args.quick)),
         "spc": ("spc_dense", lambda: spc(args.data, args.quick)),
         "vgg": ("vgg16_dense", lambda: vgg16(args.quick)),
         "devices": ("devices", lambda: devices(args.data, args.quick)),
         "overhead": ("overhead", overhead),
         "engine": ("engine", lambda: resnet_engine(args.data, args.quick)),
     }
-    chosen = (
-        [args.only] if args.only else [row for row in rows if row != "engine" and not (args.quick and row in ("vgg", "devices"))]
-    )
+    left_out = {"engine", *(("vgg", "devices") if args.quick else ())}
+    if importlib.util.find_spec("torch") is None:
+        left_out.add("torch")
+        print("PyTorch is not installed: its row is left out", flush=True)
+    chosen = [args.only] if args.only else [row for row in rows if row not in left_out]
     print(json.dumps({rows[row][0]: rows[row][1]() for row in chosen}))
 
 
