@@ -145,7 +145,7 @@ def test_buffers_that_overlap_in_part_are_refused():
     content[start : start + 4] = size.to_bytes(4, "little")  # the bias begins within the weight
     (place,) = (p for p in range(0, bias - 4, 4) if p + int.from_bytes(content[p : p + 4], "little") == bias - 4)
     content[place : place + 4] = (start - place).to_bytes(4, "little")
-    with pytest.raises(ValueError, match="buffers of the .tflite file overlap"):
+    with pytest.raises(ValueError, match=r"buffers of the \.tflite file overlap"):
         parse_model(bytes(content))
 
 
