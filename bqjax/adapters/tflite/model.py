@@ -30,7 +30,7 @@ class Model:
       graph: its tensors and operators.
       params: ``{name: {"codes", "scale", "zero_point", "bias"}}``, see :func:`bqjax.adapters.tflite.weights.params`.
       spans: by ``(name, "codes" or "bias")``, the first byte and the number of bytes in ``content``.
-      fixed: first bytes of the spans that other constants of the graph lie in too: these cannot change.
+      fixed: first bytes of the spans that hold other constants of the graph too: these cannot change.
     """
 
     content: bytes
@@ -52,13 +52,20 @@ def parse_model(content: bytes) -> Model:
     if not params:
         raise ValueError("the model has no convolution or dense layer with constant weights: there is nothing to compress")
     places = _places(content)
-    spans, tensors = {}, set()
+    spans, tensors, roles = {}, set(), set()
     for index, name in names.items():
         user = next(o for o in graph.operators if o.kind in weights.WEIGHTED and len(o.inputs) > 1 and o.inputs[1] == index)
         for field, tensor in (("codes", index), *([("bias", user.inputs[2])] if "bias" in params[name] else [])):
             spans[name, field] = places[graph.tensors[tensor].buffer]
             tensors.add(tensor)
-    others = {places[t.buffer][0] for i, t in enumerate(graph.tensors) if t.data is not None and i not in tensors}
+            roles.add((id(user), tensor))
+    # Constants that are no entry of params, and entries that an operator uses in another way than params say.
+    constants = {i for i, t in enumerate(graph.tensors) if t.data is not None} - tensors
+    for o in graph.operators:
+        weight = o.inputs[1] if o.kind in weights.WEIGHTED and len(o.inputs) > 1 else -1
+        entries = [o.inputs[i] for i in (1, 2) if i < len(o.inputs)] if (id(o), weight) in roles else [weight]
+        constants |= {i for i in o.inputs if o.inputs.count(i) > entries.count(i) and i in tensors}
+    others = {places[graph.tensors[i].buffer][0] for i in constants}
     return Model(content, graph, params, spans, frozenset(others & {start for start, _ in spans.values()}))
 
 

@@ -137,6 +137,29 @@ def test_a_constant_of_another_operator_stays():
     assert rewritten(model, model.params) == model.content
 
 
+def test_a_weight_or_bias_that_an_operator_uses_in_another_way_stays():
+    def change(model, tensors):
+        model.subgraphs[0].operators[1].inputs = [W1, W1, B1]  # its weight, but a bias and an input of its own
+
+    model = parse_model(altered(two(), change))
+    assert list(model.params) == ["t1"]
+    for field in ("codes", "bias"):
+        with pytest.raises(ValueError, match="shares its buffer with another constant"):
+            rewritten(model, {"t1": {field: model.params["t1"][field][::-1]}})
+
+
+def test_a_weight_of_two_layers_changes():
+    def change(model, tensors):
+        model.subgraphs[0].operators[1].inputs = [3, W1, B2]
+
+    model = parse_model(altered(two(), change))
+    assert list(model.params) == ["t1"] and not model.fixed
+    new = {name: model.params["t1"][name][::-1] for name in ("codes", "bias")}
+    back = parse_model(rewritten(model, {"t1": new}))
+    for field, value in new.items():
+        np.testing.assert_array_equal(back.params["t1"][field], value)
+
+
 def test_buffers_that_overlap_in_part_are_refused():
     model = parse_model(two())
     start, _ = model.spans["t1", "codes"]
