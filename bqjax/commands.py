@@ -31,7 +31,7 @@ from bqjax.progress import Progress
 from bqjax.related.weight_sharing import kmeans_share
 from bqjax.report.html import search_report
 from bqjax.report.tables import Table, file_table, markdown, results_table, rich_table, search_table
-from bqjax.tflite_container import load_model, save_model
+from bqjax.tflite_container import described, load_model, save_model
 from bqjax.tree import Rule, named_leaves, select
 
 __all__ = [
@@ -295,5 +295,5 @@ def inspect(source: Path, *, console: Console) -> None:
     """Shows what a file holds, leaf by leaf, without decoding it."""
     info = codec.inspect(source)
     console.print(rich_table(file_table(info, source.name)))
-    for name, value in info.metadata.items():
+    for name, value in described(info.metadata).items():
         say(console, f"{name}: {value}")

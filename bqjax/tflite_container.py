@@ -20,7 +20,7 @@ from bqjax.adapters.tflite.model import Model, rewritten
 from bqjax.codec import entropy
 from bqjax.leaves import Clustered, decode, is_compressed
 
-__all__ = ["exact", "load_model", "save_model"]
+__all__ = ["described", "exact", "kept_within", "load_model", "save_model"]
 
 KIND = "tflite"
 # Biases and scales are 4-byte numbers: contexts by position within 4 bytes (lp, pb) make them and 8-bit codes smaller.
@@ -87,17 +87,38 @@ def save_model(
         if best is None or total < best[0]:
             best = total, names, packed
     _, names, packed = best if best is not None else (0, [], b"")
-    described = {
+    within = [name for name in spans if name not in names]
+    stored = {
         **(metadata or {}),
         "kind": KIND,
         "content_sha256": hashlib.sha256(content).hexdigest(),
         "content_bytes": str(len(content)),
         "offsets": json.dumps([spans[name][0] for name in names], separators=(",", ":")),
     }
+    if within:
+        stored["within"] = f"{len(within)} {sum(spans[name][1] for name in within)}"
     rest = np.frombuffer(packed, np.uint8)
     return codec.save(
-        path, {"flatbuffer": rest, "weights": {name: coded[name] for name in names}}, coder=coder, force=force, metadata=described
+        path, {"flatbuffer": rest, "weights": {name: coded[name] for name in names}}, coder=coder, force=force, metadata=stored
     )
+
+
+def kept_within(metadata: Mapping[str, str]) -> tuple[int, int]:
+    """How many layers have no leaf of their own in a file, and how many weights they have together."""
+    layers, _, size = metadata.get("within", "").partition(" ")
+    stated = metadata.get("kind") == KIND and all(n.isascii() and n.isdecimal() and len(n) < 20 for n in (layers, size))
+    return (int(layers), int(size)) if stated else (0, 0)
+
+
+def described(metadata: Mapping[str, str]) -> dict[str, str]:
+    """A file's metadata as ``bqjax inspect`` shows them: without offsets, and with the layers that have no leaf of their own."""
+    if metadata.get("kind") != KIND:
+        return dict(metadata)
+    shown = {name: value for name, value in metadata.items() if name not in ("offsets", "within")}
+    layers, size = kept_within(metadata)
+    if layers:
+        shown["kept within the rest"] = f"{layers} layers of {size:,} weights together, which the leaf flatbuffer holds"
+    return shown
 
 
 def load_model(path: str | os.PathLike[str]) -> bytes:

@@ -12,6 +12,7 @@ import rich.text
 from bqjax import codec
 from bqjax.experiment import Reference, Row
 from bqjax.search import SearchInfo
+from bqjax.tflite_container import kept_within
 
 __all__ = ["Table", "file_table", "markdown", "results_table", "rich_table", "search_table"]
 
@@ -84,14 +85,16 @@ def results_table(task_name: str, metric: str, before: Reference, rows: Sequence
 def file_table(info: codec.FileInfo, title: str) -> Table:
     """What ``bqjax inspect`` shows: a line a leaf, then the total."""
     lines = []
+    model = info.metadata.get("kind") == "tflite"
     for leaf in info.leaves:
         values = "" if leaf.k is None else str(leaf.k)
-        per_weight = f"{leaf.bits_per_weight:.3f}" if leaf.size else ""
+        rest_of_model = model and leaf.kind == "array"  # packed bytes, not weights
+        per_weight = f"{leaf.bits_per_weight:.3f}" if leaf.size and not rest_of_model else ""
         shape = "x".join(map(str, leaf.shape)) or "scalar"
         lines.append(
             (leaf.name, shape, leaf.dtype, leaf.kind, values, leaf.coder or "", leaf.group or "", per_weight, f"{leaf.bytes:,}")
         )
-    size = sum(leaf.size for leaf in info.leaves)
+    size = sum(leaf.size for leaf in info.leaves if not (model and leaf.kind == "array")) + kept_within(info.metadata)[1]
     rest = info.file_bytes - sum(leaf.bytes for leaf in info.leaves)
     lines.append(("structure and header", "", "", "", "", "", "", "", f"{rest:,}"))
     per_weight = f"{8 * info.file_bytes / size:.3f}" if size else ""

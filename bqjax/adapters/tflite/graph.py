@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from bqjax.adapters.tflite.interpret import require_litert
 from bqjax.adapters.tflite.verify import verify
 
 __all__ = ["Graph", "Operator", "Tensor", "parse"]
@@ -100,6 +101,7 @@ def parse(content: bytes) -> Graph:
       ValueError: the content is not a flatbuffer of a TFLite model, or not one whose numbers fit its bytes.
       ImportError: ai-edge-litert is not installed.
     """
+    require_litert()
     from ai_edge_litert import schema_py_generated as schema
 
     verify(content)
