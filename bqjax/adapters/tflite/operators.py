@@ -137,7 +137,13 @@ def _depthwise(node: Node, x: jax.Array, w: jax.Array, bias: jax.Array | None = 
     wide = w[0].astype(jnp.int32) - _weight_zeros(node).reshape(1, 1, -1)
     total = windows.depthwise(x, wide, view, _zero(node.tensor(0)))
     offset = -_zero(node.tensor(0)) * jnp.sum(wide, axis=(0, 1))
-    return _finish(rescale_twice(total + _row(offset if bias is None else offset + bias, 4), _factors(node)), node)
+    total = total + _row(offset if bias is None else offset + bias, 4)
+    codes = rescale_twice(total, _factors(node))
+    if not node.reference:
+        # The interpreter's vector code works on 8 channels at a time and takes halves up; what is left over goes another way.
+        vectors = np.arange(total.shape[-1]) < total.shape[-1] // 8 * 8
+        codes = jnp.where(vectors.reshape(1, 1, 1, -1), rescale_twice(total, _factors(node), up=True), codes)
+    return _finish(codes, node)
 
 
 def _dense(node: Node, x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -243,8 +249,22 @@ def _mean(node: Node, x: jax.Array, *_: jax.Array) -> jax.Array:
     bits = min(number.bit_length() - 1, 31 + int(shift), 32)
     factors = np.asarray((int(m) << bits) // number, np.int32), np.asarray(int(shift) - bits, np.int32)
     keep = bool(node.operator.options["keep_dims"])
+    if not node.reference and x.ndim == 4 and axes == (1, 2) and keep:
+        return _mean_over_images(node, x, number)
     total = jnp.sum(x.astype(jnp.int32) - _zero(node.tensor(0)), axis=axes, keepdims=keep)
     return _finish(rescale_twice(total, factors), node)
+
+
+def _mean_over_images(node: Node, x: jax.Array, number: int) -> jax.Array:
+    """The builtin kernel's own way where height and width are averaged: sums of codes as they are, one factor, one offset."""
+    shift, source = shift_of(node.output.dtype), np.float32(_scale(node.tensor(0)))
+    target = np.float32(_scale(node.output))
+    zero = _zero(node.tensor(0)) + shift
+    moved = np.float32(zero) * source / target
+    offset = _zero(node.output) + shift - int(moved + np.float32(0.5 if moved > 0 else -0.5))
+    total = jnp.sum(x.astype(jnp.int32) + shift, axis=(1, 2), keepdims=True)
+    codes = rescale_twice(total, quantize_multiplier(float(source / (np.float32(number) * target)))) + offset - shift
+    return jnp.clip(codes, -128, 127).astype(jnp.int8)
 
 
 def mean_axes(node: Node) -> tuple[int, ...]:
