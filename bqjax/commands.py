@@ -84,8 +84,8 @@ def load_config(path: Path, *kinds: type) -> Any:
         raise ValueError(f"no config file {path}")
     config = runpy.run_path(str(path)).get("config")
     if not isinstance(config, kinds):
-        wanted = " or ".join(f"{kind.__name__}(...)" for kind in kinds)
-        raise ValueError(f"{path} must define `config = {wanted}`, found {type(config).__name__}")
+        wanted = " or ".join(f"`config = {kind.__name__}(...)`" for kind in kinds)
+        raise ValueError(f"{path} must define {wanted}, found {type(config).__name__}")
     return config
 
 
