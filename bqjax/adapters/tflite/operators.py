@@ -139,8 +139,9 @@ def _depthwise(node: Node, x: jax.Array, w: jax.Array, bias: jax.Array | None = 
     offset = -_zero(node.tensor(0)) * jnp.sum(wide, axis=(0, 1))
     total = total + _row(offset if bias is None else offset + bias, 4)
     codes = rescale_twice(total, _factors(node))
-    if not node.reference:
-        # The interpreter's vector code works on 8 channels at a time and takes halves up; what is left over goes another way.
+    if not node.reference and node.tensor(1).dtype == np.int8:
+        # The int8 kernel's vector code works on 8 channels at a time and takes halves up; what is left over goes the other way,
+        # and so does all of the uint8 kernel.
         vectors = np.arange(total.shape[-1]) < total.shape[-1] // 8 * 8
         codes = jnp.where(vectors.reshape(1, 1, 1, -1), rescale_twice(total, _factors(node), up=True), codes)
     return _finish(codes, node)

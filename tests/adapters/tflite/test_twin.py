@@ -52,12 +52,7 @@ def test_an_inception_block_with_a_residual_sum(dtype, per_channel, kernels):
     want = interpret(content, x, kernels)
     assert got.dtype == dtype
     assert len(np.unique(want)) > 10  # the outputs are not saturated
-    difference = np.abs(np.asarray(got).astype(int) - want.astype(int))
-    if kernels == "builtin":
-        # Vector code of the builtin kernels differs between processors in how it takes halves: one step, now and then.
-        assert difference.max() <= 2 and (difference > 0).mean() <= 0.1, np.bincount(difference.reshape(-1))
-    else:
-        assert not difference.any(), np.bincount(difference.reshape(-1))
+    np.testing.assert_array_equal(np.asarray(got), want)
 
 
 def test_codes_may_come_as_floats_or_wide_integers():
