@@ -226,6 +226,7 @@ def _requantize(node: Node, x: jax.Array) -> jax.Array:
 
 
 def _concatenate(node: Node, *inputs: jax.Array) -> jax.Array:
+    """Exact but for uint8 inputs of another scale than the output's, which the kernel rescales in floats: within one step."""
     axis = node.operator.options["axis"] % len(node.output.shape)
     if axis == 0:
         raise ValueError("CONCATENATION along the batch is not supported")
