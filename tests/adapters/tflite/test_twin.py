@@ -138,17 +138,26 @@ def test_operators_of_one_input(dtype, kind):
     agrees(b, x, y)
 
 
+@pytest.mark.parametrize("size", [5, 16, 37])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_quantize_takes_halves_as_the_vector_code(dtype, size):
+    # Up in groups of 16 codes, away from 0 in what is left over: seen where the factor is below 1/2.
+    b = Builder(dtype)
+    x = b.activation([1, size])
+    agrees(b, x, b.operator("QUANTIZE", [x], b.activation([1, size], scale=0.33, zero=40)), n=60)
+
+
 def test_concatenation_rescales_uint8():
     # The kernel rescales in single precision: codes may be off by one step where a half is hit.
     b = Builder(np.uint8)
     x = b.activation([1, 5, 6, 3])
-    moved = b.operator("QUANTIZE", [x], b.activation([1, 5, 6, 3], scale=0.08, zero=-9))
+    moved = b.operator("QUANTIZE", [x], b.activation([1, 5, 6, 3], scale=0.13, zero=-9))
     y = b.activation([1, 5, 6, 6], scale=0.07, zero=5)
     content = b.finish(x, b.operator("CONCATENATION", [x, moved], y, "ConcatenationOptions", axis=3))
     graph = parse(content)
     codes = inputs(graph, 8)
-    got = np.asarray(build(graph).apply(params(graph), codes)[0]).astype(int)
-    assert np.abs(got - interpret(content, codes)).max() <= 1
+    difference = np.abs(np.asarray(build(graph).apply(params(graph), codes)[0]).astype(int) - interpret(content, codes))
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.01
 
 
 @NETWORKS
