@@ -4,9 +4,11 @@ An accumulator ``x`` becomes an output code by a real factor ``m 2^(shift - 31)`
 product has 64 bits, which JAX has only under ``jax_enable_x64``: here it is put together from 16-bit halves.
 
 Three roundings are in use, found by comparing each kernel on its own inputs. gemmlowp's functions (TFLite's reference
-kernels, and additions, depthwise convolutions and pooling everywhere) round twice: to 31 bits halves up, and then to the
-result halves away from 0. The matrix products of ruy on x86 (convolutions and dense layers of the optimised kernels) take
-halves up in the second step too. The reference kernel of dense int8 layers rounds the exact product once.
+kernels, and additions, uint8 depthwise convolutions and pooling everywhere) round twice: to 31 bits halves up, and then to
+the result halves away from 0. The matrix products of ruy on x86 (convolutions and dense layers of the optimised kernels) take
+halves up in the second step too. So does the x86 vector code of int8 depthwise convolutions, 8 channels at a time, and of
+QUANTIZE, 16 codes at a time; what such a loop leaves over is rounded as gemmlowp does. The reference kernel of dense int8
+layers rounds the exact product once.
 
 References:
   Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,

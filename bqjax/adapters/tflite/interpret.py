@@ -47,8 +47,9 @@ def interpret(content: bytes, inputs: np.ndarray, *, kernels: Kernels = "default
     if len(sources) != 1 or len(results) != 1:
         raise ValueError(f"a model of one input and one output is needed, this has {len(sources)} and {len(results)}")
     source, result = sources[0], results[0]
-    if tuple(source["shape"][1:]) != inputs.shape[1:] or source["dtype"] != inputs.dtype:
-        expected = f"{np.dtype(source['dtype'])} {tuple(source['shape'][1:])}"
+    shape = tuple(source["shape"][1:].tolist())
+    if shape != inputs.shape[1:] or source["dtype"] != inputs.dtype:
+        expected = f"{np.dtype(source['dtype'])} {shape}"
         raise ValueError(f"the model takes examples of {expected}, got {inputs.dtype} {inputs.shape[1:]}")
     out = np.empty((len(inputs), *result["shape"][1:]), result["dtype"])
     for i in range(len(inputs)):

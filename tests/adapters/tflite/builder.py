@@ -105,9 +105,12 @@ class Builder:
         return self.operator("SOFTMAX", [x], y, "SoftmaxOptions", beta=1.0)
 
     def finish(self, x, y):
+        return self.finish_many([x], [y])
+
+    def finish_many(self, inputs, outputs):
         subgraph = schema.SubGraphT()
         subgraph.tensors, subgraph.operators = self.tensors, self.operators
-        subgraph.inputs, subgraph.outputs = [x], [y]
+        subgraph.inputs, subgraph.outputs = inputs, outputs
         model = schema.ModelT()
         model.version = 3
         model.operatorCodes, model.subgraphs, model.buffers = self.codes, [subgraph], self.buffers
