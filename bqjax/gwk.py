@@ -130,7 +130,7 @@ def _start(job: _Job, start: Mapping[str, Any] | None) -> jax.Array | None:
     if not isinstance(leaf, Clustered) or leaf.codebook.shape != (job.k, job.d):
         found = f"a codebook of {leaf.codebook.shape}" if isinstance(leaf, Clustered) else "no codebook"
         raise ValueError(f"start has {found} for leaf {job.names[0]!r}, which needs one of {(job.k, job.d)}")
-    return jnp.asarray(leaf.codebook, jnp.float32)
+    return leaf.entries().astype(jnp.float32)
 
 
 def gwk_cluster(
@@ -229,18 +229,27 @@ def gwk_cluster(
     return replace(params, clustered), {name: info[name] for name in taken}
 
 
-def assign(params: Any, tree: Any) -> Any:
+def assign(params: Any, tree: Any, *, rate: float = 0.0) -> Any:
     """The clustered tree with every block's index that of the nearest entry of its codebook, by plain distance. Traceable.
+
+    With a ``rate``, entries that are used often count as nearer, so that entropy coding takes the indices to fewer bits:
+    ``|x - c_j|^2 + rate (2 ln 2 / d) E (-log2 p_j)`` is minimised, where ``p_j`` is the share of the tree's own indices that
+    are ``j`` and ``E`` the mean squared distance of blocks under them. A rate of 1 pays for a bit what a bit buys where a
+    codebook is fine, ``E ~ 2^(-2 bits / d)``; small rates save bits at almost no error, whose change is of second order.
 
     Args:
       params: weights, of the names and shapes that ``tree`` stands for.
       tree: a tree whose :class:`bqjax.leaves.Clustered` leaves have the codebooks.
+      rate: weight of a bit, at least 0.
 
     Returns:
       ``tree`` with new indices; leaves that are not clustered are those of ``params``.
 
     Raises:
-      ValueError: ``params`` lacks a leaf, or has one of another shape.
+      ValueError: ``params`` lacks a leaf, or has one of another shape; ``rate`` is negative or not finite.
+
+    References:
+      Chou, Lookabaugh, Gray 1989, "Entropy-constrained vector quantization", IEEE Trans. ASSP 37.
 
     Example:
       >>> tree, _ = gwk_cluster({"w": np.eye(4, dtype=np.float32)}, None, key=jax.random.key(0), config=GWKConfig(bits=1))
@@ -248,6 +257,8 @@ def assign(params: Any, tree: Any) -> Any:
       >>> (same["w"].indices == tree["w"].indices).all().item()
       True
     """
+    if not (math.isfinite(rate) and rate >= 0):
+        raise ValueError(f"the rate must be finite and at least 0, got {rate}")
     weights = named_leaves(params)
     arguments = {}
     for name, leaf in named_leaves(tree).items():
@@ -256,11 +267,21 @@ def assign(params: Any, tree: Any) -> Any:
                 found = np.shape(weights[name]) if name in weights else "nothing"
                 raise ValueError(f"clustered leaf {name!r} stands for weights of shape {leaf.shape}, the parameters have {found}")
             real = block_mask(leaf.shape, leaf.axis_order, leaf.d)
-            x = float_blocks(jnp.asarray(weights[name]), leaf.axis_order, leaf.d)
-            arguments[name] = (x, jnp.asarray(leaf.codebook).astype(jnp.float32), None if real.all() else jnp.asarray(real))
+            x, codebook = float_blocks(jnp.asarray(weights[name]), leaf.axis_order, leaf.d), leaf.entries().astype(jnp.float32)
+            price = _price_of_entries(x, codebook, jnp.asarray(leaf.indices), rate) if rate else None
+            arguments[name] = (x, codebook, None if real.all() else jnp.asarray(real), price)
     indices = by_shape(_nearest, arguments)
     return replace(params, {name: with_fields(named_leaves(tree)[name], indices=index) for name, index in indices.items()})
 
 
-def _nearest(x: jax.Array, codebook: jax.Array, mask: jax.Array | None) -> jax.Array:
-    return nearest_block(x, codebook, mask=mask)
+@jax.jit
+def _price_of_entries(x: jax.Array, codebook: jax.Array, indices: jax.Array, rate: float) -> jax.Array:
+    """``[k]``, in squared distance. An entry that nothing uses counts as used by half a block."""
+    (n, d), k = x.shape, codebook.shape[0]
+    counts = jnp.zeros(k, jnp.float32).at[indices].add(1)
+    error = jnp.square(x - codebook[indices]).sum(1).mean()
+    return rate * (2 * math.log(2) / d) * error * -jnp.log2(jnp.maximum(counts, 0.5) / n)
+
+
+def _nearest(x: jax.Array, codebook: jax.Array, mask: jax.Array | None, price: jax.Array | None) -> jax.Array:
+    return nearest_block(x, codebook, mask=mask, price=price)

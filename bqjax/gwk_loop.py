@@ -2,20 +2,19 @@
 
 The network runs on the reconstruction while the optimiser moves latent weights, to which gradients go straight through
 (:func:`straight_through`). Each step refreshes the assignments and moves the codebook a little, to running
-gradient-weighted means (:func:`gwk_update`). Late in training assignments are frozen, and the codebooks themselves are
-trained: the gradient of an entry is the sum of those of all blocks that point to it (:func:`codebook_gradients`). None of
-this is in the paper, whose weights are replaced by their reconstruction after each epoch.
+gradient-weighted means (:func:`gwk_update`). Late in training assignments are frozen, and the codebooks themselves can be
+trained: the gradient of an entry is the sum of those of all blocks that point to it
+(:func:`bqjax.codebooks.codebook_gradients`). None of this is in the paper, whose weights are replaced by their
+reconstruction after each epoch.
 
 References:
   Bengio, Léonard, Courville 2013 (arXiv 1308.3432): the straight-through estimator.
   van den Oord, Vinyals, Kavukcuoglu 2017 (arXiv 1711.00937), appendix A.1: codebooks as running means.
-  Stock et al. 2020 (arXiv 1907.05686), section 3.3: codebooks trained by summed gradients.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import replace as with_fields
 from typing import Any, NamedTuple
 
@@ -24,14 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bqjax.blocks import block_mask, to_blocks
+from bqjax.blocks import block_mask
+from bqjax.codebooks import clustered_leaves, codebook_name, codebooks, with_codebooks
 from bqjax.gwk import assign
 from bqjax.gwk_blocks import Weighting, block_weights, float_blocks
-from bqjax.leaves import Clustered
 from bqjax.tree import named_leaves, replace
 from bqjax.vector_kmeans import weighted_sums
 
-__all__ = ["GWKState", "codebook_gradients", "codebooks", "gwk_init", "gwk_update", "straight_through", "with_codebooks"]
+__all__ = ["GWKState", "gwk_init", "gwk_update", "straight_through"]
 
 
 @jax.custom_vjp
@@ -68,67 +67,7 @@ def straight_through(latent: Any, tree: Any) -> Any:
       (26.0, [2.0, 10.0])
     """
     leaves = named_leaves(latent)
-    return replace(latent, {name: _pass_through(leaves[name], leaf.decode()) for name, leaf in _clustered(tree).items()})
-
-
-def _clustered(tree: Any) -> dict[str, Clustered]:
-    return {name: leaf for name, leaf in named_leaves(tree).items() if isinstance(leaf, Clustered)}
-
-
-def _key(name: str, leaf: Clustered) -> str:
-    return name if leaf.group is None else f"group {leaf.group}"
-
-
-def codebooks(tree: Any) -> dict[str, jax.Array]:
-    """The codebooks ``[k, d]`` of a clustered tree by leaf name; one that a group shares is there once, as ``"group NAME"``.
-
-    A plain dict: an optimiser's ``init`` and ``update`` take it as it is.
-    """
-    return {_key(name, leaf): jnp.asarray(leaf.codebook) for name, leaf in _clustered(tree).items()}
-
-
-def with_codebooks(tree: Any, new: Mapping[str, Any]) -> Any:
-    """The tree with the codebooks of :func:`codebooks` replaced. Differentiable.
-
-    Raises:
-      ValueError: a codebook is missing, or has another shape.
-    """
-    changed = {}
-    for name, leaf in _clustered(tree).items():
-        key = _key(name, leaf)
-        if key not in new or np.shape(new[key]) != np.shape(leaf.codebook):
-            found = np.shape(new[key]) if key in new else "nothing"
-            raise ValueError(f"codebook {key!r} must have shape {np.shape(leaf.codebook)}, got {found}")
-        changed[name] = with_fields(leaf, codebook=jnp.asarray(new[key]))
-    return replace(tree, changed)
-
-
-def codebook_gradients(tree: Any, grads: Any) -> dict[str, jax.Array]:
-    """The gradient of every codebook entry: the sum of the gradients of all weights that it stands for. Traceable.
-
-    That is the gradient with respect to ``codebooks(tree)`` of a loss of ``decode(with_codebooks(tree, ...))``, from
-    gradients with respect to the weights.
-
-    Args:
-      tree: clustered tree.
-      grads: gradients of the decoded weights, a pytree with the same names.
-
-    Returns:
-      ``[k, d]`` by the names of :func:`codebooks`; leaves of a group are added up.
-
-    Example:
-      >>> leaf = Clustered(np.array([0, 1, 0], np.uint8), np.float32([[1.0], [5.0]]), (3,), np.float32)
-      >>> codebook_gradients({"w": leaf}, {"w": np.float32([1, 2, 3])})["w"].tolist()
-      [[4.0], [2.0]]
-    """
-    gradients = named_leaves(grads)
-    total: dict[str, jax.Array] = {}
-    for name, leaf in _clustered(tree).items():
-        g = to_blocks(jnp.asarray(gradients[name]), leaf.axis_order, leaf.d)
-        summed = weighted_sums(g, jnp.ones((g.shape[0], 1), g.dtype), jnp.asarray(leaf.indices), leaf.k)[0]
-        key = _key(name, leaf)
-        total[key] = total[key] + summed if key in total else summed
-    return total
+    return replace(latent, {name: _pass_through(leaves[name], leaf.decode()) for name, leaf in clustered_leaves(tree).items()})
 
 
 class GWKState(NamedTuple):
@@ -136,7 +75,7 @@ class GWKState(NamedTuple):
 
     Attributes:
       tree: the clustered tree.
-      moments: running ``sum g w`` of every codebook entry, ``[k, d]`` by the names of :func:`codebooks`.
+      moments: running ``sum g w`` of every codebook entry, ``[k, d]`` by the names of :func:`bqjax.codebooks.codebooks`.
       masses: running ``sum g``, ``[k, d]``: coordinates differ where blocks are padded or weighted by coordinate.
     """
 
@@ -158,13 +97,13 @@ def _sums(params: Any, grads: Any, tree: Any, weighting: Weighting) -> dict[str,
     weights, gradients = named_leaves(params), named_leaves(grads)
     parts: dict[str, list[tuple[jax.Array, ...]]] = {}
     sizes: dict[str, int] = {}
-    for name, leaf in _clustered(tree).items():
+    for name, leaf in clustered_leaves(tree).items():
         real = block_mask(leaf.shape, leaf.axis_order, leaf.d).astype(np.float32)
         x = float_blocks(jnp.asarray(weights[name]), leaf.axis_order, leaf.d)
         g = block_weights(gradients[name], leaf.d, weighting) * real
-        error = (jnp.square(x - jnp.asarray(leaf.codebook).astype(jnp.float32)[jnp.asarray(leaf.indices)]) * g).sum(1)
-        parts.setdefault(_key(name, leaf), []).append((x, g, jnp.asarray(leaf.indices).astype(jnp.int32), error))
-        sizes[_key(name, leaf)] = leaf.k
+        error = (jnp.square(x - leaf.entries().astype(jnp.float32)[jnp.asarray(leaf.indices)]) * g).sum(1)
+        parts.setdefault(codebook_name(name, leaf), []).append((x, g, jnp.asarray(leaf.indices).astype(jnp.int32), error))
+        sizes[codebook_name(name, leaf)] = leaf.k
     found = {}
     for key, each in parts.items():
         x, g, indices, error = (jnp.concatenate(arrays) for arrays in zip(*each, strict=True))
@@ -196,6 +135,7 @@ def gwk_update(
     decay: float = 0.95,
     frozen: Any = False,
     weighting: Weighting = "block",
+    rate: float = 0.0,
 ) -> GWKState:
     """One step of clustering: new assignments, and codebooks that follow the weights. Traceable.
 
@@ -210,13 +150,14 @@ def gwk_update(
       decay: how slowly codebooks follow; 0 takes the means of this step alone.
       frozen: True keeps the assignments, and only the codebooks move. May be traced.
       weighting: see :class:`bqjax.gwk.GWKConfig`.
+      rate: what a bit of entropy-coded indices weighs, see :func:`bqjax.gwk.assign`.
 
     Returns:
       The new state; leaves of its tree that are not clustered are those of ``params``.
     """
-    fresh = assign(params, state.tree)
-    new = _clustered(fresh)
-    old = _clustered(state.tree)
+    fresh = assign(params, state.tree, rate=rate)
+    new = clustered_leaves(fresh)
+    old = clustered_leaves(state.tree)
     held = {name: with_fields(leaf, indices=jnp.where(frozen, old[name].indices, leaf.indices)) for name, leaf in new.items()}
     tree = replace(fresh, held)
     moments, masses, entries = {}, {}, {}

@@ -115,7 +115,7 @@ def _concrete(x: Any) -> np.ndarray | None:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["indices", "codebook"],
+    data_fields=["indices", "codebook", "scale", "offset"],
     meta_fields=["shape", "dtype", "axis_order", "group"],
 )
 @dataclass(frozen=True)
@@ -124,11 +124,13 @@ class Clustered(CompressedLeaf):
 
     Attributes:
       indices: ``[n_blocks]``, the smallest unsigned type for ``k`` values, each below ``k``.
-      codebook: ``[k, d]`` floating point and finite, or of the leaf's dtype where that is int8 or uint8.
+      codebook: ``[k, d]`` floating point and finite, or of the leaf's dtype where that is int8 or uint8; int8 or uint8 codes
+        where there is a scale.
       shape: shape of the weight.
       dtype: dtype of the weight.
       axis_order: permutation of the weight's axes for the block layout (see :mod:`bqjax.blocks`).
       group: leaves naming the same group have the same codebook, which the file then holds once.
+      scale, offset: float32 ``[]``, finite; entries are ``scale * (codebook + offset)``. None where they are as they stand.
     """
 
     indices: Array
@@ -137,6 +139,8 @@ class Clustered(CompressedLeaf):
     dtype: np.dtype
     axis_order: tuple[int, ...]
     group: str | None
+    scale: Array | None
+    offset: Array | None
 
     def __init__(
         self,
@@ -146,6 +150,8 @@ class Clustered(CompressedLeaf):
         dtype: Any,
         axis_order: tuple[int, ...] | None = None,
         group: str | None = None,
+        scale: Array | None = None,
+        offset: Array | None = None,
     ):
         fields = {
             "indices": indices,
@@ -154,6 +160,8 @@ class Clustered(CompressedLeaf):
             "dtype": np.dtype(dtype),
             "axis_order": tuple(range(len(shape))) if axis_order is None else tuple(axis_order),
             "group": group,
+            "scale": scale,
+            "offset": offset,
         }
         for field, value in fields.items():
             object.__setattr__(self, field, value)
@@ -168,8 +176,16 @@ class Clustered(CompressedLeaf):
         """Weights per block."""
         return self.codebook.shape[-1]
 
+    def entries(self) -> jax.Array:
+        """``[k, d]``: the blocks that indices stand for. Traceable."""
+        codebook = jnp.asarray(self.codebook)
+        if self.scale is None or self.offset is None:
+            return codebook
+        # In this order no compiler can fuse the two operations, and every program gets the same bits.
+        return (codebook.astype(jnp.float32) + jnp.asarray(self.offset)) * jnp.asarray(self.scale)
+
     def decode(self) -> jax.Array:
-        values = jnp.asarray(self.codebook)[jnp.asarray(self.indices)]
+        values = self.entries()[jnp.asarray(self.indices)]
         return blocks.from_blocks(values, self.shape, self.axis_order).astype(self.dtype)
 
     def symbols(self) -> Array:
@@ -179,11 +195,21 @@ class Clustered(CompressedLeaf):
         return self.k
 
     def table_bits(self) -> int:
-        return self.codebook.size * self.codebook.dtype.itemsize * 8
+        return self.codebook.size * self.codebook.dtype.itemsize * 8 + (0 if self.scale is None else 64)
 
     def validate(self, name: str = "leaf") -> None:
         indices, codebook = np.asarray(self.indices), np.asarray(self.codebook)
         integers = codebook.dtype == self.dtype and self.dtype in (np.int8, np.uint8)
+        if self.scale is not None or self.offset is not None:
+            for what, x in (("scale", self.scale), ("offset", self.offset)):
+                if x is None or np.shape(x) != () or np.asarray(x).dtype != np.float32 or not np.isfinite(x):
+                    raise ValueError(f"{name}: the codebook's {what} must be a finite float32 number, got {x!r}")
+            if codebook.dtype not in (np.int8, np.uint8) or not jnp.issubdtype(self.dtype, jnp.floating):
+                raise ValueError(
+                    f"{name}: a codebook with a scale holds int8 or uint8 codes of floating-point weights, got {codebook.dtype} "
+                    f"codes of {self.dtype} weights"
+                )
+            integers = True
         if codebook.ndim != 2 or 0 in codebook.shape or not (integers or jnp.issubdtype(codebook.dtype, jnp.floating)):
             raise ValueError(
                 f"{name}: the codebook must be a non-empty floating-point [k, d] array, got {codebook.dtype} {codebook.shape}"

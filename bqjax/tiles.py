@@ -50,8 +50,11 @@ def _at(a: jax.Array, i: Any) -> jax.Array:
     return lax.dynamic_index_in_dim(a, i, 0, keepdims=False)
 
 
-def assign_tile(x: jax.Array, metric: jax.Array | None, codebook: jax.Array) -> jax.Array:
-    """``[t]`` int32 index of the nearest entry for the points ``[d, t]`` of a tile; of equals, the first."""
+def assign_tile(x: jax.Array, metric: jax.Array | None, codebook: jax.Array, price: jax.Array | None = None) -> jax.Array:
+    """``[t]`` int32 index of the nearest entry for the points ``[d, t]`` of a tile; of equals, the first.
+
+    ``price``, ``[k]``, is added to the squared distances of an entry.
+    """
     k, d = codebook.shape
     unrolled = d <= _UNROLLED_MAX_D
     group = min(k, max(1, min(_UNROLLED_CENTROIDS, _UNROLLED_TERMS // d)) if unrolled else _UNROLLED_CENTROIDS)
@@ -60,6 +63,7 @@ def assign_tile(x: jax.Array, metric: jax.Array | None, codebook: jax.Array) -> 
     padded = jnp.pad(codebook, ((0, -k % group), (0, 0)))
     half = jnp.pad(halves.sum(1), (0, -k % group), constant_values=jnp.inf)
     halves = jnp.pad(halves, ((0, -k % group), (0, 0)), constant_values=jnp.inf)
+    extra = None if price is None else jnp.pad(price / 2, (0, -k % group))
     mx = x if metric is None else metric * x
 
     def compare(g: Any, best: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -83,6 +87,8 @@ def assign_tile(x: jax.Array, metric: jax.Array | None, codebook: jax.Array) -> 
                 s = entries[j, 0] * mx[0] - entry_halves[j, 0] * metric[0]
                 for c in range(1, d):
                     s = s + (entries[j, c] * mx[c] - entry_halves[j, c] * metric[c])
+            if extra is not None:
+                s = s - lax.dynamic_index_in_dim(extra, g * group + j, keepdims=False)
             better = s > score  # False for the NaN of an infinite half times a metric of zero
             score, index = jnp.where(better, s, score), jnp.where(better, g * group + j, index)
         return score, index

@@ -268,13 +268,14 @@ def kmeans_vector(
     return _kmeans_vector(x, weights, mask, start, key, k, iterations, sampling, tolerance)
 
 
-def nearest_block(points: Any, codebook: Any, *, mask: Any = None) -> jax.Array:
+def nearest_block(points: Any, codebook: Any, *, mask: Any = None, price: Any = None) -> jax.Array:
     """Index of the nearest codebook entry of every point by plain distance; of equals, the first. Traceable.
 
     Args:
       points: ``[n, d]`` floating point.
       codebook: ``[k, d]`` floating point, in any order.
       mask: ``[n, d]`` booleans, False for coordinates that do not count.
+      price: ``[k]``, added to the squared distances of each entry.
 
     Returns:
       ``[n]``, the smallest unsigned type for ``k``.
@@ -290,15 +291,18 @@ def nearest_block(points: Any, codebook: Any, *, mask: Any = None) -> jax.Array:
     x, entries = _matrix(points, "points"), _matrix(codebook, "codebook")
     if entries.shape[1] != x.shape[1]:
         raise ValueError(f"points have {x.shape[1]} coordinates, the codebook's entries {entries.shape[1]}")
-    return _nearest_block(x, entries, _check_mask(mask, x))
+    if price is not None and jnp.shape(price) != entries.shape[:1]:
+        raise ValueError(f"there are {entries.shape[0]} entries, and prices of shape {jnp.shape(price)}")
+    return _nearest_block(x, entries, _check_mask(mask, x), None if price is None else jnp.asarray(price, jnp.float32))
 
 
 @jax.jit
-def _nearest_block(x: jax.Array, codebook: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _nearest_block(x: jax.Array, codebook: jax.Array, mask: jax.Array | None, price: jax.Array | None) -> jax.Array:
     points, centre, scale = _prepared(x, None, mask)
     tiles = _tiles(points)
     entries = (codebook - centre) * scale
-    indices = lax.map(lambda t: assign_tile(t.x, t.metric, entries).astype(index_dtype(codebook.shape[0])), tiles)
+    price = None if price is None else price * scale * scale
+    indices = lax.map(lambda t: assign_tile(t.x, t.metric, entries, price).astype(index_dtype(codebook.shape[0])), tiles)
     return indices.reshape(-1)[: x.shape[0]]
 
 

@@ -11,7 +11,7 @@ config = TrainConfig(
     dataset="digits",
     float_epochs=15,
     quantizer=QuantizerConfig(weight_bits=8, activation_bits=8),
-    gwk=GWKPhase(epochs=15, schedule="step", cv=4, pw=8, bits=5),
+    gwk=GWKPhase(epochs=12, schedule="step", cv=4, pw=8, bits=5, tune_epochs=4, rate=0.3),
     keep_float=("conv1", "fc2"),
     batch_size=64,
     learning_rate=3e-3,

@@ -14,10 +14,11 @@ import pytest
 
 from bqjax import codec, decode
 from bqjax.blocks import block_mask, from_blocks, output_first, to_blocks
+from bqjax.codebooks import codebook_gradients, codebooks, with_codebooks
 from bqjax.experiment import same_tree
 from bqjax.gwk import GWKConfig, assign, bits_per_weight, gwk_cluster
 from bqjax.gwk_blocks import block_size, block_weights
-from bqjax.gwk_loop import codebook_gradients, codebooks, gwk_init, gwk_update, straight_through, with_codebooks
+from bqjax.gwk_loop import gwk_init, gwk_update, straight_through
 from bqjax.leaves import Clustered
 from bqjax.tree import Rule, named_leaves
 
@@ -385,3 +386,28 @@ def test_a_training_step_under_jit_learns():
         books = jax.tree.map(lambda c, g: c - 0.02 * g, books, tune(books))
     third = float(loss(decode(with_codebooks(state.tree, books))))
     assert third < second < first
+
+
+@pytest.mark.parametrize("rate", [0.2, 1.0])
+def test_a_rate_makes_used_entries_nearer(rate):
+    """Against NumPy in float64; and it takes the indices to fewer bits."""
+    params = {"w": normal(48, 64), "c": normal(3, 3, 5, 16, seed=2)}
+    compressed, _ = gwk_cluster(params, None, key=KEY, config=CONFIG)
+    got = assign(params, compressed, rate=rate)
+    for name, leaf in compressed.items():
+        real = block_mask(leaf.shape, leaf.axis_order, leaf.d)
+        x = np.asarray(to_blocks(jnp.asarray(params[name]), leaf.axis_order, leaf.d), np.float64)
+        c, old = np.asarray(leaf.codebook, np.float64), np.asarray(leaf.indices)
+        distance = (np.square(x[:, None] - c) * real[:, None]).sum(-1)
+        error = np.square(x - c[old]).sum(1).mean()
+        p = np.maximum(np.bincount(old, minlength=leaf.k), 0.5) / len(x)
+        cost = distance + rate * 2 * np.log(2) / leaf.d * error * -np.log2(p)
+        chosen = np.asarray(got[name].indices)
+        assert (cost[np.arange(len(x)), chosen] <= cost.min(1) + 1e-4).all()
+        entropy = [
+            np.sum(-q * np.log2(q, where=q > 0, out=np.zeros_like(q)))
+            for q in (np.bincount(i, minlength=leaf.k) / len(x) for i in (old, chosen))
+        ]
+        assert entropy[1] < entropy[0]
+    with pytest.raises(ValueError, match="rate must be finite"):
+        assign(params, compressed, rate=-1.0)

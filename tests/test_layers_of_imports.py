@@ -15,7 +15,7 @@ LAYERS = [
     {"leaves"},
     {"tree", "segments", "histogram", "tiles", "seeding", "gradient_stats"},
     {"kmeans", "vector_kmeans", "gwk_blocks", "sorted_weights", "codec", "adapters"},
-    {"bin_and_quant", "compensation", "sensitivity", "tflite_container", "gwk"},
+    {"bin_and_quant", "compensation", "sensitivity", "tflite_container", "gwk", "codebooks"},
     {"rate", "lattice", "gwk_loop"},
     {"layer_stats"},
     {"quantised_search", "measured_state"},

@@ -100,7 +100,15 @@ def test_affine_decodes_as_numpy_does(axis, code_dtype, dtype):
     np.testing.assert_allclose(np.asarray(decoded, np.float64), expected, rtol=2 * eps, atol=0)
 
 
-LEAVES = [clustered(), clustered((3, 4), (1, 0), 2, group="g"), affine(), affine(1, np.uint8)]
+def on_line(**changes):
+    leaf = clustered((3, 4), (1, 0), 2)
+    line = {"scale": np.asarray(np.float32(0.3)), "offset": np.asarray(np.float32(-1.7))}
+    return dataclasses.replace(
+        leaf, codebook=np.arange(leaf.codebook.size, dtype=np.uint8).reshape(leaf.codebook.shape), **line | changes
+    )
+
+
+LEAVES = [clustered(), clustered((3, 4), (1, 0), 2, group="g"), on_line(), affine(), affine(1, np.uint8)]
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
@@ -125,6 +133,31 @@ def test_one_set_of_indices_may_serve_many_codebooks():
     scales = np.array([1.0, -2.0, 0.5], np.float32)
     decoded = jax.vmap(lambda s: dataclasses.replace(leaf, codebook=s * leaf.codebook).decode())(scales)
     np.testing.assert_array_equal(decoded, scales[:, None, None] * np.asarray(leaf.decode()))
+
+
+def test_a_codebook_on_a_line():
+    leaf = on_line()
+    codes, k, d = leaf.codebook.astype(np.float64), leaf.k, leaf.d
+    np.testing.assert_allclose(leaf.entries(), 0.3 * (codes - 1.7), rtol=1e-6)
+    np.testing.assert_array_equal(
+        leaf.decode(), dataclasses.replace(leaf, codebook=leaf.entries(), scale=None, offset=None).decode()
+    )
+    assert bits({"w": leaf}) == leaf.indices.size * math.ceil(math.log2(k)) + k * d * 8 + 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"offset": None}, "the codebook's offset must be a finite float32 number"),
+        ({"scale": np.asarray(np.float32(np.inf))}, "the codebook's scale must be a finite"),
+        ({"scale": np.asarray(0.5)}, "the codebook's scale must be a finite float32"),
+        ({"codebook": np.ones((5, 2), np.float32)}, "holds int8 or uint8 codes of floating-point weights, got float32"),
+        ({"dtype": np.dtype(np.int8)}, "codes of int8 weights"),
+    ],
+)
+def test_a_codebook_on_a_line_names_what_is_wrong(changes, message):
+    with pytest.raises(ValueError, match=message):
+        on_line(**changes).validate("conv/kernel")
 
 
 @pytest.mark.parametrize("leaf", LEAVES)

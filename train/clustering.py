@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from bqjax.codebooks import with_codebooks
 from bqjax.gwk import gwk_cluster
 from bqjax.gwk_blocks import GWKConfig
 from bqjax.gwk_loop import GWKState, gwk_init, gwk_update, straight_through
@@ -57,9 +58,11 @@ def follow(clusters: GWKState, network: Any, grads: Any, settings: GWKPhase, pro
         decay=settings.decay,
         frozen=progress >= settings.freeze,
         weighting=settings.weighting,
+        rate=settings.rate,
     )
 
 
-def replaced(network: Any, clusters: GWKState) -> Any:
-    """The network whose kernels are the reconstruction."""
-    return replace(network, named_leaves(decode(clusters.tree)))
+def replaced(network: Any, clusters: GWKState, books: Any = None) -> Any:
+    """The network whose kernels are the reconstruction, from other codebooks where they are given. Differentiable in them."""
+    tree = clusters.tree if books is None else with_codebooks(clusters.tree, books)
+    return replace(network, named_leaves(decode(tree)))

@@ -25,6 +25,11 @@ class GWKPhase:
       cv, pw, bits, weighting: see :class:`bqjax.gwk_blocks.GWKConfig`.
       decay: how slowly codebooks follow the weights; schedule "step".
       freeze: share of the phase after which each block keeps its codebook entry; schedule "step".
+      rate: what a bit of entropy-coded indices weighs in the choice of entries, see :func:`bqjax.gwk.assign`; schedule
+        "step".
+      tune_epochs: epochs of a last phase (ours) in which indices are fixed and codebooks are trained by gradients, with the rest
+        of the network.
+      tune_learning_rate: Adam's in that phase, at the start.
 
     Raises:
       ValueError: a number is out of range, or the schedule is unknown.
@@ -38,6 +43,9 @@ class GWKPhase:
     weighting: Literal["block", "coordinate", "none"] = "block"
     decay: float = 0.95
     freeze: float = 0.7
+    rate: float = 0.0
+    tune_epochs: int = 0
+    tune_learning_rate: float = 3e-4
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -46,6 +54,13 @@ class GWKPhase:
             raise ValueError(f"schedule must be epoch or step, got {self.schedule!r}")
         if not 0 <= self.decay < 1 or not 0 <= self.freeze <= 1:
             raise ValueError(f"decay must be from 0 to below 1 and freeze from 0 to 1, got {self.decay} and {self.freeze}")
+        if self.tune_epochs < 0:
+            raise ValueError(f"tune_epochs must be at least 0, got {self.tune_epochs}")
+        for field in ("rate", "tune_learning_rate"):
+            if not (math.isfinite(getattr(self, field)) and getattr(self, field) >= 0):
+                raise ValueError(f"{field} must be finite and at least 0, got {getattr(self, field)}")
+        if self.rate and self.schedule != "step":
+            raise ValueError('a rate needs schedule "step"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +76,7 @@ class TrainConfig:
       quantizer: of the layers in the quantised phase; None allows no such phase.
       gwk: the clustered phase, of the layers that are quantised; None leaves it out.
       keep_float: patterns of layers that stay as they are (the first and the last, as is usual).
+      train_examples: how many of the training examples to use, drawn by the seed; None uses all.
       batch_size: examples a step, over all devices.
       learning_rate: Adam's, at the start; it falls to 0 along a cosine within each phase.
       quantizer_learning_rate: that of intervals and output scales.
@@ -82,6 +98,7 @@ class TrainConfig:
     quantizer: QuantizerConfig | None = None
     gwk: GWKPhase | None = None
     keep_float: tuple[str, ...] = ("conv1", "linear")
+    train_examples: int | None = None
     batch_size: int = 256
     learning_rate: float = 1e-3
     quantizer_learning_rate: float = 1e-5
@@ -95,6 +112,8 @@ class TrainConfig:
             raise ValueError(f"there must be epochs: float_epochs={self.float_epochs}, epochs={self.epochs}")
         if (self.epochs or self.gwk) and self.quantizer is None:
             raise ValueError("quantised epochs and GWK need a quantizer; epochs without one are float_epochs")
+        if self.train_examples is not None and self.train_examples < 1:
+            raise ValueError(f"train_examples must be at least 1, got {self.train_examples}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         for field in ("learning_rate", "quantizer_learning_rate", "weight_decay"):

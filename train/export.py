@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from bqjax import codec
+from bqjax.codebooks import codebooks, quantize_codebooks, with_codebooks
 from bqjax.gwk_blocks import bits_per_weight
-from bqjax.leaves import decode
+from bqjax.leaves import Affine, decode
 from bqjax.tree import named_leaves, replace
 
 __all__ = ["export", "from_file"]
@@ -18,24 +22,54 @@ _TOLD = ("delta", "progress")
 
 
 def export(path: Path, state: Any) -> str:
-    """Writes kernels as indices and codebooks, and everything else that the forward pass needs as it is.
+    """Writes a network in 8 bits and below.
+
+    Clustered kernels are indices and codebooks of 8 bits, on the grid of the layer's weight quantiser, so that the layer computes
+    what it did. Other kernels (first and last layer) are int8 with a scale for each output channel. Everything else
+    that the forward pass needs (biases, BatchNorm, intervals) is as it is.
 
     Args:
       path: of the file; one that is there is replaced.
-      state: a :class:`train.loop.TrainState` of a GWK phase.
+      state: a :class:`train.step.TrainState` of a GWK phase.
 
     Returns:
-      A line about its size: bits per clustered weight by the paper's formula (indices and codebooks of 8 bits), bytes of the
-      file (codebooks in float32) and bits per weight of the whole network by them.
+      A line about its size: bits per clustered weight by the paper's formula (indices and codebooks of 8 bits); bits in the file
+      per weight of all kernels; bytes of the file, and bits per weight of the whole network by them.
     """
-    network = replace(state.params["network"], state.clusters.tree)
-    tree = {"network": network, "quantizers": state.params["quantizers"], "statistics": _needed(state.rest)}
-    info = codec.save(path, tree, force=True)
+    tree, quantizers = state.clusters.tree, state.params["quantizers"]
+    if "codebooks" in state.params:
+        tree = with_codebooks(tree, state.params["codebooks"])
+    clustered = quantize_codebooks(tree, _intervals(tree, quantizers))
+    kernels = {name: leaf for name, leaf in named_leaves(state.params["network"]).items() if np.ndim(leaf) > 1}
+    others = {name: _int8(np.asarray(leaf)) for name, leaf in kernels.items() if name not in clustered}
+    network = replace(state.params["network"], clustered | others)
+    info = codec.save(path, {"network": network, "quantizers": quantizers, "statistics": _needed(state.rest)}, force=True)
     weights = sum(leaf.size for leaf in named_leaves(network).values())
+    stored = [leaf for leaf in info.leaves if leaf.kind != "array"]
+    of_kernels = 8 * sum(leaf.bytes for leaf in stored) / sum(leaf.size for leaf in stored)
     return (
-        f"{path}: {bits_per_weight(state.clusters.tree):.3f} bits per clustered weight (formula), {info.file_bytes:,} bytes, "
-        f"{8 * info.file_bytes / weights:.3f} bits per weight of all {weights:,}"
+        f"{path}: {bits_per_weight(clustered):.3f} bits per clustered weight (formula), {of_kernels:.3f} per weight of all "
+        f"{len(stored)} kernels (file), {info.file_bytes:,} bytes, {8 * info.file_bytes / weights:.3f} bits per weight of all "
+        f"{weights:,}"
     )
+
+
+def _intervals(tree: Any, quantizers: Any) -> dict[str, tuple[Any, Any]]:
+    """Intervals of the weight quantisers of clustered kernels; those that share a codebook have none in common."""
+    scalars, found = named_leaves(quantizers), {}
+    for name in codebooks(tree):
+        layer = name.removesuffix("kernel")
+        if f"{layer}weight_lower" in scalars:
+            found[name] = (scalars[f"{layer}weight_lower"], scalars[f"{layer}weight_upper"])
+    return found
+
+
+def _int8(kernel: np.ndarray) -> Affine:
+    """int8 codes with a scale for each output channel, the last axis."""
+    largest = np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1)))
+    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    codes = np.clip(np.rint(kernel / scale.reshape((1,) * (kernel.ndim - 1) + (-1,))), -127, 127).astype(np.int8)
+    return Affine(codes, scale, np.zeros(scale.shape, np.int32), kernel.ndim - 1, kernel.dtype)
 
 
 def from_file(path: Path, state: Any) -> Any:
@@ -46,8 +80,12 @@ def from_file(path: Path, state: Any) -> Any:
     """
     loaded = codec.load(path)
     clustered = named_leaves(loaded["network"])
-    clusters = state.clusters._replace(tree={name: clustered[name] for name in state.clusters.tree})
+    tree = {name: clustered[name] for name in state.clusters.tree}
     params = {"network": decode(loaded["network"]), "quantizers": loaded["quantizers"]}
+    if "codebooks" in state.params:
+        params["codebooks"] = jax.tree.map(np.asarray, codebooks(tree))
+    # Codebooks of a training state are floating point.
+    clusters = state.clusters._replace(tree=with_codebooks(tree, codebooks(tree)))
     statistics = named_leaves(loaded["statistics"])
     return state._replace(params=params, rest=replace(state.rest, statistics), clusters=clusters)
 

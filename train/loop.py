@@ -6,7 +6,6 @@ A run that is killed and started again gives the numbers of one that was not: th
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,43 +15,36 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bqjax.adapters.flax import calibrate, quantize
-from bqjax.adapters.flax_quantize import QuantizerParam, quantized_layers, set_quantizers
+from bqjax.gwk_loop import GWKState
 from bqjax.progress import Progress
 from bqjax.tree import Rule
-from train.augment import augment
 from train.checkpoint import Checkpoints, checked_config
-from train.config import GWKPhase, TrainConfig
+from train.config import TrainConfig
+from train.export import export, from_file
+from train.log import MetricsLog, draw_curves
 from train.problems import Examples, Problem, float_network, problem
+from train.step import TrainState, functions, phase_kind
 
-__all__ = ["TrainState", "run"]
+__all__ = ["run"]
 
 EVALUATION_BATCH_SIZE = 500
 N_CALIBRATION = 256
 AXIS = "data"
 
 
-class TrainState(NamedTuple):
-    """What a step takes and gives.
+class _Run(NamedTuple):
+    """What all phases of a run share; see :func:`run`."""
 
-    Attributes:
-      params: ``{"network": ..., "quantizers": ...}``, nested dicts of arrays.
-      rest: running statistics of BatchNorm, and what quantisers are told.
-      optimizer: Optax's.
-      step: int32, steps done in this phase.
-      clusters: state of GWK; None in other phases.
-    """
-
-    params: dict[str, Any]
-    rest: Any
-    optimizer: Any
-    step: Any
-    clusters: Any = None
+    config: TrainConfig
+    data: Problem
+    mesh: jax.sharding.Mesh
+    out: Path
+    progress: Progress | None
+    say: Callable[[str], None]
 
 
 def run(
@@ -75,7 +67,7 @@ def run(
 
     Returns:
       Figures on the test data, ``"float accuracy"``, ``"ewgs accuracy"`` and so on: of the last epoch, which
-      nothing was chosen by; ``"gwk accuracy"`` is that of the file.
+      nothing was chosen by; ``"gwk accuracy"`` and ``"tuned accuracy"`` are those of the file.
 
     Raises:
       ValueError: the batch is smaller than the number of devices or cannot be shared out among them; data or weights are
@@ -90,19 +82,23 @@ def run(
     if len(data.train[1]) < config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} is larger than the {len(data.train[1])} training examples")
     checked_config(out, config)
-    model, teacher, figures = float_network(config, data_dir), None, {}
+    own = _Run(config, data, mesh, out, progress, say)
+    model, figures = float_network(config, data_dir), {}
     if config.float_epochs:
-        model, figures["float accuracy"] = _phase("float", config, config.float_epochs, model, None, data, mesh, out, progress, say)
+        model, figures["float accuracy"], _ = _phase(own, "float", config.float_epochs, model)
     if config.quantizer is not None:
-        teacher = model if config.distillation else None
+        phase = partial(_phase, own, teacher=model if config.distillation else None)
         rules = [*(Rule(pattern, skip=True) for pattern in config.keep_float), Rule("*", config.quantizer)]
         small, _ = quantize(model, rules)
         small = calibrate(small, data.inputs(jnp.asarray(data.train[0][:N_CALIBRATION])))
         name = config.quantizer.rounding
         if config.epochs:
-            small, figures[f"{name} accuracy"] = _phase(name, config, config.epochs, small, teacher, data, mesh, out, progress, say)
+            small, figures[f"{name} accuracy"], _ = phase(name, config.epochs, small)
         if config.gwk is not None:
-            _, figures["gwk accuracy"] = _phase("gwk", config, config.gwk.epochs, small, teacher, data, mesh, out, progress, say)
+            small, figures["gwk accuracy"], clusters = phase("gwk", config.gwk.epochs, small)
+            if config.gwk.tune_epochs:
+                _, figures["tuned accuracy"], _ = phase("tune", config.gwk.tune_epochs, small, clusters)
+    draw_curves(out)
     return figures
 
 
@@ -111,170 +107,49 @@ def _near(batch: int, devices: int) -> str:
 
 
 def _phase(
-    name: str,
-    config: TrainConfig,
-    epochs: int,
-    model: Any,
-    teacher: Any,
-    data: Problem,
-    mesh: jax.sharding.Mesh,
-    out: Path,
-    progress: Progress | None,
-    say: Callable[[str], None],
-) -> tuple[Any, float]:
-    """One phase, from the model it starts from to the trained one and its accuracy on the test data."""
+    run: _Run, name: str, epochs: int, model: Any, clusters: GWKState | None = None, teacher: Any = None
+) -> tuple[Any, float, GWKState | None]:
+    """One phase, from the model it starts from to the trained one, its accuracy on the test data, and its clusters."""
+    config, data, mesh, out = run.config, run.data, run.mesh, run.out
     steps = len(data.train[1]) // config.batch_size
-    optimizer = _optimizer(config, steps * epochs)
-    gwk = config.gwk if name == "gwk" else None
-    step, evaluate, merge, state, reconstructed = _functions(config, gwk, model, teacher, data, optimizer, steps * epochs)
+    kind = phase_kind(config, name)
+    parts = functions(config, kind, model, clusters, teacher, data, steps * epochs)
     everywhere, by_example = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS)))
 
     checkpoints = Checkpoints(out / name, "accuracy")
-    done, state = checkpoints.restore(state) or (0, state)
+    done, state = checkpoints.restore(parts.start) or (0, parts.start)
     state = _put(state, everywhere)
-    _drop_lines(out / "metrics.jsonl", name, done)
+    log = MetricsLog(out, name, done)
     for epoch in range(done, epochs):
         start, sums = time.perf_counter(), []
         order = np.random.default_rng((config.seed, epoch)).permutation(len(data.train[1]))
         for i in range(steps):
             rows = order[i * config.batch_size : (i + 1) * config.batch_size]
             batch = _put(tuple(a[rows] for a in data.train), by_example)
-            state, out_of_step = step(state, batch)
+            state, out_of_step = parts.step(state, batch)
             sums.append(out_of_step)
-            if progress is not None:
+            if run.progress is not None:
                 # A step's numbers of some time ago: those of the last would have to be waited for.
-                progress(epoch * steps + i + 1, epochs * steps, f"{name}, loss {float(sums[max(0, i - 2)]['loss']):.3f}")
-        if gwk is not None and gwk.schedule == "epoch":
-            state = reconstructed(state, batch, epoch)
+                run.progress(epoch * steps + i + 1, epochs * steps, f"{name}, loss {float(sums[max(0, i - 2)]['loss']):.3f}")
+        if kind == "clustered after epochs":
+            state = parts.reconstructed(state, batch, epoch)
         train = {key: float(np.mean([s[key] for s in sums])) for key in sums[0]}
         seconds = time.perf_counter() - start
-        validation = _evaluated(evaluate, state, data.validation, mesh)
-        record = {
-            "phase": name,
-            "epoch": epoch + 1,
-            **{f"train_{k}": v for k, v in train.items()},
-            **validation,
-            "seconds": seconds,
-        }
-        _write_line(out / "metrics.jsonl", record)
-        say(f"{name} {epoch + 1}/{epochs}: loss {train['loss']:.4f}, validation {validation['accuracy']:.2%}, {seconds:.1f} s")
+        validation = _evaluated(parts.evaluate, state, data.validation, mesh)
+        log.write(epoch + 1, {f"train_{k}": v for k, v in train.items()} | validation | {"seconds": seconds})
+        run.say(f"{name} {epoch + 1}/{epochs}: loss {train['loss']:.4f}, validation {validation['accuracy']:.2%}, {seconds:.1f} s")
         checkpoints.save(epoch + 1, state, validation)
     checkpoints.close()
-    if gwk is not None:
-        from train.export import export, from_file  # needs bqjax.gwk, as above
-
+    log.close()
+    if kind != "plain":
         file = out / "model.bq.safetensors"
         if jax.process_index() == 0:
-            say(export(file, jax.tree.map(np.asarray, state)))
+            run.say(export(file, jax.tree.map(np.asarray, state)))
         multihost_utils.sync_global_devices("exported")
         state = _put(from_file(file, state), everywhere)  # what is scored is what the file decodes to
-    return merge(state), _evaluated(evaluate, state, data.test, mesh)["accuracy"]
-
-
-def _optimizer(config: TrainConfig, total: int) -> optax.GradientTransformation:
-    def adam(rate: float, decay: float) -> optax.GradientTransformation:
-        # Decay in the gradient and not beside it, as in the training that the published figures come from.
-        return optax.chain(optax.add_decayed_weights(decay), optax.adam(optax.cosine_decay_schedule(rate, total)))
-
-    rates = {"network": adam(config.learning_rate, config.weight_decay), "quantizers": adam(config.quantizer_learning_rate, 0.0)}
-    return optax.partition(rates, {name: name for name in rates})
-
-
-_FILTERS = (QuantizerParam, nnx.Param, nnx.RngState, ...)
-
-
-def _functions(
-    config: TrainConfig,
-    gwk: GWKPhase | None,
-    model: Any,
-    teacher: Any,
-    data: Problem,
-    optimizer: optax.GradientTransformation,
-    total: int,
-) -> tuple[Callable[..., Any], Callable[..., Any], Callable[[TrainState], Any], TrainState, Callable[..., TrainState]]:
-    """The step, the evaluation, the way back to a model, the state at the start, and GWK's work after an epoch."""
-    modes = {
-        training: nnx.view(model, use_running_average=not training, deterministic=not training, raise_if_not_found=False)
-        for training in (True, False)
-    }
-    graphs = {training: nnx.split(modes[training], *_FILTERS)[0] for training in modes}
-    _, *states = nnx.split(modes[True], *_FILTERS)
-    quantizers, network, rng, rest = (nnx.to_pure_dict(s) for s in states)
-    rounds = bool(quantized_layers(model))
-    params = {"network": network, "quantizers": quantizers}
-    clusters = None
-    kernels = tuple(f"{layer}/kernel" for layer in quantized_layers(model))
-    if gwk is not None:
-        from train import clustering  # needs bqjax.gwk, which other phases do not
-
-        clusters = clustering.cluster(network, None, kernels, gwk, jax.random.key(config.seed))
-    in_loop = gwk is not None and gwk.schedule == "step"
-    state = TrainState(params, rest, optimizer.init(params), jnp.int32(0), clusters)
-    taught = (
-        None
-        if teacher is None
-        else nnx.split(nnx.view(teacher, use_running_average=True, deterministic=True, raise_if_not_found=False))
-    )
-
-    def merge(state: TrainState, training: bool = True, key: jax.Array | None = None) -> Any:
-        keys = rng if key is None else jax.tree.map(partial(_fold, key), rng)
-        network = clustering.seen(state.params["network"], state.clusters) if in_loop else state.params["network"]
-        return nnx.merge(graphs[training], state.params["quantizers"], network, keys, state.rest)
-
-    def loss(params: Any, state: TrainState, inputs: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
-        running = merge(state._replace(params=params), key=key)
-        if rounds:
-            set_quantizers(running, progress=state.step / total)
-        logits = running(inputs)
-        mean_loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-        right = jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
-        if taught is not None and config.distillation:
-            t = config.temperature
-            soft = jax.nn.log_softmax(jax.lax.stop_gradient(nnx.merge(*taught)(inputs)) / t)
-            divergence = jnp.mean(jnp.sum(jnp.exp(soft) * (soft - jax.nn.log_softmax(logits / t)), axis=1))
-            mean_loss = (1 - config.distillation) * mean_loss + config.distillation * t**2 * divergence
-        return mean_loss, (nnx.to_pure_dict(nnx.split(running, *_FILTERS)[4]), right)
-
-    def gradients(state: TrainState, batch: Any) -> Any:
-        images, labels = batch
-        augment_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
-        inputs = data.inputs(augment(augment_key, images, pad=data.pad, flip=data.flip))
-        return jax.value_and_grad(loss, has_aux=True)(state.params, state, inputs, labels, model_key)
-
-    @partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        (value, (rest, right)), grads = gradients(state, batch)
-        updates, moments = optimizer.update(grads, state.optimizer, state.params)
-        params, clusters = optax.apply_updates(state.params, updates), state.clusters
-        if in_loop and gwk is not None:
-            clusters = clustering.follow(clusters, params["network"], grads["network"], gwk, state.step / total)
-        return TrainState(params, rest, moments, state.step + 1, clusters), {"loss": value, "accuracy": right}
-
-    @jax.jit
-    def reconstructed(state: TrainState, batch: Any, epoch: int) -> TrainState:
-        """Weights replaced by their reconstruction, weighted by the gradients of the epoch's last batch."""
-        if gwk is None:
-            raise ValueError("weights are replaced in a GWK phase only")
-        _, grads = gradients(state, batch)
-        key = jax.random.fold_in(jax.random.key(config.seed), epoch)
-        clusters = clustering.cluster(state.params["network"], grads["network"], kernels, gwk, key, start=state.clusters)
-        network = clustering.replaced(state.params["network"], clusters)
-        return state._replace(params=state.params | {"network": network}, clusters=clusters)
-
-    @jax.jit
-    def evaluate(state: TrainState, batch: Any, mask: jax.Array) -> dict[str, jax.Array]:
-        images, labels = batch
-        logits = merge(state, training=False)(data.inputs(images))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        right = (jnp.argmax(logits, axis=1) == labels) & ~jnp.isnan(logits).any(axis=1)
-        return {"loss": jnp.sum(losses * mask), "accuracy": jnp.sum(right * mask)}
-
-    return step, evaluate, merge, state, reconstructed
-
-
-def _fold(key: jax.Array, leaf: jax.Array) -> jax.Array:
-    """Keys of the model's own draws follow from the step's; counters stay where they start."""
-    return key if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    accuracy = _evaluated(parts.evaluate, state, data.test, mesh)["accuracy"]
+    run.say(f"{name}: {accuracy:.2%} on the test data")
+    return parts.merge(state), accuracy, state.clusters
 
 
 def _evaluated(evaluate: Callable[..., Any], state: TrainState, examples: Examples, mesh: jax.sharding.Mesh) -> dict[str, float]:
@@ -301,23 +176,3 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(put, tree)
-
-
-def _write_line(path: Path, record: dict[str, Any]) -> None:
-    if jax.process_index() == 0:
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-
-def _drop_lines(path: Path, phase: str, done: int) -> None:
-    """Leaves the lines of what is in checkpoints: a run killed after its log was written does that epoch again."""
-    if path.is_file() and jax.process_index() == 0:
-        lines = []
-        for line in path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # cut short when the run was killed
-            if record["phase"] != phase or record["epoch"] <= done:
-                lines.append(line + "\n")
-        path.write_text("".join(lines))

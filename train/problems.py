@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,9 +51,21 @@ def problem(config: TrainConfig, data_dir: str | os.PathLike[str] | None) -> Pro
     """The data of a config.
 
     Raises:
-      ValueError: the data set needs a folder and there is none, or it is not in it; the message says how to get it.
+      ValueError: the data set needs a folder and there is none, or it is not in it; the message says how to get it. It has
+        fewer training examples than the config asks for.
       ImportError: a package that reads the data is not installed.
     """
+    found = _problem(config, data_dir)
+    if config.train_examples is None:
+        return found
+    images, labels = found.train
+    if config.train_examples > len(labels):
+        raise ValueError(f"train_examples is {config.train_examples}, but there are {len(labels)} training examples")
+    rows = np.random.default_rng(config.seed).permutation(len(labels))[: config.train_examples]
+    return dataclasses.replace(found, train=(images[rows], labels[rows]))
+
+
+def _problem(config: TrainConfig, data_dir: str | os.PathLike[str] | None) -> Problem:
     if config.dataset == "digits":
         return Problem(*digits_splits(), inputs=lambda x: x, pad=1, flip=False)
     if data_dir is None:

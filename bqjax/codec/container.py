@@ -32,7 +32,7 @@ import numpy as np
 from bqjax.codec import entropy, header, structure
 from bqjax.codec.header import read_exactly
 from bqjax.codec.records import FileInfo, LeafInfo, parse_records, to_record
-from bqjax.codec.streams import decode_leaf, encode_leaf
+from bqjax.codec.streams import Table, decode_leaf, encode_leaf
 from bqjax.files import atomic_write
 from bqjax.leaves import is_compressed
 from bqjax.tree import named_leaves
@@ -89,7 +89,7 @@ def save(
     if not all(type(x) is str for item in metadata.items() for x in item):
         raise ValueError("metadata must map strings to strings")
     document, leaves = structure.flatten(tree)
-    groups: dict[str, tuple[str, np.ndarray]] = {}
+    groups: dict[str, tuple[str, Table]] = {}
     infos = []
     digest = hashlib.sha256()
     with atomic_write(path, force=force) as file:
@@ -141,7 +141,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
         document, infos, _ = _read_tree(file, head)
         _verify(file, head)
         file.seek(head.data_offset)
-        codebooks: dict[str, np.ndarray] = {}
+        codebooks: dict[str, list[np.ndarray]] = {}
         leaves = {info.name: decode_leaf(file, info, codebooks) for info in infos}
         if like is None:
             return structure.unflatten(document, leaves.__getitem__)

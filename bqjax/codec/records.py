@@ -4,7 +4,8 @@ A record leaves out what has its default. ``x`` kind (array; ``c`` clustered, ``
 the weight (float32). Arrays: ``n`` bytes of the zstandard frame (stored as they are). Compressed leaves: ``e`` coder
 (ans), ``n`` bytes of the codes, ``q`` dtype of codebook or scale (float32). Clustered: ``k`` codebook entries, ``d`` weights
 a block (1), ``o`` axis order (0, 1, ...), ``g`` group; a group's first leaf holds the codebook and the others have
-neither ``k``, ``d`` nor ``q``. Affine: ``c`` dtype of the codes (int8), ``a`` axis of the scales (none).
+neither ``k``, ``d`` nor ``q``. An integer codebook of floating-point weights is followed by scale and offset in float32.
+Affine: ``c`` dtype of the codes (int8), ``a`` axis of the scales (none).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from dataclasses import replace as with_fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ __all__ = ["FileInfo", "LeafInfo", "parse_records", "to_record"]
 
 _MAX_SIZE = 1 << 48  # bytes or entries of anything in one leaf: what addresses reach, so that products cannot overflow
 _MAX_DIMS = 64
+_LINE_BYTES = 8  # scale and offset of an integer codebook
 _TAGS = {"array": "", "clustered": "c", "affine": "a"}
 _KINDS = {tag: kind for kind, tag in _TAGS.items()}
 _KEYS = {"array": "stn", "clustered": "xstenqkdog", "affine": "xstenqca"}
@@ -39,7 +42,7 @@ class LeafInfo:
       dtype: name of the weight's dtype.
       coder: coder of the codes; of an array ``"raw"`` or ``"zstd"``.
       code_bytes: bytes of the codes, or of the array.
-      table_bytes: bytes of codebook, scales and zero points; 0 where an earlier leaf of the group holds them.
+      table_bytes: bytes of codebook, scales, offset and zero points; 0 where an earlier leaf of the group holds them.
       k: how many different codes there can be; None for arrays.
       d: weights per code.
       group: the group whose codebook the leaf shares.
@@ -84,6 +87,11 @@ class LeafInfo:
     def bits_per_weight(self) -> float:
         """Bits in the file per weight, 0 for an empty leaf."""
         return 8 * self.bytes / max(self.size, 1)
+
+    @property
+    def on_line(self) -> bool:
+        """Whether a codebook holds integers that a scale and an offset turn into weights."""
+        return self.table_dtype in ("int8", "uint8") and self.dtype not in ("int8", "uint8")
 
     @property
     def n_symbols(self) -> int:
@@ -274,13 +282,14 @@ def _parse(name: str, record: Any, groups: dict[str, LeafInfo]) -> LeafInfo:
         dtype=dtype,
         coder=coder,
         code_bytes=code_bytes,
-        table_bytes=k * d * width if first is None else 0,
         k=k,
         d=d,
         group=group,
         table_dtype=table_dtype if first is None else first.table_dtype,
         axis_order=_numbers(record, "o", list(range(len(shape)))),
     )
+    if first is None:
+        info = with_fields(info, table_bytes=k * d * width + (_LINE_BYTES if info.on_line else 0))
     if group is not None:
         groups.setdefault(group, info)
     return _check_count(info, info.n_symbols)

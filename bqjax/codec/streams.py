@@ -11,9 +11,11 @@ from bqjax.codec.header import read_exactly
 from bqjax.codec.records import LeafInfo
 from bqjax.leaves import Affine, Clustered, CompressedLeaf, is_compressed
 
-__all__ = ["decode_leaf", "encode_leaf"]
+__all__ = ["Table", "decode_leaf", "encode_leaf"]
 
 _THOROUGH_BYTES = 1 << 20
+
+Table = tuple[str, tuple[int, ...], bytes]  # dtype and shape of a codebook, and its bytes with scale and offset
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
@@ -22,7 +24,7 @@ def _bytes_of(array: np.ndarray) -> memoryview:
 
 
 def encode_leaf(
-    name: str, leaf: Any, coder: str, groups: dict[str, tuple[str, np.ndarray]]
+    name: str, leaf: Any, coder: str, groups: dict[str, tuple[str, Table]]
 ) -> tuple[LeafInfo, list[bytes | memoryview]]:
     """A leaf's description and its bytes: codes (or values), then table.
 
@@ -30,7 +32,7 @@ def encode_leaf(
       name: of the leaf.
       leaf: an array or a compressed leaf.
       coder: for codes.
-      groups: name and codebook of the first leaf of each group so far; grows.
+      groups: name of the first leaf of each group so far, and its codebook; grows.
 
     Raises:
       ValueError: naming the leaf, where it is not valid or cannot be stored.
@@ -49,10 +51,12 @@ def encode_leaf(
     if isinstance(leaf, Clustered):
         indices, codebook = structure.as_array(name, leaf.indices), structure.as_array(name, leaf.codebook)
         shape, order = tuple(map(int, leaf.shape)), tuple(map(int, leaf.axis_order))
-        leaf = Clustered(indices, codebook, shape, leaf.dtype, order, leaf.group)
+        on_line = [None if x is None else structure.as_array(name, x) for x in (leaf.scale, leaf.offset)]
+        leaf = Clustered(indices, codebook, shape, leaf.dtype, order, leaf.group, *on_line)
         leaf.validate(name)
         used, codes = entropy.encode(indices, leaf.k, coder)
-        table = [_bytes_of(codebook)] if _holds_codebook(name, leaf, groups) else []
+        whole = [_bytes_of(x) for x in (codebook, *on_line) if x is not None]
+        table = whole if _holds_codebook(name, leaf, whole, groups) else []
         info = LeafInfo(
             name,
             kind="clustered",
@@ -90,18 +94,18 @@ def encode_leaf(
     raise ValueError(f"leaf {name!r} is a {type(leaf).__name__}, which this version of the format cannot store")
 
 
-def _holds_codebook(name: str, leaf: Clustered, groups: dict[str, tuple[str, np.ndarray]]) -> bool:
+def _holds_codebook(name: str, leaf: Clustered, table: list[memoryview], groups: dict[str, tuple[str, Table]]) -> bool:
     """Whether the leaf is the first of its group, or in none. Compares the codebook with the group's."""
     if leaf.group is None:
         return True
     if type(leaf.group) is not str:
         raise ValueError(f"leaf {name!r}: a group is named by a string, got {leaf.group!r}")
-    codebook = np.asarray(leaf.codebook)
+    codebook = (leaf.codebook.dtype.name, leaf.codebook.shape, b"".join(table))
     if leaf.group not in groups:
         groups[leaf.group] = name, codebook
         return True
     first, shared = groups[leaf.group]
-    if shared.dtype != codebook.dtype or shared.shape != codebook.shape or _bytes_of(shared) != _bytes_of(codebook):
+    if shared != codebook:
         raise ValueError(f"leaves {first!r} and {name!r} name one group, {leaf.group!r}, but their codebooks differ")
     return False
 
@@ -116,13 +120,13 @@ def _from_bytes(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndar
     return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
 
 
-def decode_leaf(file: BinaryIO, info: LeafInfo, codebooks: dict[str, np.ndarray]) -> np.ndarray | CompressedLeaf:
+def decode_leaf(file: BinaryIO, info: LeafInfo, codebooks: dict[str, list[np.ndarray]]) -> np.ndarray | CompressedLeaf:
     """Reads the leaf that begins at the file's position.
 
     Args:
       file: open for reading.
       info: its description, checked by :func:`bqjax.codec.records.parse_records`.
-      codebooks: those of the groups so far; grows.
+      codebooks: those of the groups so far, each with scale and offset where it has them; grows.
 
     Raises:
       ValueError: naming the leaf, where its stream is damaged or it breaks an invariant.
@@ -143,11 +147,14 @@ def decode_leaf(file: BinaryIO, info: LeafInfo, codebooks: dict[str, np.ndarray]
         leaf = Affine(integers, scale, zero_point, info.axis, structure.DTYPES[info.dtype])
     else:
         if info.table_bytes:
-            codebook = _read_array(file, info.table_dtype, (info.k or 1, info.d))
+            table = [_read_array(file, info.table_dtype, (info.k or 1, info.d))]
+            if info.on_line:
+                table += [_read_array(file, "float32", ()) for _ in range(2)]
             if info.group is not None:
-                codebooks[info.group] = codebook
+                codebooks[info.group] = table
         else:
-            codebook = codebooks[info.group or ""]
-        leaf = Clustered(symbols, codebook, info.shape, structure.DTYPES[info.dtype], info.axis_order, info.group)
+            table = codebooks[info.group or ""]
+        dtype = structure.DTYPES[info.dtype]
+        leaf = Clustered(symbols, table[0], info.shape, dtype, info.axis_order, info.group, *table[1:])
     leaf.validate(info.name)
     return leaf

@@ -108,6 +108,12 @@ LEAVES = {
     "no weights": clustered((0, 4), order=(1, 0)),
     "scalar": clustered(()),
     "bfloat16": clustered(dtype=jnp.bfloat16, table=jnp.bfloat16),
+    "codebook on a line": dataclasses.replace(
+        clustered((3, 3, 4, 8), k=16, d=6, order=(3, 2, 0, 1)),
+        codebook=np.arange(96, dtype=np.uint8).reshape(16, 6),
+        scale=np.asarray(np.float32(0.01)),
+        offset=np.asarray(np.float32(-31.7)),
+    ),
     "float8 codebook": clustered(dtype=np.float16, table=jnp.float8_e4m3fn),
     "affine, per channel": affine(),
     "affine, per tensor": affine(axis=None, dtype=np.uint8),

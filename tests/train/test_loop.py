@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from bqjax import codec
 from bqjax.quantizers import QuantizerConfig
 from train.checkpoint import Checkpoints
 from train.config import GWKPhase, TrainConfig
@@ -142,13 +143,24 @@ def test_four_devices_give_the_losses_of_one(whole, tmp_path, processes):
 def test_clustered_weights(schedule, tmp_path):
     pytest.importorskip("bqjax.gwk")
     gwk = GWKPhase(epochs=4, schedule=schedule, cv=4, pw=8, bits=5)
+    if schedule == "step":
+        gwk = dataclasses.replace(gwk, rate=0.2, tune_epochs=2)
     quantizer = QuantizerConfig(weight_bits=8, activation_bits=8)
     config = dataclasses.replace(CONFIG, float_epochs=6, epochs=0, quantizer=quantizer, gwk=gwk, keep_float=("conv1", "fc?"))
     said = []
     figures = run(config, tmp_path, say=said.append)
     assert figures["gwk accuracy"] > 0.6
-    assert "bits per clustered weight (formula)" in said[-1]
-    assert lines(tmp_path)[-1]["train_loss"] < lines(tmp_path)[-4]["train_loss"]
+    assert any("bits per clustered weight (formula)" in line for line in said)
+    clustered = [r for r in lines(tmp_path) if r["phase"] == "gwk"]
+    assert clustered[-1]["train_loss"] < clustered[0]["train_loss"]
+    if schedule == "step":
+        tuned = [r for r in lines(tmp_path) if r["phase"] == "tune"]
+        assert tuned[-1]["train_loss"] < 1.05 * clustered[-1]["train_loss"]
+        assert figures["tuned accuracy"] > 0.6
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+    stored = {leaf.name: leaf for leaf in codec.inspect(tmp_path / "model.bq.safetensors").leaves}
+    assert stored["network/conv2/kernel"].table_dtype == "uint8"
+    assert stored["network/conv1/kernel"].kind == "affine"
     # From checkpoints alone, and the file anew: the same figures.
     assert run(config, tmp_path, say=lambda line: None) == figures
 
