@@ -58,8 +58,8 @@ def test_leaves_of_a_group_keep_one_codebook(tmp_path):
 
 @pytest.mark.parametrize("value", [0.0, 2.5, -1e-30])
 def test_entries_that_are_all_alike(value):
-    leaf = Clustered(np.zeros(4, np.uint8), np.full((1, 2), value, np.float32), (8,), np.float32)
-    np.testing.assert_allclose(decode(quantize_codebooks({"w": leaf}))["w"], np.full(8, value), rtol=1e-6)
+    leaf = Clustered(np.zeros(4, np.uint8), np.full((1, 2), value, np.float32), (4, 2), np.float32)
+    np.testing.assert_allclose(decode(quantize_codebooks({"w": leaf}))["w"], np.full((4, 2), value), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_reading_a_file_needs_only_leaves_names_and_blocks():
         ("tensorflow_datasets", ("train",)),
         ("tensorflow", ()),
         ("sklearn", ("train",)),
-        ("matplotlib", ("bqjax.report",)),
+        ("matplotlib", ("bqjax.report", "train.log")),
         ("tyro", ("bqjax.cli", "train")),
         (
             "rich",

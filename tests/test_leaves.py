@@ -103,9 +103,8 @@ def test_affine_decodes_as_numpy_does(axis, code_dtype, dtype):
 def on_line(**changes):
     leaf = clustered((3, 4), (1, 0), 2)
     line = {"scale": np.asarray(np.float32(0.3)), "offset": np.asarray(np.float32(-1.7))}
-    return dataclasses.replace(
-        leaf, codebook=np.arange(leaf.codebook.size, dtype=np.uint8).reshape(leaf.codebook.shape), **line | changes
-    )
+    codes = np.arange(leaf.codebook.size, dtype=np.uint8).reshape(leaf.codebook.shape)
+    return dataclasses.replace(leaf, **{"codebook": codes} | line | changes)
 
 
 LEAVES = [clustered(), clustered((3, 4), (1, 0), 2, group="g"), on_line(), affine(), affine(1, np.uint8)]

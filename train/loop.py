@@ -147,9 +147,7 @@ def _phase(
             run.say(export(file, jax.tree.map(np.asarray, state)))
         multihost_utils.sync_global_devices("exported")
         state = _put(from_file(file, state), everywhere)  # what is scored is what the file decodes to
-    accuracy = _evaluated(parts.evaluate, state, data.test, mesh)["accuracy"]
-    run.say(f"{name}: {accuracy:.2%} on the test data")
-    return parts.merge(state), accuracy, state.clusters
+    return parts.merge(state), _evaluated(parts.evaluate, state, data.test, mesh)["accuracy"], state.clusters
 
 
 def _evaluated(evaluate: Callable[..., Any], state: TrainState, examples: Examples, mesh: jax.sharding.Mesh) -> dict[str, float]:

@@ -7,6 +7,7 @@ function that scores them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -70,14 +71,20 @@ class Noise:
         if self.kind == "gaussian":
             new = w + m * jax.random.normal(candidate.key, w.shape, w.dtype)
         elif self.kind == "relative":
-            # One random byte a weight: a fair coin needs no more, and random numbers are what cheap suffixes spend their time on.
-            new = w + w * jnp.where(jax.random.bits(candidate.key, w.shape, jnp.uint8) % 2 == 0, m, -m)
+            new = w + w * jnp.where(_coins(candidate.key, w.shape), m, -m)
         elif self.kind == "uniform":
             new = w + m * jax.random.uniform(candidate.key, w.shape, w.dtype, -1.0, 1.0)
         else:
             new = jnp.full_like(w, m)
         inside = (w >= candidate.lower.astype(w.dtype)) & (w < candidate.upper.astype(w.dtype))
         return jnp.where(inside, new, w).astype(weights.dtype)
+
+
+def _coins(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A fair coin for each weight, 32 from a random word: random numbers are what cheap suffixes spend their time on."""
+    n = math.prod(shape)
+    words = jax.random.bits(key, (-(-n // 32), 1), jnp.uint32)
+    return ((words >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1 == 0).reshape(-1)[:n].reshape(shape)
 
 
 @dataclass(frozen=True)
