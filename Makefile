@@ -16,6 +16,7 @@ $(VENV)/.installed: pyproject.toml
 
 demo: setup
 	$(BIN)/bqjax compress --config configs/digits_bq.py --out out/demo/model.bq.safetensors --report out/demo/report.html --force
+	$(BIN)/python -m train --config configs/digits_gwk.py --out out/demo/gwk
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -11,7 +11,7 @@ config = TrainConfig(
     dataset="digits",
     float_epochs=15,
     quantizer=QuantizerConfig(weight_bits=8, activation_bits=8),
-    gwk=GWKPhase(epochs=12, schedule="step", cv=4, pw=8, bits=5, tune_epochs=4, rate=0.3),
+    gwk=GWKPhase(epochs=40, schedule="step", cv=4, pw=8, bits=5, rate=0.3, tune_epochs=20),
     keep_float=("conv1", "fc2"),
     batch_size=64,
     learning_rate=3e-3,
