@@ -19,6 +19,7 @@ from bqjax.adapters.flax import linen_apply, nnx_params
 from bqjax.bin_and_quant import BinConfig, Bins, bin_and_quant, gaussian_bins
 from bqjax.experiment import same_tree
 from bqjax.leaves import Affine, Clustered, is_compressed
+from bqjax.related.dkm import DKMConfig, dkm, dkm_harden, dkm_start
 from bqjax.related.product import ProductConfig, binarise, product_quantise
 from bqjax.related.ptq import PTQConfig, quantise
 from bqjax.related.weight_sharing import kmeans_share
@@ -80,6 +81,20 @@ def signs(axis):
     return make
 
 
+def softly(k, d):
+    def make(params, rules=None):
+        config = DKMConfig(k=k, d=d)
+
+        def run(params):
+            codebooks = dkm_start(params, rules, key=jax.random.key(0), config=config)
+            _, codebooks = dkm(params, codebooks, rules, config=config)
+            return dkm_harden(params, codebooks, rules, config=config)
+
+        return run
+
+    return make
+
+
 METHODS = [
     Method("gaussian 1", gaussian(1)),
     Method("gaussian 8", gaussian(8)),
@@ -93,6 +108,7 @@ METHODS = [
     Method("int4 asymmetric", on_a_line(bits=4, axis=None, symmetric=False, limits="mse")),
     Method("product 6, blocks of 5", in_blocks(6, 5)),
     Method("signs", signs(None)),
+    Method("DKM 3", softly(3, 1)),
     Method("signs of channels", signs(-1)),
 ]
 
