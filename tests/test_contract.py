@@ -19,6 +19,7 @@ from bqjax.adapters.flax import linen_apply, nnx_params
 from bqjax.bin_and_quant import BinConfig, Bins, bin_and_quant, gaussian_bins
 from bqjax.experiment import same_tree
 from bqjax.leaves import Affine, Clustered, is_compressed
+from bqjax.related.deep_compression import DeepCompressionConfig, deep_compress
 from bqjax.related.dkm import DKMConfig, dkm, dkm_harden, dkm_start
 from bqjax.related.product import ProductConfig, binarise, product_quantise
 from bqjax.related.ptq import PTQConfig, quantise
@@ -95,6 +96,13 @@ def softly(k, d):
     return make
 
 
+def pruned(sparsity, k):
+    def make(params, rules=None):
+        return functools.partial(deep_compress, rules=rules, config=DeepCompressionConfig(sparsity=sparsity, k=k))
+
+    return make
+
+
 METHODS = [
     Method("gaussian 1", gaussian(1)),
     Method("gaussian 8", gaussian(8)),
@@ -109,6 +117,7 @@ METHODS = [
     Method("product 6, blocks of 5", in_blocks(6, 5)),
     Method("signs", signs(None)),
     Method("DKM 3", softly(3, 1)),
+    Method("Deep Compression 0.7, 4", pruned(0.7, 4)),
     Method("signs of channels", signs(-1)),
 ]
 
