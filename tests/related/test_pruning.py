@@ -50,7 +50,7 @@ def test_of_equals_in_two_leaves_those_of_the_first_go_first():
 def test_pruning_and_its_gradient():
     tree = {"w": jnp.asarray(weights(4, 5)), "b": jnp.ones(5)}
     masks = magnitude_masks(tree, 0.4)
-    pruned, grads = jax.value_and_grad(lambda p: sum(x.sum() for x in jax.tree.leaves(prune(p, masks))))(tree)
+    grads = jax.grad(lambda p: sum(x.sum() for x in jax.tree.leaves(prune(p, masks))))(tree)
     assert prune(tree, masks)["b"] is tree["b"]
     np.testing.assert_array_equal(grads["w"], masks["w"])
     assert int((prune(tree, masks)["w"] == 0).sum()) == 8
@@ -113,7 +113,7 @@ def test_refusals():
             gradual_pruning(GradualPruning(final=0.5, begin=0, end=1), [Rule("w", sparsity)])
         with pytest.raises(ValueError, match=r"final must be in \[0, 1\)"):
             GradualPruning(final=sparsity, begin=0, end=1)
-    with pytest.raises(ValueError, match="leaf 'v' would be all zero at sparsity 0.5"):
+    with pytest.raises(ValueError, match=r"leaf 'v' would be all zero at sparsity 0\.5"):
         magnitude_masks(tree, 0.5, [Rule("*", group="all")])
     with pytest.raises(ValueError, match="leaf 'z' would be all zero"):
         magnitude_masks({"z": np.zeros((2, 2), np.float32)}, 0.5)
