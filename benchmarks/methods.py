@@ -5,10 +5,10 @@
     python benchmarks/methods.py --only dkm      # methods whose name contains it
     python benchmarks/methods.py --step          # a DKM step of a small CNN against its float step, in one run
 
-Seconds are those of the first call, compilation included, as a user has them, and the CPU seconds of all cores in it. Extra memory is
-what the process's resident size rose to above what it was with the weights in place, in units of the weights' bytes. For DKM, a call
-is one training step, and ``saved`` is XLA's temporary memory of it per weight. Prints a table and, last, one JSON object. Needs
-psutil (`pip install "bqjax[bench]"`).
+Seconds are those of the first call, compilation included, as a user has them, and the CPU seconds of all cores in it. Extra
+memory is what the process's resident size rose to above what it was with the weights in place, in units of the weights' bytes. For
+DKM, a call is one training step, and ``saved`` is XLA's temporary memory of it per weight. Prints a table and, last, one JSON
+object. Needs psutil (`pip install "bqjax[bench]"`).
 """
 
 from __future__ import annotations
