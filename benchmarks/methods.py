@@ -125,6 +125,12 @@ def measure(name: str, shape: tuple[int, int]) -> dict[str, Any]:
     return row
 
 
+def seconds(run: Callable[..., Any], *args: Any) -> float:
+    begin = time.perf_counter()
+    jax.block_until_ready(run(*args))
+    return time.perf_counter() - begin
+
+
 def steps(batch: int, repeats: int) -> list[dict[str, Any]]:
     """A training step of the digits CNN through DKM against the float step, in turn so that other load falls on both."""
     from flax import nnx
@@ -160,10 +166,8 @@ def steps(batch: int, repeats: int) -> list[dict[str, Any]]:
         jax.block_until_ready(float_step(params))
         ours, plain = [], []
         for _ in range(repeats):
-            for times, run in ((ours, lambda: step(params, codebooks)), (plain, lambda: float_step(params))):
-                begin = time.perf_counter()
-                jax.block_until_ready(run())
-                times.append(time.perf_counter() - begin)
+            ours.append(seconds(step, params, codebooks))
+            plain.append(seconds(float_step, params))
         row = {"method": name, "batch": batch, "step_s": min(ours), "float_step_s": min(plain), "ratio": min(ours) / min(plain)}
         rows.append(row | {"ratio_of_medians": float(np.median(ours) / np.median(plain))})
     return rows
