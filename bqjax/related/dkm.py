@@ -26,10 +26,10 @@ from jax import lax
 from bqjax.blocks import from_blocks, output_first
 from bqjax.kmeans import kmeans_scalar
 from bqjax.leaves import Clustered, index_dtype
-from bqjax.related.product import block_parts, in_use
+from bqjax.related.product import block_parts, cluster, in_use
 from bqjax.related.soft_kmeans import Layout, Solver, from_tiles, soft_kmeans, soft_values, spread, to_tiles, variance
 from bqjax.tree import Rule, named_leaves, replace, select
-from bqjax.vector_kmeans import kmeans_vector, nearest_block
+from bqjax.vector_kmeans import nearest_block
 
 __all__ = ["DKMConfig", "dkm", "dkm_harden", "dkm_start"]
 
@@ -112,8 +112,7 @@ def dkm_start(
         if setting.d == 1:
             codebooks[name] = kmeans_scalar(x[:, 0], setting.k).codebook[:, None].astype(jnp.float32)
         else:
-            mask = None if real.all() else jnp.asarray(real)
-            codebooks[name] = kmeans_vector(x, setting.k, key=jax.random.fold_in(key, i), mask=mask).codebook
+            codebooks[name] = cluster(x, real, setting.k, jax.random.fold_in(key, i), 25).codebook
     return codebooks
 
 

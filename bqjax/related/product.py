@@ -20,12 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from bqjax.blocks import output_first
 from bqjax.gwk_blocks import leaf_blocks
 from bqjax.leaves import Affine, Clustered, index_dtype, trim_codebook
 from bqjax.tree import Rule, check_finite, named_leaves, replace, select
-from bqjax.vector_kmeans import kmeans_vector, nearest_block
+from bqjax.vector_kmeans import VectorKMeans, kmeans_vector, nearest_block
 
 __all__ = ["ProductConfig", "binarise", "product_quantise"]
 
@@ -69,6 +70,13 @@ def block_parts(name: str, leaf: Any, k: int, d: int) -> tuple[jax.Array, np.nda
             f"by a rule, or skip it, Rule({name!r}, skip=True)"
         )
     return x, real
+
+
+def cluster(x: jax.Array, real: np.ndarray, k: int, key: jax.Array, iterations: int) -> VectorKMeans:
+    """k-means of blocks that all count the same."""
+    # Weights behind a barrier: XLA would work out at compile time, slowly, whatever follows from ones alone.
+    weights = lax.optimization_barrier(jnp.ones(x.shape[0], x.dtype))
+    return kmeans_vector(x, k, weights, key=key, mask=None if real.all() else jnp.asarray(real), iterations=iterations)
 
 
 def in_use(codebook: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -120,12 +128,11 @@ def product_quantise(
         setting = _setting(name, rule, config)
         leaf = leaves[name]
         x, real = block_parts(name, leaf, setting.k, setting.d)
-        mask = None if real.all() else jnp.asarray(real)
-        result = kmeans_vector(x, setting.k, key=jax.random.fold_in(key, i), mask=mask, iterations=setting.iterations)
+        result = cluster(x, real, setting.k, jax.random.fold_in(key, i), setting.iterations)
         codebook, indices = result.codebook.astype(leaf.dtype), result.indices
         if codebook.dtype != result.codebook.dtype:
             # Rounding to a shorter type moves entries: each block goes to the nearest of those that the leaf really holds.
-            indices = nearest_block(x, codebook.astype(jnp.float32), mask=mask)
+            indices = nearest_block(x, codebook.astype(jnp.float32), mask=None if real.all() else jnp.asarray(real))
         codebook, indices = in_use(codebook, indices)
         indices = indices.astype(index_dtype(codebook.shape[0]))
         new[name] = Clustered(indices, codebook, leaf.shape, leaf.dtype, output_first(leaf.ndim))

@@ -49,16 +49,16 @@ def test_few_distinct_blocks_are_exact_and_trimmed():
     leaf.validate()
     assert leaf.k <= 4
     np.testing.assert_allclose(decode(leaf), w, atol=1e-6)
-    constant = product_quantise({"w": np.full((8, 8), 0.5, np.float32)}, key=KEY, config=ProductConfig(k=4, d=2))["w"]
+    constant = product_quantise({"w": np.full((32, 20), 0.5, np.float32)}, key=KEY, config=ProductConfig(k=16, d=4))["w"]
     constant.validate()
     assert constant.k == 1
 
 
 def test_rules_and_short_types():
-    tree = {"a": jnp.asarray(weights(16, 8), jnp.bfloat16), "b": weights(16, 8), "c": weights(8)}
-    out = product_quantise(tree, [Rule("a"), Rule("b", ProductConfig(k=3, d=2))], key=KEY, config=ProductConfig(k=8, d=4))
+    tree = {"a": jnp.asarray(weights(32, 20), jnp.bfloat16), "b": weights(32, 20), "c": weights(8)}
+    out = product_quantise(tree, [Rule("a"), Rule("b", ProductConfig(k=16, d=4))], key=KEY, config=ProductConfig(k=8, d=4))
     out["a"].validate()
-    assert (out["a"].codebook.shape, out["b"].codebook.shape) == ((8, 4), (3, 2))
+    assert (out["a"].codebook.shape, out["b"].codebook.shape) == ((8, 4), (16, 4))
     assert out["c"] is tree["c"]
     x = np.asarray(to_blocks(tree["a"], output_first(2), 4), np.float64)
     distance = np.square(x[:, None] - np.asarray(out["a"].codebook, np.float64)).sum(2)
