@@ -2,28 +2,32 @@
 
 Each chosen leaf keeps ``k`` values, those that stand for its weights with the least squared error, and for each weight
 the number of its value. There is no data, no gradient and no retraining: the baseline for methods that measure
-sensitivity first.
+sensitivity first. :func:`search_k` adds the choice of ``k`` for each leaf by what it costs the network.
 
 References:
   Han, Mao and Dally, "Deep Compression: Compressing deep neural networks with pruning, trained quantization and Huffman
   coding", ICLR 2016 (arXiv:1510.00149), section 3.
+  Dupuis, Novo, O'Connor, Bosio, "Sensitivity analysis and compression opportunities in DNNs using weight sharing", DDECS 2020,
+  and "A heuristic exploration of retraining-free weight-sharing for CNN compression", ASP-DAC 2022: ``k`` for each layer.
 """
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bqjax import kmeans
-from bqjax.leaves import Clustered, round_to, trim_codebook
-from bqjax.tree import Rule, check_finite, named_leaves, replace, select
+from bqjax.bin_and_quant import group_setting, grouped
+from bqjax.leaves import Clustered, decode, round_to, trim_codebook
+from bqjax.tree import Rule, by_size, check_finite, named_leaves, replace, select
 
-__all__ = ["kmeans_share"]
+__all__ = ["ShareChoice", "kmeans_share", "search_k"]
 
 
 def kmeans_share(params: Any, k: int = 16, rules: Sequence[Rule[int]] | None = None) -> Any:
@@ -101,3 +105,105 @@ def _share(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
         return codebook, result.indices
     # Rounding to a shorter type moves entries: each weight goes to the nearest of those that the leaf really holds.
     return codebook, kmeans.nearest(values, codebook)
+
+
+class ShareChoice(NamedTuple):
+    """What :func:`search_k` chose for a leaf.
+
+    Attributes:
+      k: number of values; None: the leaf was left as it was, no ``k`` keeping to its limit.
+      drop: what the score lost by it, measured; 0 where the leaf was left.
+      tried: the drop at every ``k`` that was measured, infinite where the score was NaN.
+    """
+
+    k: int | None
+    drop: float
+    tried: Mapping[int, float]
+
+
+def search_k(
+    params: Any,
+    score: Callable[[Any], float],
+    max_drop: float,
+    rules: Sequence[Rule[float]] | None = None,
+    *,
+    ks: Sequence[int] = (2, 4, 8, 16, 32, 64, 128, 256),
+    together: bool = True,
+) -> tuple[Any, dict[str, ShareChoice]]:
+    """k-means weight sharing with the least ``k`` for every leaf that costs the score at most ``max_drop``. Not traceable.
+
+    Leaves are taken in descending order of size. For each, the least ``k`` is found by bisection in ``ks``, about ``log2(len(ks))``
+    evaluations, as if the drop never grew with ``k``; whatever is chosen was itself measured. In all, leaves cost the score at
+    most the sum of their limits where ``together``.
+
+    Args:
+      params: pytree of arrays, concrete.
+      score: ``score(params) -> float`` on calibration data, the more the better; it is given decoded parameters.
+      max_drop: what a leaf may cost, in units of the score, at least 0.
+      rules: which leaves to take, as :func:`bqjax.tree.select` reads them; ``setting`` is the ``max_drop`` of a rule's leaves, and
+        leaves of one ``group`` share a codebook and a drop. Without rules, floating-point leaves of two or more dimensions.
+      ks: numbers of values to choose from.
+      together: drops are measured with all leaves before in their compressed form, against the score that these had; False:
+        each leaf by itself in the network as it was, which says how sensitive it is but not what all cost together.
+
+    Returns:
+      The compressed tree and a :class:`ShareChoice` by leaf name. Score it before use: the limit was kept leaf by leaf.
+
+    Raises:
+      ValueError: no or repeated ``ks`` or ones below 1, a limit that is negative or NaN, a score of the parameters as they are
+        that is not finite; whatever :func:`kmeans_share` refuses.
+
+    Example:
+      >>> import numpy as np
+      >>> params = {"w": np.float32([[0, 1, 2, 3], [0, 1, 2, 3]]), "v": np.float32([[5, 6]])}
+      >>> score = lambda p: -float(abs(p["w"] - params["w"]).max()) - 10 * float(abs(p["v"] - params["v"]).max())
+      >>> tree, chosen = search_k(params, score, max_drop=0.6, ks=(1, 2, 3, 4))
+      >>> chosen["w"].k, chosen["v"].k, tree["w"].codebook.ravel().tolist()
+      (2, 2, [0.5, 2.5])
+    """
+    sizes = sorted(_size("ks", k) for k in ks)
+    if not sizes or len(set(sizes)) < len(sizes):
+        raise ValueError(f"ks must be distinct numbers of values, at least one, got {list(ks)}")
+    taken = select(params, rules).taken
+    leaves = named_leaves(params)
+    start = float(score(params))
+    if not math.isfinite(start):
+        raise ValueError(f"the score of the parameters as they are is {start}: nothing can be measured against it")
+    units = {names[0]: (group, names) for group, names in grouped(taken)}
+    total = {first: sum(leaves[name].size for name in names) for first, (_, names) in units.items()}
+    order = sorted(by_size(params, list(units)), key=lambda first: -total[first])
+
+    tree, now, choices = params, start, {}
+    for first in order:
+        group, names = units[first]
+        limit = group_setting(group, names, taken)
+        limit = _limit(first, max_drop if limit is None else limit)
+        before = now if together else start
+        context = tree if together else params
+        shared: dict[int, Any] = {}
+        tried: dict[int, float] = {}
+        low, high = 0, len(sizes)
+        while low < high:
+            middle = (low + high) // 2
+            k = sizes[middle]
+            # Numbers for names: a rule for a name would have to be written so that it matches no other.
+            each = kmeans_share({str(i): leaves[name] for i, name in enumerate(names)}, k, [Rule("*", group=group)])
+            shared[k] = {name: each[str(i)] for i, name in enumerate(names)}
+            lost = before - float(score(decode(replace(context, shared[k]))))
+            tried[k] = math.inf if math.isnan(lost) else lost
+            low, high = (low, middle) if tried[k] <= limit else (middle + 1, high)
+        choice = ShareChoice(None, 0.0, tried)
+        if high < len(sizes):
+            k = sizes[high]
+            choice = ShareChoice(k, tried[k], tried)
+            tree = replace(tree, shared[k])
+            now = before - tried[k]
+        choices.update(dict.fromkeys(names, choice))
+    return tree, {name: choices[name] for name in taken}
+
+
+def _limit(name: str, max_drop: Any) -> float:
+    limit = float(max_drop)
+    if not limit >= 0:
+        raise ValueError(f"leaf {name!r}: max_drop must be a number of at least 0, got {max_drop!r}")
+    return limit

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bqjax.leaves import Clustered, decode
-from bqjax.related.weight_sharing import kmeans_share
+from bqjax.related.weight_sharing import kmeans_share, search_k
 from bqjax.tree import Rule
 
 
@@ -101,3 +101,60 @@ def test_refusals():
         kmeans_share({"a": tree["a"]["kernel"].at[0, 0].set(jnp.nan)})
     with pytest.raises(ValueError, match="matches no leaf"):
         kmeans_share(tree, rules=[Rule("c/*")])
+
+
+def test_search_finds_the_least_k_that_is_good_enough():
+    tree = params()
+    calls = []
+
+    def score(p):
+        calls.append(p)
+        return -error(tree, p) / 100
+
+    ks = (2, 4, 5, 16)
+    compressed, chosen = search_k(tree, score, 0.2, [Rule("a/kernel"), Rule("b/kernel", 1.5)], ks=ks)
+    for layer, limit in (("a", 0.2), ("b", 1.5)):
+        name = f"{layer}/kernel"
+        drops = {k: error(tree, kmeans_share(tree, k, [Rule(name)])) / 100 for k in ks}
+        assert chosen[name].k == min(k for k in ks if drops[k] <= limit)
+        assert compressed[layer]["kernel"].k == chosen[name].k
+        assert chosen[name].drop == pytest.approx(drops[chosen[name].k], abs=1e-3)
+        for k, drop in chosen[name].tried.items():
+            assert drop == pytest.approx(drops[k], abs=1e-3)
+    assert len(calls) <= 1 + 2 * 3
+    assert compressed["a"]["bias"] is tree["a"]["bias"]
+
+
+def test_search_together_and_each_by_itself():
+    """A score that falls only when both leaves are coarse: by themselves both may be, together one may not."""
+    tree = {"a": np.arange(32, dtype=np.float32).reshape(4, 8), "b": np.arange(20, dtype=np.float32).reshape(4, 5)}
+
+    def score(p):
+        coarse = [len(np.unique(np.asarray(p[name]))) <= 2 for name in "ab"]
+        return 1.0 - all(coarse) if np.isfinite(np.asarray(p["a"])).all() else np.nan
+
+    ks = (2, 4)
+    _, chosen = search_k(tree, score, 0.5, ks=ks, together=False)
+    assert [chosen[name].k for name in "ab"] == [2, 2]
+    compressed, chosen = search_k(tree, score, 0.5, ks=ks)
+    assert [chosen[name].k for name in "ab"] == [2, 4]
+    assert score(decode(compressed)) == 1.0
+    # A group has one codebook and one drop; where no k will do, leaves stay as they were.
+    compressed, chosen = search_k(tree, lambda p: -error(tree, p), 0.5, [Rule("*", group="g")], ks=ks)
+    assert [chosen[name].k for name in "ab"] == [None, None] and compressed["a"] is tree["a"]
+    _, chosen = search_k(tree, lambda p: 0.0 if p["a"] is tree["a"] else np.nan, 0.5, [Rule("a")], ks=ks)
+    assert chosen["a"].k is None and set(chosen["a"].tried.values()) == {np.inf}
+
+
+def test_search_refusals():
+    tree = {"w": np.float32([[1, 2], [3, 4]])}
+    for ks in ((), (2, 2)):
+        with pytest.raises(ValueError, match="ks must be distinct"):
+            search_k(tree, lambda p: 1.0, 0.1, ks=ks)
+    with pytest.raises(ValueError, match="k must be an integer of at least 1"):
+        search_k(tree, lambda p: 1.0, 0.1, ks=(0,))
+    for limit in (-1, np.nan):
+        with pytest.raises(ValueError, match="'w': max_drop must be a number of at least 0"):
+            search_k(tree, lambda p: 1.0, limit)
+    with pytest.raises(ValueError, match="as they are is nan"):
+        search_k(tree, lambda p: np.nan, 0.1)

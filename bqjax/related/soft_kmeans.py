@@ -1,0 +1,308 @@
+"""k-means with soft assignments, as a function of its points that can be differentiated.
+
+``a_ij = softmax_j(-|x_i - c_j|^2 / T)``, ``c_j <- sum_i a_ij x_i / sum_i a_ij``, repeated; then ``y_i = sum_j a_ij c_j``.
+
+The attention ``a`` has ``n k`` entries and is never whole in memory: it is made anew, tile by tile, in every pass over the points,
+forward and backward. What is kept for the backward pass is the points and one codebook an iteration, or just the last
+codebook where gradients are those of the fixed point. Derivatives are in reverse mode only.
+
+References:
+  Cho et al., "DKM: Differentiable k-means clustering layer for neural network compression", ICLR 2022 (arXiv 2108.12659).
+  Jaffe, Singh, Bullo, "IDKM: Memory efficient neural network quantization via implicit, differentiable k-means", 2023
+  (arXiv 2312.07759).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.sparse.linalg import gmres
+
+__all__ = ["Layout", "Solver", "soft_kmeans", "soft_values", "spread", "to_tiles", "variance"]
+
+# Entries of the attention that are in hand at a time.
+_TILE_ENTRIES = 2**15
+_WRITTEN_OUT = 4
+
+
+class Layout(NamedTuple):
+    """How points ``[n, d]`` lie in tiles, all static.
+
+    Attributes:
+      n: number of points.
+      d: coordinates of a point.
+      row: weights of a row that is cut into points of ``d``; the last point of a row ends in padding where ``d`` does not divide
+        it.
+      tiles, size: tiles, and points of a tile.
+    """
+
+    n: int
+    d: int
+    row: int
+    tiles: int
+    size: int
+
+
+class Solver(NamedTuple):
+    """How the codebook is found and differentiated, all static.
+
+    Attributes:
+      iterations: most iterations.
+      tolerance: iterations end when no coordinate moves further, in units of the square root of the temperature.
+      implicit: gradients of the fixed point, which the iterations should have come near; False: of the iterations as they were.
+      solver_steps: steps of GMRES on the linear system of the fixed point; 0 takes its right-hand side for its solution
+        (Jacobian-free).
+    """
+
+    iterations: int
+    tolerance: float
+    implicit: bool
+    solver_steps: int
+
+
+def spread(n: int, d: int, row: int, k: int) -> Layout:
+    """The layout of ``n`` points for ``k`` entries."""
+    tiles = -(-n // max(128, _TILE_ENTRIES // k))
+    size = -(-n // tiles)
+    return Layout(n, d, row, tiles, -(-size // 16) * 16)
+
+
+def to_tiles(points: jax.Array, layout: Layout) -> jax.Array:
+    """``[n, d] -> [tiles, d, size]``, padded with zeros."""
+    padded = jnp.pad(points, ((0, layout.tiles * layout.size - layout.n), (0, 0)))
+    return padded.reshape(layout.tiles, layout.size, layout.d).transpose(0, 2, 1)
+
+
+def from_tiles(x: jax.Array, layout: Layout) -> jax.Array:
+    """Inverse of :func:`to_tiles`."""
+    return x.transpose(0, 2, 1).reshape(-1, layout.d)[: layout.n]
+
+
+def _real(tile: jax.Array, layout: Layout) -> jax.Array:
+    """``[d, size]``, or ``[1, size]`` where all coordinates agree: 1 for entries of the weight, 0 for padding."""
+    point = tile * layout.size + lax.iota(jnp.int32, layout.size)
+    real = (point < layout.n)[None]
+    if layout.row % layout.d:
+        column = (point % -(-layout.row // layout.d) * layout.d)[None] + lax.iota(jnp.int32, layout.d)[:, None]
+        real = real & (column < layout.row)
+    return real.astype(jnp.float32)
+
+
+def _attention(x: jax.Array, real: jax.Array, codebook: jax.Array, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Attention of the points ``[d, size]`` of a tile: ``[k, size]`` yet to be normalised, and the factors ``[1, size]`` for it."""
+    distance: Any = 0.0
+    for i in range(x.shape[0]):
+        # Squares of differences: the expanded form loses the small distances that decide at low temperatures.
+        square = jnp.square(x[i][None] - codebook[:, i][:, None])
+        distance = distance + (square if real.shape[0] == 1 else square * real[i][None])
+    weight = jnp.exp((distance.min(0, keepdims=True) - distance) * (1 / temperature))
+    return weight, 1 / weight.sum(0, keepdims=True)
+
+
+_dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+
+def _few(entries: jax.Array, points: jax.Array) -> jax.Array:
+    """``entries @ points``, ``[k, d]`` and ``[d, size]``; for small ``d`` written out, so that it fuses with what uses it."""
+    if entries.shape[1] > _WRITTEN_OUT:
+        return _dot(entries, points)
+    return sum((entries[:, i][:, None] * points[i][None] for i in range(1, entries.shape[1])), entries[:, :1] * points[:1])
+
+
+def _pull(
+    x: jax.Array, real: jax.Array, codebook: jax.Array, temperature: jax.Array, a: jax.Array, norm: jax.Array, s: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients to points and codebook, by way of the distances, of a loss whose gradient to the attention is ``s``."""
+    r = a * (s - (a * s).sum(0, keepdims=True) * norm) * (norm * (2 / temperature))
+    # Over the entries r adds up to nothing, so that the point's own term falls out.
+    return real * _dot(codebook.T, r), _dot(r, (real * x).T) - codebook * _dot(r, jnp.broadcast_to(real, x.shape).T)
+
+
+def _sums(x: jax.Array, codebook: jax.Array, temperature: jax.Array, layout: Layout) -> tuple[jax.Array, jax.Array]:
+    """``sum_i a_ij x_i`` and ``sum_i a_ij``, both ``[k, d]``."""
+
+    def add(total: tuple[jax.Array, jax.Array], tile: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        points, real = tile[0], _real(tile[1], layout)
+        a, norm = _attention(points, real, codebook, temperature)
+        counted = real * norm
+        weights = jnp.broadcast_to(_dot(a, counted.T), codebook.shape)
+        return (total[0] + _dot(a, (counted * points).T), total[1] + weights), None
+
+    zero = jnp.zeros_like(codebook)
+    return lax.scan(add, (zero, zero), (x, lax.iota(jnp.int32, layout.tiles)))[0]
+
+
+def _means(total: jax.Array, mass: jax.Array, codebook: jax.Array) -> jax.Array:
+    """The new codebook; an entry that no point attends to stays."""
+    return jnp.where(mass > 0, total / jnp.where(mass > 0, mass, 1), codebook)
+
+
+def _pull_means(
+    x: jax.Array,
+    codebook: jax.Array,
+    means: jax.Array,
+    mass: jax.Array,
+    temperature: jax.Array,
+    g: jax.Array,
+    layout: Layout,
+    points_too: bool,
+) -> tuple[jax.Array | None, jax.Array]:
+    """From a gradient ``g`` of the means that came of ``codebook``: that of the points, or None, and that of the codebook."""
+    to_total = jnp.where(mass > 0, g / jnp.where(mass > 0, mass, 1), 0)
+    to_mass = -to_total * means
+
+    def tile(moved: jax.Array, operand: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+        points, real = operand[0], _real(operand[1], layout)
+        a, norm = _attention(points, real, codebook, temperature)
+        s = _few(to_total, real * points) + _few(to_mass, jnp.broadcast_to(real, points.shape))
+        to_points, to_codebook = _pull(points, real, codebook, temperature, a, norm, s)
+        return moved + to_codebook, to_points + real * norm * _dot(to_total.T, a) if points_too else None
+
+    moved, to_points = lax.scan(tile, jnp.zeros_like(codebook), (x, lax.iota(jnp.int32, layout.tiles)))
+    return to_points, moved + jnp.where(mass > 0, 0, g)
+
+
+class _Path(NamedTuple):
+    """What iterations leave for the backward pass, ``[iterations, k, d]`` each, or ``[1, k, d]`` at the fixed point."""
+
+    codebook: jax.Array
+    means: jax.Array
+    mass: jax.Array
+    done: jax.Array  # [] int32, iterations done
+
+
+def _iterate(x: jax.Array, start: jax.Array, temperature: jax.Array, layout: Layout, solver: Solver) -> tuple[jax.Array, _Path]:
+    kept = 1 if solver.implicit else solver.iterations
+    empty = jnp.zeros((kept, *start.shape), start.dtype)
+    settled = solver.tolerance * jnp.sqrt(temperature)
+
+    def step(state: tuple[jax.Array, _Path, jax.Array]) -> tuple[jax.Array, _Path, jax.Array]:
+        codebook, path, _ = state
+        total, mass = _sums(x, codebook, temperature, layout)
+        means = _means(total, mass, codebook)
+        at = jnp.minimum(path.done, kept - 1)
+        path = _Path(path.codebook.at[at].set(codebook), path.means.at[at].set(means), path.mass.at[at].set(mass), path.done + 1)
+        return means, path, jnp.abs(means - codebook).max()
+
+    def unfinished(state: tuple[jax.Array, _Path, jax.Array]) -> jax.Array:
+        return (state[1].done < solver.iterations) & (state[2] > settled)
+
+    path = _Path(empty, empty, empty, jnp.zeros((), jnp.int32))
+    codebook, path, _ = lax.while_loop(unfinished, step, (start, path, jnp.full((), jnp.inf, start.dtype)))
+    return codebook, path
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def soft_kmeans(x: jax.Array, start: jax.Array, temperature: jax.Array, layout: Layout, solver: Solver) -> jax.Array:
+    """The codebook ``[k, d]`` that soft k-means comes to. Traceable; its gradient goes to the points alone.
+
+    Args:
+      x: ``[tiles, d, size]`` float32 points from :func:`to_tiles`.
+      start: ``[k, d]`` float32 codebook.
+      temperature: ``[]``, above 0, in units of squared distance.
+      layout, solver: static.
+
+    Example:
+      >>> layout = spread(4, 1, 4, 2)
+      >>> x = to_tiles(jnp.array([[0.0], [0.2], [5.0], [5.4]]), layout)
+      >>> codebook = soft_kmeans(x, jnp.array([[1.0], [4.0]]), jnp.float32(0.1), layout, Solver(5, 1e-4, False, 0))
+      >>> [[round(float(c), 3) for c in entry] for entry in codebook]
+      [[0.1], [5.2]]
+    """
+    return _iterate(x, start, temperature, layout, solver)[0]
+
+
+def _soft_kmeans_forward(x: jax.Array, start: jax.Array, temperature: jax.Array, layout: Layout, solver: Solver) -> Any:
+    codebook, path = _iterate(x, start, temperature, layout, solver)
+    return codebook, (x, codebook, temperature, path)
+
+
+def _soft_kmeans_backward(layout: Layout, solver: Solver, kept: Any, g: jax.Array) -> tuple[jax.Array, None, None]:
+    x, codebook, temperature, path = kept
+    if solver.implicit:
+        return _through_the_fixed_point(x, codebook, temperature, g, layout, solver), None, None
+
+    def step(i: Any, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        to_points, g = state
+        at = path.done - 1 - i
+        more, g = _pull_means(x, path.codebook[at], path.means[at], path.mass[at], temperature, g, layout, True)
+        return to_points if more is None else to_points + more, g
+
+    return lax.fori_loop(0, path.done, step, (jnp.zeros_like(x), g))[0], None, None
+
+
+def _through_the_fixed_point(
+    x: jax.Array, codebook: jax.Array, temperature: jax.Array, g: jax.Array, layout: Layout, solver: Solver
+) -> jax.Array:
+    """With ``c = F(x, c)``: ``(dF/dx)^T l`` where ``l = g + (dF/dc)^T l``."""
+    total, mass = _sums(x, codebook, temperature, layout)
+    means = _means(total, mass, codebook)
+
+    def pulled(v: jax.Array) -> jax.Array:
+        return _pull_means(x, codebook, means, mass, temperature, v, layout, False)[1]
+
+    solution = g
+    if solver.solver_steps:
+        # As many steps as there are unknowns solve it.
+        steps = min(solver.solver_steps, g.size)
+        solution = gmres(lambda v: v - pulled(v), g, x0=g, tol=1e-6, restart=steps, maxiter=1, solve_method="incremental")[0]
+    to_points = _pull_means(x, codebook, means, mass, temperature, solution, layout, True)[0]
+    return jnp.zeros_like(x) if to_points is None else to_points
+
+
+soft_kmeans.defvjp(_soft_kmeans_forward, _soft_kmeans_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def soft_values(x: jax.Array, codebook: jax.Array, temperature: jax.Array, layout: Layout) -> jax.Array:
+    """``y_i = sum_j a_ij c_j`` in the tiles of ``x``. Traceable; gradients go to points and codebook.
+
+    Args:
+      x: ``[tiles, d, size]`` float32 points from :func:`to_tiles`.
+      codebook: ``[k, d]`` float32.
+      temperature: ``[]``, above 0, in units of squared distance.
+      layout: static.
+    """
+
+    def tile(operand: tuple[jax.Array, jax.Array]) -> jax.Array:
+        a, norm = _attention(operand[0], _real(operand[1], layout), codebook, temperature)
+        return _dot(codebook.T, a) * norm
+
+    return lax.map(tile, (x, lax.iota(jnp.int32, layout.tiles)))
+
+
+def _soft_values_forward(x: jax.Array, codebook: jax.Array, temperature: jax.Array, layout: Layout) -> Any:
+    return soft_values(x, codebook, temperature, layout), (x, codebook, temperature)
+
+
+def _soft_values_backward(layout: Layout, kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    x, codebook, temperature = kept
+
+    def tile(moved: jax.Array, operand: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        points, g, index = operand
+        real = _real(index, layout)
+        a, norm = _attention(points, real, codebook, temperature)
+        to_points, to_codebook = _pull(points, real, codebook, temperature, a, norm, _few(codebook, real * g))
+        return moved + to_codebook + _dot(a, (real * norm * g).T), to_points
+
+    tiles = x, g, lax.iota(jnp.int32, layout.tiles)
+    moved, to_points = lax.scan(tile, jnp.zeros_like(codebook), tiles)
+    return to_points, moved, None
+
+
+soft_values.defvjp(_soft_values_forward, _soft_values_backward)
+
+
+def variance(x: jax.Array, layout: Layout) -> jax.Array:
+    """``[]`` mean squared distance of a coordinate from the mean of all, padding apart."""
+    real = lax.map(lambda tile: jnp.broadcast_to(_real(tile, layout), x.shape[1:]).sum(), lax.iota(jnp.int32, layout.tiles)).sum()
+    mean = x.sum((1, 2)).sum() / real
+
+    def squares(operand: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return (jnp.square(operand[0] - mean) * jnp.broadcast_to(_real(operand[1], layout), x.shape[1:])).sum()
+
+    return lax.map(squares, (x, lax.iota(jnp.int32, layout.tiles))).sum() / real
