@@ -1,0 +1,74 @@
+"""Methods of :mod:`bqjax.related` behind the interface of :mod:`bqjax.methods`: none of them looks at the task's data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import jax
+
+from bqjax.methods import Compressed
+from bqjax.progress import Progress
+from bqjax.related.deep_compression import DeepCompressionConfig, deep_compress
+from bqjax.related.product import ProductConfig, binarise, product_quantise
+from bqjax.related.ptq import PTQConfig, quantise
+from bqjax.task import Task
+from bqjax.tree import Rule
+
+__all__ = ["PTQ", "Binary", "DeepCompression", "ProductQuantisation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PTQ:
+    """Post-training quantisation of weights (see :func:`bqjax.related.ptq.quantise`)."""
+
+    config: PTQConfig = field(default_factory=PTQConfig)
+    rules: Sequence[Rule[PTQConfig | int]] | None = None
+    label: str = "PTQ"
+
+    def compress(
+        self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
+    ) -> Compressed:
+        return Compressed(quantise(task.params, self.rules, config=self.config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductQuantisation:
+    """Blocks of weights without gradients (see :func:`bqjax.related.product.product_quantise`)."""
+
+    config: ProductConfig = field(default_factory=ProductConfig)
+    rules: Sequence[Rule[ProductConfig]] | None = None
+    label: str = "PQ"
+
+    def compress(
+        self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
+    ) -> Compressed:
+        return Compressed(product_quantise(task.params, self.rules, key=key, config=self.config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binary:
+    """Signs with a scale for each leaf, or for each slice of ``axis`` (see :func:`bqjax.related.product.binarise`)."""
+
+    axis: int | None = -1
+    rules: Sequence[Rule[None]] | None = None
+    label: str = "binary"
+
+    def compress(
+        self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
+    ) -> Compressed:
+        return Compressed(binarise(task.params, self.rules, axis=self.axis))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepCompression:
+    """Pruning and shared values without retraining (see :func:`bqjax.related.deep_compression.deep_compress`)."""
+
+    config: DeepCompressionConfig = field(default_factory=DeepCompressionConfig)
+    rules: Sequence[Rule[DeepCompressionConfig]] | None = None
+    label: str = "Deep Compression"
+
+    def compress(
+        self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
+    ) -> Compressed:
+        return Compressed(deep_compress(task.params, self.rules, config=self.config))
