@@ -206,11 +206,44 @@ class Sweep:
         )
 
 
+@dataclass(frozen=True)
+class Compare:
+    """Compare compression methods on one network: accuracy on test data against bytes of the file.
+
+    Writes compare.md, compare.csv, compare.json, pareto.png, pareto.svg, report.html and, under rows/, every compressed file.
+    Interrupted, the same command goes on; rows that are done are not run again.
+    """
+
+    config: Path
+    """A Python file that defines `config = CompareConfig(...)`; see configs/."""
+    data: Path | None = None
+    """Folder of the data that the config's task reads."""
+    out: Path | None = None
+    """The folder to write into; default: out/NAME OF THE CONFIG."""
+    force: bool = False
+    """Run rows that are done again, and overwrite the results of another comparison."""
+
+    def run(self, console: Console, command: str) -> None:
+        from bqjax import commands
+        from bqjax.compare import CompareConfig
+        from bqjax.compare_command import compare_methods
+
+        compare_methods(
+            commands.load_config(self.config, CompareConfig),
+            self.data,
+            self.out or Path("out") / self.config.stem,
+            command=command,
+            force=self.force,
+            console=console,
+        )
+
+
 Command = (
     Annotated[Compress, tyro.conf.subcommand("compress")]
     | Annotated[Decompress, tyro.conf.subcommand("decompress")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
 )
 
 

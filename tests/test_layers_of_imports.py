@@ -21,11 +21,11 @@ LAYERS = [
     {"quantised_search", "measured_state"},
     {"search", "related", "task", "figures"},
     {"methods", "models"},
-    {"experiment", "sweeps"},
-    {"tflite_experiment"},
+    {"experiment", "sweeps", "gwk_method"},
+    {"tflite_experiment", "compare"},
     {"report"},
     {"commands"},
-    {"sweep_command", "tflite_command"},
+    {"sweep_command", "tflite_command", "compare_command"},
     {"cli"},
 ]
 
@@ -154,6 +154,7 @@ def test_reading_a_file_needs_only_leaves_names_and_blocks():
                 "bqjax.commands",
                 "bqjax.sweep_command",
                 "bqjax.tflite_command",
+                "bqjax.compare_command",
                 "bqjax.cli",
                 "bqjax.progress",
                 "train",
