@@ -11,21 +11,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the bottom. A module may import from its own package and from lower layers, never sideways or up.
 LAYERS = [
-    {"_version", "files", "blocks", "audio", "progress", "quantizers"},
+    {"_version", "files", "blocks", "audio", "progress", "quantizers", "budget"},
     {"leaves"},
     {"tree", "segments", "histogram", "tiles", "seeding", "gradient_stats"},
     {"kmeans", "vector_kmeans", "gwk_blocks", "sorted_weights", "codec", "adapters"},
     {"bin_and_quant", "compensation", "sensitivity", "tflite_container", "gwk"},
-    {"rate", "lattice", "gwk_loop"},
+    {"rate", "rate_blocks", "lattice", "gwk_loop"},
     {"layer_stats"},
     {"quantised_search", "measured_state"},
     {"search", "related", "task", "figures"},
     {"methods", "models"},
-    {"experiment", "sweeps", "gwk_method"},
-    {"tflite_experiment", "compare"},
+    {"experiment", "sweeps", "gwk_method", "planned"},
+    {"tflite_experiment", "compare", "layer_curves"},
+    {"budget_search"},
     {"report"},
     {"commands"},
-    {"sweep_command", "tflite_command", "compare_command"},
+    {"sweep_command", "tflite_command", "compare_command", "budget_command"},
     {"cli"},
 ]
 
@@ -155,6 +156,7 @@ def test_reading_a_file_needs_only_leaves_names_and_blocks():
                 "bqjax.sweep_command",
                 "bqjax.tflite_command",
                 "bqjax.compare_command",
+                "bqjax.budget_command",
                 "bqjax.cli",
                 "bqjax.progress",
                 "train",

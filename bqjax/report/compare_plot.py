@@ -49,7 +49,7 @@ def pareto_plot(comparison: Comparison) -> tuple[bytes, str]:
         axes.plot([before.float_bytes], [base], "s", color=GREY, label="float32", zorder=3)
         axes.plot([before.zstd_bytes], [base], "D", color=GREY, label="zstd -19, lossless", zorder=3)
         points = [(before.float_bytes, base), (before.zstd_bytes, base)]
-        labels = [((before.float_bytes, base), "float32", GREY), ((before.zstd_bytes, base), "zstd -19", GREY)]
+        labels: list[tuple[tuple[float, float], str, Any]] = []
         front, colors = front_labels(comparison), _colors(rows)
         for family, (color, marker) in colors.items():
             mine = [(row.file_bytes, _held(values[row.method], floor, sign)) for row in rows if _family(row.method) == family]
@@ -76,6 +76,7 @@ def pareto_plot(comparison: Comparison) -> tuple[bytes, str]:
         axes.set_title(_plain(f"{comparison.task_name}: every point is a file, decoded and scored"), fontsize=10)
         axes.grid(color="#e4e7eb", linewidth=0.6)
         axes.set_axisbelow(True)
+        axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_bytes))
         axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         figure.legend(frameon=False, fontsize=8, loc="outside right upper")
@@ -131,6 +132,7 @@ def _place(
         boxes = []
         for x, y in _PLACES:
             label.set(position=(x, y), ha="left" if x > 0 else "right" if x < 0 else "center")
+            label.update_positions(renderer)
             box = matplotlib.text.Text.get_window_extent(label, renderer)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             touched = sum(box.overlaps(other) for other in taken)
