@@ -21,9 +21,9 @@ import numpy as np
 from bqjax import codec
 from bqjax._version import __version__
 from bqjax.budget import Option, Plan, plan_for_size, plans, total
-from bqjax.layer_curves import BudgetConfig, LayerCurves, Measured
+from bqjax.layer_curves import LayerCurves, Measured
 from bqjax.leaves import decode
-from bqjax.planned import Planned
+from bqjax.planned import BudgetConfig, Planned
 from bqjax.progress import Progress
 from bqjax.sensitivity.evaluate import Evaluator, signed
 from bqjax.sensitivity.journal import Journal, digest
@@ -81,8 +81,9 @@ class _Verdict:
 class _Search:
     """Plans by their verdicts, measured once each."""
 
-    def __init__(self, task: Task, curves: LayerCurves, coder: str, journal: Journal, progress: Progress | None):
+    def __init__(self, task: Task, curves: LayerCurves, label: str, coder: str, journal: Journal, progress: Progress | None):
         self._task, self.curves, self._coder, self._journal, self._progress = task, curves, coder, journal, progress
+        self._metadata = {"task": task.name, "method": label}  # what the file will hold; it counts
         self._evaluator = Evaluator(task.score, task.calibration)
         self._before: dict[str, float] = journal.measure("baseline", lambda: self._evaluator.baseline(task.params))
         self.verified = 0
@@ -93,13 +94,13 @@ class _Search:
         def measure() -> list[float]:
             with tempfile.TemporaryDirectory(prefix="bqjax-") as folder:
                 tree, path = self.curves.tree(plan), Path(folder) / "plan"
-                size = codec.save(path, tree, coder=self._coder).file_bytes
+                size = codec.save(path, tree, coder=self._coder, metadata=self._metadata).file_bytes
                 after = self._evaluator.baseline(decode(codec.load(path, like=tree)))
             self.verified += 1
             drops = [float(signed(self._before, by) - signed(after, by)) for by in (self._task.metric, self._task.rank_by)]
             return [size, *drops]
 
-        text = repr((self.curves.layers(plan), self._coder))
+        text = repr((self.curves.layers(plan), self._coder, self._metadata))
         found = self._journal.measure(f"plan {hashlib.sha256(text.encode()).hexdigest()[:32]}", measure)
         verdict = _Verdict(int(found[0]), found[1], found[2])
         if self._progress:
@@ -162,6 +163,7 @@ def find_plan(
     key: jax.Array,
     target_bytes: int | None = None,
     max_drop: float | None = None,
+    label: str = "planned",
     coder: str = "auto",
     state_path: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -174,6 +176,7 @@ def find_plan(
       key: a ``jax.random`` key; the same key gives the same plan.
       target_bytes: the file has at most so many bytes and does the least damage.
       max_drop: or the metric drops by at most so much on the calibration data, as a fraction, and the file is the smallest.
+      label: of the method that stores the network so; the file holds it.
       coder: see :func:`bqjax.codec.save`.
       state_path: a file that keeps every measurement, for any target of the same task, key and config.
       progress: called as measurements are made.
@@ -199,7 +202,7 @@ def find_plan(
     }
     with Journal(state_path, fingerprint) as journal:
         curves = LayerCurves(task, config, key=key, journal=journal, progress=progress)
-        search = _Search(task, curves, coder, journal, progress)
+        search = _Search(task, curves, label, coder, journal, progress)
         ask: Callable[[str], tuple[Plan, _Verdict]]
         if target_bytes is not None:
             wanted_bytes = target_bytes

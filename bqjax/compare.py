@@ -13,7 +13,7 @@ import json
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from bqjax._version import __version__
 from bqjax.experiment import Reference, Row
 from bqjax.files import atomic_write
 from bqjax.methods import Method
+from bqjax.planned import BudgetConfig
 from bqjax.progress import Progress
 from bqjax.sensitivity.journal import digest
 from bqjax.task import Task
@@ -45,6 +46,7 @@ class CompareConfig:
       seed: of every random draw; all methods start from the same key.
       coder: of the indices, see :mod:`bqjax.codec`.
       data: what the folder of ``--data`` must hold; None where the task needs none.
+      budget: what layers are offered where ``bqjax compress`` plans for this task.
     """
 
     task: Callable[[Path | None, Progress | None], Task]
@@ -52,6 +54,7 @@ class CompareConfig:
     seed: int = 0
     coder: str = "auto"
     data: str | None = None
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     def __post_init__(self) -> None:
         labels = [method.label for method in self.methods]

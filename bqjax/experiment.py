@@ -11,7 +11,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from safetensors.numpy import save as safetensors_bytes
 from bqjax import codec
 from bqjax.leaves import decode
 from bqjax.methods import BinAndQuant, Method
+from bqjax.planned import BudgetConfig
 from bqjax.progress import Progress
 from bqjax.search import SearchInfo
 from bqjax.sensitivity.evaluate import signed
@@ -54,6 +55,7 @@ class ExperimentConfig:
       seed: of every random draw.
       coder: of the indices, see :mod:`bqjax.codec`.
       data: what the folder of ``--data`` must hold; None where the task needs none.
+      budget: what layers are offered under ``--target-size`` and ``--max-drop``, in place of ``method``.
     """
 
     task: Callable[[Path | None, Progress | None], Task]
@@ -62,6 +64,7 @@ class ExperimentConfig:
     seed: int = 0
     coder: str = "auto"
     data: str | None = None
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
 
 @dataclass(frozen=True)

@@ -21,55 +21,18 @@ import numpy as np
 from bqjax.budget import Curves, Option, Plan, hull
 from bqjax.codec.streams import encode_leaf
 from bqjax.leaves import Clustered
-from bqjax.planned import Blocks, Layer, Planned, Setting, Values, compress_layer, weights_importance
+from bqjax.planned import Blocks, BudgetConfig, Layer, Setting, Values, compress_layer, weights_importance
 from bqjax.progress import Progress
 from bqjax.sensitivity.evaluate import Evaluator, signed
 from bqjax.sensitivity.journal import Journal
 from bqjax.task import Task
 from bqjax.tree import check_finite, named_leaves, replace, select
 
-__all__ = ["BudgetConfig", "LayerCurves", "Measured", "units"]
+__all__ = ["LayerCurves", "Measured", "units"]
 
 _GROUPED = 4096  # leaves of one dimension and at most so many weights share a codebook with those of their kind
 _FINEST = 0.3  # exponents of prices closer than this are not told apart any further
 _LOWEST, _HIGHEST = -14.0, 4.0  # exponents of prices that are tried
-
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetConfig:
-    """What options the layers are offered, and how they are measured.
-
-    Attributes:
-      bins: values that leaves start from.
-      blocks: ``(d, bits)`` of the blocks that leaves start from; those too large for a leaf are not offered to it.
-      prices: exponents ``e``; a leaf's prices are ``2^e`` times that at which a bit is worth what the leaf's removal would
-        cost by its importance.
-      vectors: values offered to leaves of fewer than two dimensions, which share a codebook with those of their kind.
-      draws, floor, iterations: see :class:`bqjax.planned.Planned`.
-      refine: how often prices between those around the plan's are measured and planned with, too.
-    """
-
-    bins: tuple[int, ...] = (16,)
-    blocks: tuple[tuple[int, int], ...] = ((2, 6), (4, 8))
-    prices: tuple[float, ...] = (-9.0, -7.0, -5.0, -3.0, -1.0)
-    vectors: tuple[int, ...] = (32, 128)
-    draws: int = 8
-    floor: float = 0.02
-    iterations: int = 20
-    refine: int = 3
-
-    def __post_init__(self) -> None:
-        if not self.prices or list(self.prices) != sorted(set(self.prices)):
-            raise ValueError(f"prices must be ascending exponents, at least one, got {self.prices}")
-        if not self.bins and not self.blocks:
-            raise ValueError("neither bins nor blocks are offered: a plan could only leave everything as it is")
-        if self.refine < 0:
-            raise ValueError(f"refine must not be negative, got {self.refine}")
-        for n in (*self.bins, *self.vectors):
-            Values(bins=n)
-        for d, bits in self.blocks:
-            Blocks(d=d, bits=bits)
-        Planned(layers=(), draws=self.draws, floor=self.floor, iterations=self.iterations)
 
 
 class Measured(NamedTuple):
@@ -136,7 +99,7 @@ class LayerCurves:
         names = [name for members in self.units.values() for name in members]
         for name in names:
             check_finite(name, self.weights[name])
-        self._importance = weights_importance(task, names, key=key, draws=config.draws)
+        self._importance = weights_importance(task, key=key, draws=config.draws)
         self._starts: dict[Any, Clustered] = {}
         self._made: dict[tuple[str, Setting], dict[str, Clustered]] = {}
         self._evaluator, self._base = self._prepare()

@@ -28,7 +28,7 @@ from bqjax.sensitivity.importance import output_importance
 from bqjax.task import Task
 from bqjax.tree import Rule, named_leaves, replace
 
-__all__ = ["Blocks", "Layer", "Planned", "Setting", "Values", "compress_layer", "weights_importance"]
+__all__ = ["Blocks", "BudgetConfig", "Layer", "Planned", "Setting", "Values", "compress_layer", "weights_importance"]
 
 # A codebook is rounded to float16 where no entry moves by more than this share of the largest: as little as 11 bits do.
 _HALF_ERROR = 2.0**-11
@@ -96,15 +96,15 @@ class Layer:
             raise ValueError(f"a layer's names are a tuple of at least one leaf's name, got {self.names!r}")
 
 
-def weights_importance(task: Task, names: Sequence[str], *, key: jax.Array, draws: int) -> dict[str, np.ndarray]:
+def weights_importance(task: Task, *, key: jax.Array, draws: int) -> dict[str, np.ndarray]:
     """How much each weight matters to the outputs, see :func:`~bqjax.sensitivity.importance.output_importance`.
 
-    All the same where the task has no outputs.
+    All the same where the task has no outputs. Of all leaves of floating point at once, so that a plan finds the very numbers
+    that it was made by.
     """
     if task.outputs is None:
-        leaves = named_leaves(task.params)
-        return {name: np.ones(np.shape(leaves[name]), np.float32) for name in names}
-    return output_importance(task.outputs, task.params, task.calibration, key=key, draws=draws, names=list(names))
+        return {name: np.ones(np.shape(leaf), np.float32) for name, leaf in named_leaves(task.params).items()}
+    return output_importance(task.outputs, task.params, task.calibration, key=key, draws=draws)
 
 
 def compress_layer(
@@ -204,10 +204,47 @@ class Planned:
         if not names:
             return Compressed(task.params)
         replace(task.params, dict.fromkeys(names))  # names the leaf that does not exist
-        importance = weights_importance(task, names, key=key, draws=self.draws)
+        importance = weights_importance(task, key=key, draws=self.draws)
         new: dict[str, Clustered] = {}
         for i, layer in enumerate(self.layers):
             new.update(compress_layer(task.params, layer, importance, key=key, floor=self.floor, iterations=self.iterations))
             if progress:
                 progress(i + 1, len(self.layers), ", ".join(layer.names))
         return Compressed(replace(task.params, new))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """What options the layers are offered, and how they are measured.
+
+    Attributes:
+      bins: values that leaves start from.
+      blocks: ``(d, bits)`` of the blocks that leaves start from; those too large for a leaf are not offered to it.
+      prices: exponents ``e``; a leaf's prices are ``2^e`` times that at which a bit is worth what the leaf's removal would
+        cost by its importance.
+      vectors: values offered to leaves of fewer than two dimensions, which share a codebook with those of their kind.
+      draws, floor, iterations: see :class:`Planned`.
+      refine: how often prices between those around the plan's are measured and planned with, too.
+    """
+
+    bins: tuple[int, ...] = (16,)
+    blocks: tuple[tuple[int, int], ...] = ((2, 6), (4, 8))
+    prices: tuple[float, ...] = (-9.0, -7.0, -5.0, -3.0, -1.0)
+    vectors: tuple[int, ...] = (32, 128)
+    draws: int = 8
+    floor: float = 0.02
+    iterations: int = 20
+    refine: int = 3
+
+    def __post_init__(self) -> None:
+        if not self.prices or list(self.prices) != sorted(set(self.prices)):
+            raise ValueError(f"prices must be ascending exponents, at least one, got {self.prices}")
+        if not self.bins and not self.blocks:
+            raise ValueError("neither bins nor blocks are offered: a plan could only leave everything as it is")
+        if self.refine < 0:
+            raise ValueError(f"refine must not be negative, got {self.refine}")
+        for n in (*self.bins, *self.vectors):
+            Values(bins=n)
+        for d, bits in self.blocks:
+            Blocks(d=d, bits=bits)
+        Planned(layers=(), draws=self.draws, floor=self.floor, iterations=self.iterations)
