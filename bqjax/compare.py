@@ -219,14 +219,14 @@ def run(
         fingerprint = _row_fingerprint(config, method, of_task)
         stem = _stem(method.label, fingerprint)
         record, compressed, failure = (folder / f"{stem}.{ending}" for ending in ("json", "bq.safetensors", "error.txt"))
-        entry = Entry(label=method.label, settings=repr(method), file=compressed.name)
-        if fingerprint and not force and (found := _kept(record, compressed, fingerprint)):
-            entries.append(dataclasses.replace(entry, row=found[0], sha256=found[1], kept=True))
-            continue
         # Methods with one search between them share its measurements. Those of another task or seed are another file.
         search = "\0".join((of_task, str(config.seed), experiment.search_name(method)))
         state = folder / f"search-{hashlib.sha256(search.encode()).hexdigest()[:12]}.jsonl"
         states.add(state)
+        entry = Entry(label=method.label, settings=repr(method), file=compressed.name)
+        if fingerprint and not force and (found := _kept(record, compressed, fingerprint)):
+            entries.append(dataclasses.replace(entry, row=found[0], sha256=found[1], kept=True))
+            continue
         record.unlink(missing_ok=True)  # the file below is about to be another one
         try:
             with (progress_for or _silent)(method.label) as progress:
