@@ -230,7 +230,9 @@ def find_plan(
             for unit, i in plan.items()
         ]
         return BudgetPlan(
-            method=Planned(layers=curves.layers(plan), draws=config.draws, floor=config.floor, iterations=config.iterations),
+            method=Planned(
+                layers=curves.layers(plan), draws=config.draws, floor=config.floor, iterations=config.iterations, label=label
+            ),
             units=tuple(sorted(units, key=lambda u: -u.size)),
             kind=kind,
             predicted=total(curves.curves(kind), plan),
