@@ -22,15 +22,6 @@ config = CompareConfig(
     methods=(
         BinAndQuant(search=SEARCH, rate=RateConfig(max_drop=0.01), label="B&Q at a price"),
         *(BinAndQuant(search=SEARCH, rate=RateConfig(price=p), label=f"B&Q at a price, {p:g}") for p in (0.002, 0.005, 0.01, 0.02)),
-        *(
-            BinAndQuant(
-                search=SearchConfig(
-                    n_bins=3, max_bins=10, sigma_scales=(1.4, 2.0, 2.8, 3.5), price=p, tolerance=None, max_drop=None
-                ),
-                label=f"B&Q by sensitivity, {p:g}",
-            )
-            for p in (0.0005, 0.002)
-        ),
         *(GaussianBins(bins=BinConfig(n_bins=n), label=f"Gaussian bins, {n}") for n in (4, 8, 16)),
         *(GaussianBins(bins=BinConfig(n_bins=n, sigma_scale=2.0), label=f"Gaussian bins of 2 sigma, {n}") for n in (4, 8, 16)),
         *(KMeans(k=k, label=f"k-means, {k}") for k in (2, 4, 8, 16)),
