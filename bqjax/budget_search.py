@@ -211,12 +211,13 @@ def find_plan(
             limit = float(max_drop or 0.0)
             ask, better = lambda kind: search.for_drop(kind, limit), lambda v: (v.file_bytes, v.rank_drop)
         best: tuple[Any, Plan, str, _Verdict] | None = None
-        for kind in curves.kinds:
-            for round_ in range(config.refine + 1):
+        for number, kind in enumerate(curves.kinds):
+            # The curves are made finer where the first kind plans; the other kind plans once, on what is there then.
+            for rounds_left in range(config.refine if number == 0 else 0, -1, -1):
                 plan, verdict = ask(kind)
                 if best is None or better(verdict) < best[0]:
                     best = better(verdict), plan, kind, verdict
-                if round_ == config.refine or not curves.refine(plan, kind):
+                if not rounds_left or not curves.refine(plan, kind):
                     break
         if best is None:  # there is at least one kind of damage; here for the type checker
             raise RuntimeError("nothing was planned")

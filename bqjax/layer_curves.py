@@ -99,6 +99,8 @@ class LayerCurves:
         names = [name for members in self.units.values() for name in members]
         for name in names:
             check_finite(name, self.weights[name])
+        if progress:
+            progress(0, 1, "importance of the weights")
         self._importance = weights_importance(task, key=key, draws=config.draws)
         self._starts: dict[Any, Clustered] = {}
         self._made: dict[tuple[str, Setting], dict[str, Clustered]] = {}

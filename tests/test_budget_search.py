@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,8 @@ from bqjax.tree import named_leaves, replace
 
 KEY = jax.random.key(0)
 CONFIG = BudgetConfig(bins=(8,), blocks=((2, 3),), prices=(-6.0, -2.0), vectors=(8,), draws=2, iterations=5, refine=1)
+FOLDER = tempfile.TemporaryDirectory()  # removed when the process ends
+STATE = Path(FOLDER.name) / "state.jsonl"
 
 
 @functools.cache
@@ -34,10 +38,10 @@ def curves():
     return LayerCurves(task(), CONFIG, key=KEY, journal=Journal())
 
 
-@pytest.fixture(scope="module")
-def state(tmp_path_factory):
-    """Measurements that tests share which are not about measuring."""
-    return tmp_path_factory.mktemp("state") / "state.jsonl"
+@functools.cache
+def planned(**budget):
+    """Plans that several tests look at, with the measurements of one state file."""
+    return find_plan(task(), CONFIG, key=KEY, label="p", coder="ans", state_path=STATE, **budget)
 
 
 def accuracy(params, batches):
@@ -63,7 +67,8 @@ def test_units_are_kernels_and_vectors_by_kind():
 def test_every_option_against_the_network_itself():
     names = [name for members in curves().units.values() for name in members]
     assert sorted(names) == ["head/kernel", "hidden/bias", "hidden/kernel"]
-    before = [np.asarray(task().outputs(task().params, b)) for b in task().calibration]
+    outputs = jax.jit(task().outputs)
+    before = [np.asarray(outputs(task().params, b)) for b in task().calibration]
     for unit, options in curves().options.items():
         assert options[0].setting is None and options[0].damages == {"outputs": 0.0, "loss": 0.0}
         assert len(options) >= 2
@@ -71,8 +76,7 @@ def test_every_option_against_the_network_itself():
             made = curves().leaves(unit, option.setting)
             params = replace(task().params, {name: leaf.decode() for name, leaf in made.items()})
             squares = sum(
-                float(np.square(np.asarray(task().outputs(params, b)) - z).sum())
-                for b, z in zip(task().calibration, before, strict=True)
+                float(np.square(np.asarray(outputs(params, b)) - z).sum()) for b, z in zip(task().calibration, before, strict=True)
             )
             assert option.damages["outputs"] == pytest.approx(squares / 60, rel=1e-4)
             # Bytes are those that the leaf takes in a file.
@@ -87,8 +91,8 @@ def test_bytes_of_a_plan_are_those_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("target", [700, 1000])
-def test_a_size_is_kept_and_used(target, tmp_path, state):
-    plan = find_plan(task(), CONFIG, key=KEY, target_bytes=target, label="p", coder="ans", state_path=state)
+def test_a_size_is_kept_and_used(target, tmp_path):
+    plan = planned(target_bytes=target)
     # By the file of the plan's own method, decoded: nothing of the search is trusted.
     row = experiment.run(
         task(), plan.method, tmp_path / "f", experiment.reference(task()), key=KEY, coder="ans",
@@ -101,61 +105,59 @@ def test_a_size_is_kept_and_used(target, tmp_path, state):
     assert plan.method.label == "p" and sum(u.size for u in plan.units) == 200
 
 
-def test_a_larger_file_does_less_damage(state):
-    small, large = (find_plan(task(), CONFIG, key=KEY, target_bytes=t, coder="ans", state_path=state) for t in (680, 1000))
+def test_a_larger_file_does_less_damage():
+    small, large = planned(target_bytes=700), planned(target_bytes=1000)
     assert small.file_bytes < large.file_bytes and small.rank_drop > large.rank_drop
 
 
-@pytest.mark.parametrize("limit", [0.0, 0.05])
-def test_a_drop_is_kept(limit, state):
-    plan = find_plan(task(), CONFIG, key=KEY, max_drop=limit, coder="ans", state_path=state)
+def test_a_drop_is_kept():
+    plan, none = planned(max_drop=0.05), planned(max_drop=0.0)
     params = decode(plan.method.compress(task(), key=KEY).tree)
     drop = accuracy(task().params, task().calibration) - accuracy(params, task().calibration)
-    assert drop <= limit + 1e-6
-    everything = find_plan(task(), CONFIG, key=KEY, max_drop=1.0, coder="ans", state_path=state)
-    assert everything.file_bytes <= plan.file_bytes
+    assert drop <= 0.05 + 1e-6 and plan.drop == pytest.approx(drop, abs=1e-6)
+    assert none.drop <= 1e-9 and plan.file_bytes <= none.file_bytes
 
 
 def test_an_interrupted_plan_and_one_that_is_not(tmp_path, monkeypatch):
-    whole = find_plan(task(), CONFIG, key=KEY, target_bytes=800, coder="ans")
-    calls, scores = [], Evaluator.scores
+    calls, scores, stop_after = [], Evaluator.scores, 4
 
     def stopping(self, *args, **kwargs):
-        if len(calls) == 4:
+        if len(calls) == stop_after:
             raise KeyboardInterrupt
         calls.append(args)
         return scores(self, *args, **kwargs)
 
     monkeypatch.setattr(Evaluator, "scores", stopping)
     state = tmp_path / "state.jsonl"
+    budget = {"key": KEY, "target_bytes": 1000, "label": "p", "coder": "ans", "state_path": state}
     with pytest.raises(KeyboardInterrupt):
-        find_plan(task(), CONFIG, key=KEY, target_bytes=800, coder="ans", state_path=state)
+        find_plan(task(), CONFIG, **budget)
     with state.open("ab") as file:
         file.write(b'{"k":"half a li')  # what a kill leaves
-    monkeypatch.setattr(Evaluator, "scores", scores)
-    resumed = find_plan(task(), CONFIG, key=KEY, target_bytes=800, coder="ans", state_path=state)
-    assert resumed.n_measured == whole.n_measured - 4
+    stop_after = None
+    resumed, whole = find_plan(task(), CONFIG, **budget), planned(target_bytes=1000)
+    assert resumed.n_measured == len(calls) - 4  # nothing twice
     assert (resumed.method, resumed.units, resumed.file_bytes) == (whole.method, whole.units, whole.file_bytes)
-    # Another budget finds what was measured; the same one measures nothing.
-    again = find_plan(task(), CONFIG, key=KEY, target_bytes=800, coder="ans", state_path=state)
-    assert (again.n_measured, again.n_verified, again.method) == (0, 0, whole.method)
-    other = find_plan(task(), CONFIG, key=KEY, max_drop=0.05, coder="ans", state_path=state)
-    assert other.n_measured < whole.n_measured
+    # The same once more measures nothing.
+    calls.clear()
+    again = find_plan(task(), CONFIG, **budget)
+    assert (again.n_measured, again.n_verified, again.method, calls) == (0, 0, whole.method, [])
     with pytest.raises(ValueError, match="belongs to another run"):
-        find_plan(task(), CONFIG, key=jax.random.key(1), max_drop=0.05, state_path=state)
+        find_plan(task(), CONFIG, **{**budget, "key": jax.random.key(1)})
 
 
 def test_without_outputs_the_loss_is_the_damage():
-    plan = find_plan(tiny_task(), CONFIG, key=KEY, target_bytes=900, coder="ans")
+    config = BudgetConfig(bins=(8,), blocks=(), prices=(-2.0,), vectors=(8,), iterations=5, refine=0)
+    plan = find_plan(tiny_task(), config, key=KEY, target_bytes=900, coder="ans")
     assert plan.kind == "loss" and plan.file_bytes <= 900
     assert all(math.isfinite(u.option.damages["loss"]) for u in plan.units)
 
 
-def test_what_no_plan_reaches(state):
+def test_what_no_plan_reaches():
     with pytest.raises(ValueError, match=r"no plan fits into 50 bytes: the smallest file that these options reach has ") as found:
-        find_plan(task(), CONFIG, key=KEY, target_bytes=50, coder="ans", state_path=state)
+        planned(target_bytes=50)
     smallest = int(str(found.value).split()[-1].replace(",", ""))
-    plan = find_plan(task(), CONFIG, key=KEY, target_bytes=smallest, coder="ans", state_path=state)
+    plan = planned(target_bytes=smallest)
     assert plan.file_bytes <= smallest  # prices beside those that were offered may reach a little further
 
 

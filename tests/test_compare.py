@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
 
@@ -40,6 +41,12 @@ def nothing_ran():
     ran.clear()
 
 
+@functools.cache
+def one_task():
+    """One object for all tests, so that it is compiled once."""
+    return tiny_task()
+
+
 def config(*methods, **changes):
     return CompareConfig(task=tiny_task, methods=methods, **changes)
 
@@ -49,10 +56,10 @@ ONE, TWO = Counting(k=2, label="one"), Counting(k=4, label="t/w:o & <three>")
 
 def test_rows_are_those_of_single_runs(tmp_path):
     methods = (ONE, GaussianBins(bins=3, label="bins, 3"))
-    found = compare.run(config(*methods), tiny_task(), tmp_path)
+    found = compare.run(config(*methods), one_task(), tmp_path)
     assert not found.failed and [e.label for e in found.entries] == ["one", "bins, 3"]
     for method, entry in zip(methods, found.entries, strict=True):
-        alone = experiment.run(tiny_task(), method, tmp_path / "alone", before(), key=jax.random.key(0), force=True).row
+        alone = experiment.run(one_task(), method, tmp_path / "alone", before(), key=jax.random.key(0), force=True).row
         assert dataclasses.replace(entry.row, seconds=0) == dataclasses.replace(
             alone, seconds=0, file_bytes=entry.row.file_bytes, ratio=entry.row.ratio, bits_per_weight=entry.row.bits_per_weight
         )
@@ -66,32 +73,32 @@ def test_rows_are_those_of_single_runs(tmp_path):
 
 def test_what_is_done_is_not_run_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        compare.run(config(ONE, TWO, Counting(fail="interrupt", label="stop"), Counting(label="last")), tiny_task(), tmp_path)
+        compare.run(config(ONE, TWO, Counting(fail="interrupt", label="stop"), Counting(label="last")), one_task(), tmp_path)
     assert ran == ["one", TWO.label, "stop"]
     ran.clear()
-    found = compare.run(config(ONE, TWO, Counting(label="stop"), Counting(label="last")), tiny_task(), tmp_path)
+    found = compare.run(config(ONE, TWO, Counting(label="stop"), Counting(label="last")), one_task(), tmp_path)
     assert ran == ["stop", "last"]
     assert [e.kept for e in found.entries] == [True, True, False, False]
     ran.clear()
-    again = compare.run(config(Counting(label="last"), ONE), tiny_task(), tmp_path)
+    again = compare.run(config(Counting(label="last"), ONE), one_task(), tmp_path)
     assert ran == [] and again.rows == [found.rows[3], found.rows[0]]
-    compare.run(config(ONE), tiny_task(), tmp_path, force=True)
+    compare.run(config(ONE), one_task(), tmp_path, force=True)
     assert ran == ["one"]
 
 
 @pytest.mark.parametrize("changed", ["setting", "seed", "coder", "data", "parameters"])
 def test_a_row_of_anything_else_is_run(changed, tmp_path):
-    compare.run(config(ONE), tiny_task(), tmp_path)
+    compare.run(config(ONE), one_task(), tmp_path)
     ran.clear()
-    method, changes, task = ONE, {}, tiny_task()
+    method, changes, task = ONE, {}, one_task()
     if changed == "setting":
         method = dataclasses.replace(ONE, k=3)
     elif changed in ("seed", "coder"):
         changes = {"seed": 1} if changed == "seed" else {"coder": "raw"}
     elif changed == "data":
-        task = tiny_task(calibration=tiny_task().test)
+        task = tiny_task(calibration=one_task().test)
     else:
-        task = tiny_task(params=jax.tree.map(lambda x: x * np.float32(1.5), tiny_task().params))
+        task = tiny_task(params=jax.tree.map(lambda x: x * np.float32(1.5), one_task().params))
     compare.run(config(method, **changes), task, tmp_path)
     assert ran == ["one"]
 
@@ -126,18 +133,18 @@ def _no_object(record, compressed):
 
 @pytest.mark.parametrize("damage", [_cut, _file_cut, _file_gone, _edited, _short, _no_object])
 def test_what_is_half_written_is_done_again(damage, tmp_path):
-    whole = compare.run(config(ONE), tiny_task(), tmp_path)
+    whole = compare.run(config(ONE), one_task(), tmp_path)
     ((record,), (compressed,)) = (list(tmp_path.glob(f"*.{ending}")) for ending in ("json", "bq.safetensors"))
     ran.clear()
     damage(record, compressed)
-    again = compare.run(config(ONE), tiny_task(), tmp_path)
+    again = compare.run(config(ONE), one_task(), tmp_path)
     assert ran == ["one"]
     assert dataclasses.replace(again.rows[0], seconds=0) == dataclasses.replace(whole.rows[0], seconds=0)
     assert again.entries[0].sha256 == whole.entries[0].sha256
 
 
 def test_a_failure_costs_its_own_row(tmp_path):
-    found = compare.run(config(Counting(fail="no\n  luck", label="bad"), ONE), tiny_task(), tmp_path)
+    found = compare.run(config(Counting(fail="no\n  luck", label="bad"), ONE), one_task(), tmp_path)
     bad, good = found.entries
     assert bad.row is None and bad.file is None and bad.error == "RuntimeError: no luck"
     assert good.row is not None and found.failed == [bad] and found.rows == [good.row]
@@ -145,7 +152,7 @@ def test_a_failure_costs_its_own_row(tmp_path):
     assert "Traceback" in details.read_text() and 'RuntimeError("no' not in details.name
     ran.clear()
     # Tried again, and once it succeeds its error is gone.
-    compare.run(config(Counting(fail="no\n  luck", label="bad"), ONE), tiny_task(), tmp_path)
+    compare.run(config(Counting(fail="no\n  luck", label="bad"), ONE), one_task(), tmp_path)
     assert ran == ["bad"] and list(tmp_path.glob("*.error.txt"))
 
 
@@ -158,7 +165,7 @@ def test_methods_without_a_lasting_name_are_always_run(tmp_path):
             return Compressed(task.params)
 
     for _ in range(2):
-        found = compare.run(config(Plain()), tiny_task(), tmp_path)
+        found = compare.run(config(Plain()), one_task(), tmp_path)
         assert not found.entries[0].kept and found.rows[0].difference == 0
     assert ran == ["plain", "plain"]
     assert len(list(tmp_path.glob("*.bq.safetensors"))) == 1 and not list(tmp_path.glob("*.json"))
