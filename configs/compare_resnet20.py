@@ -38,19 +38,18 @@ config = CompareConfig(
         # Bin & Quant without its search, which scores every bin of every layer: half an hour here.
         *(
             GaussianBins(bins=BinConfig(n_bins=16, sigma_scale=1.6), rate=RateConfig(price=p), label=f"B&Q at a price, {p:g}")
-            for p in (0.05, 0.2, 0.5)
+            for p in (0.5, 1, 2)
         ),
-        *(GaussianBins(bins=BinConfig(n_bins=n), label=f"Gaussian bins, {n}") for n in (8, 16, 32)),
         *(GaussianBins(bins=BinConfig(n_bins=n, sigma_scale=2.0), label=f"Gaussian bins of 2 sigma, {n}") for n in (8, 16, 32)),
-        *(KMeans(k=k, label=f"k-means, {k}") for k in (4, 8, 16, 32)),
+        *(KMeans(k=k, label=f"k-means, {k}") for k in (8, 16, 32)),
         *(
             GWK(
                 config=GWKConfig(bits=bits, cv=d, pw=d, weighting=weighting),
                 rules=SMALL,
                 label=f"{name}, {bits} bits for {d}",
             )
+            for d, bits in ((2, 6), (2, 8))
             for name, weighting in (("PQ", "none"), ("GWK", "block"))
-            for d, bits in ((2, 6), (2, 8), (3, 6))
         ),
     ),
     budget=BudgetConfig(blocks=((2, 6),), prices=(-8.0, -5.0, -2.0), refine=2),
