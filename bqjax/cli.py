@@ -48,14 +48,18 @@ class Compress:
     """How the indices of WEIGHTS are coded."""
     lossless: bool = False
     """Of a .tflite model: entropy-code only, so that it is restored byte for byte."""
+    target_size: str | None = None
+    """With --config: plan every layer for a file of at most this size, as 200KB, doing the least damage."""
     max_drop: float | None = None
-    """Of a .tflite model with --data: at most so many predictions in a hundred change on the half of the examples
-    that is searched on, so that accuracy there drops by no more points; default: 1."""
+    """With --config: plan every layer for the smallest file whose metric drops by at most so many points on calibration data.
+    Of a .tflite model with --data: at most so many predictions in a hundred change on the half of the examples that is searched
+    on, so that accuracy there drops by no more points; default: 1."""
     force: bool = False
     """Overwrite existing files."""
 
     def run(self, console: Console, command: str) -> None:
-        from bqjax import commands, tflite_command
+        from bqjax import budget_command, commands, tflite_command
+        from bqjax.compare import CompareConfig
         from bqjax.experiment import ExperimentConfig
         from bqjax.tflite_experiment import TFLiteConfig
 
@@ -63,15 +67,33 @@ class Compress:
             raise ValueError("name either WEIGHTS.safetensors or --config FILE")
         # What would have no effect is refused.
         with_data = self.weights is not None and self.weights.suffix == ".tflite" and self.data is not None
-        other: tuple[str, ...] = ("method", "bins", "sigma_scale", "only", "skip", "coder", "lossless", "max_drop")
+        other: tuple[str, ...] = ("method", "bins", "sigma_scale", "only", "skip", "coder", "lossless")
         if self.config is None:
             other = ("report", "method", "bins", "coder", "lossless") if with_data else ("data", "report", "table", "max_drop")
+            other = (*other, "target_size")
         given = [f.name for f in fields(self) if f.name in other and getattr(self, f.name) != f.default]
         if given:
             options = ", ".join("--" + name.replace("_", "-") for name in given)
             raise ValueError(f"{options} cannot go with {'WEIGHTS' if self.config is None else '--config'}")
         if self.config is not None:
             out = self.out or Path("out") / f"{self.config.stem}.bq.safetensors"
+            if self.target_size is not None or self.max_drop is not None:
+                if self.target_size is not None and self.max_drop is not None:
+                    raise ValueError("--target-size cannot go with --max-drop: name one of the two")
+                budget_command.compress_within_budget(
+                    commands.load_config(self.config, ExperimentConfig, CompareConfig),
+                    self.config,
+                    self.data,
+                    out,
+                    target_size=self.target_size,
+                    max_drop=self.max_drop,
+                    command=command,
+                    report=self.report,
+                    table=self.table,
+                    force=self.force,
+                    console=console,
+                )
+                return
             config: ExperimentConfig | TFLiteConfig = commands.load_config(self.config, ExperimentConfig, TFLiteConfig)
             if isinstance(config, TFLiteConfig):
                 if self.report is not None:
@@ -206,11 +228,44 @@ class Sweep:
         )
 
 
+@dataclass(frozen=True)
+class Compare:
+    """Compare compression methods on one network: accuracy on test data against bytes of the file.
+
+    Writes compare.md, compare.csv, compare.json, pareto.png, pareto.svg, report.html and, under rows/, every compressed file.
+    Interrupted, the same command goes on; rows that are done are not run again.
+    """
+
+    config: Path
+    """A Python file that defines `config = CompareConfig(...)`; see configs/."""
+    data: Path | None = None
+    """Folder of the data that the config's task reads."""
+    out: Path | None = None
+    """The folder to write into; default: out/NAME OF THE CONFIG."""
+    force: bool = False
+    """Run rows that are done again, and overwrite the results of another comparison."""
+
+    def run(self, console: Console, command: str) -> None:
+        from bqjax import commands
+        from bqjax.compare import CompareConfig
+        from bqjax.compare_command import compare_methods
+
+        compare_methods(
+            commands.load_config(self.config, CompareConfig),
+            self.data,
+            self.out or Path("out") / self.config.stem,
+            command=command,
+            force=self.force,
+            console=console,
+        )
+
+
 Command = (
     Annotated[Compress, tyro.conf.subcommand("compress")]
     | Annotated[Decompress, tyro.conf.subcommand("decompress")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
 )
 
 

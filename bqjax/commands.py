@@ -26,7 +26,7 @@ from bqjax.bin_and_quant import BinConfig, bin_and_quant, gaussian_bins
 from bqjax.experiment import ExperimentConfig
 from bqjax.files import atomic_write
 from bqjax.leaves import decode
-from bqjax.methods import BinAndQuant, Method
+from bqjax.methods import Method
 from bqjax.progress import Progress
 from bqjax.related.weight_sharing import kmeans_share
 from bqjax.report.html import search_report
@@ -118,8 +118,8 @@ def compress_experiment(
 
     def run(method: Method, path: Path, overwrite: bool) -> experiment.Outcome:
         # Methods with one search between them share its measurements.
-        search = repr((method.search, method.rules)) if isinstance(method, BinAndQuant) else method.label
-        state = out.with_name(f"{out.name}.{hashlib.sha256(search.encode()).hexdigest()[:8]}.jsonl")
+        search = hashlib.sha256(experiment.search_name(method).encode()).hexdigest()
+        state = out.with_name(f"{out.name}.{search[:8]}.jsonl")
         states.add(state)
         with progress_bar(console, method.label) as progress:
             return experiment.run(

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import os
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +22,26 @@ from safetensors.numpy import save as safetensors_bytes
 
 from bqjax import codec
 from bqjax.leaves import decode
-from bqjax.methods import Method
+from bqjax.methods import BinAndQuant, Method
+from bqjax.planned import BudgetConfig
 from bqjax.progress import Progress
 from bqjax.search import SearchInfo
-from bqjax.sensitivity.evaluate import Evaluator, signed
+from bqjax.sensitivity.evaluate import signed
 from bqjax.task import Task
 from bqjax.tree import named_leaves
 
-__all__ = ["ExperimentConfig", "Outcome", "Reference", "Row", "float_file", "reference", "run", "same_tree", "zstd_bytes"]
+__all__ = [
+    "ExperimentConfig",
+    "Outcome",
+    "Reference",
+    "Row",
+    "float_file",
+    "reference",
+    "run",
+    "same_tree",
+    "search_name",
+    "zstd_bytes",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +55,7 @@ class ExperimentConfig:
       seed: of every random draw.
       coder: of the indices, see :mod:`bqjax.codec`.
       data: what the folder of ``--data`` must hold; None where the task needs none.
+      budget: what layers are offered under ``--target-size`` and ``--max-drop``, in place of ``method``.
     """
 
     task: Callable[[Path | None, Progress | None], Task]
@@ -50,6 +64,7 @@ class ExperimentConfig:
     seed: int = 0
     coder: str = "auto"
     data: str | None = None
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
 
 @dataclass(frozen=True)
@@ -124,39 +139,70 @@ def zstd_bytes(data: bytes, level: int = 19) -> int:
     return len(zstandard.ZstdCompressor(level=level).compress(data))
 
 
-def _examples(task: Task, params: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Prediction and correctness of every counted test example."""
+class _Measured(NamedTuple):
+    """What one pass over some batches gives: metrics, examples, and each counted example's prediction and correctness."""
+
+    metrics: dict[str, float]
+    n_examples: int
+    predictions: np.ndarray | None
+    right: np.ndarray | None
+
+
+# Compiled once a task: a table of twenty rows would otherwise compile the network forty times.
+_PASSES: weakref.WeakKeyDictionary[Task, Callable[[Any, Any], Any]] = weakref.WeakKeyDictionary()
+
+
+def _pass_of(task: Task) -> Callable[[Any, Any], Any]:
+    score, predict = task.score, task.predict
+
+    def both(params: Any, batch: Any) -> Any:
+        # One function for both: XLA computes their common forward pass once.
+        sums, count = score(params, batch)
+        sums = dict(sums) if isinstance(sums, Mapping) else {"score": sums}
+        return sums, count, None if predict is None else predict(params, batch)
+
+    if task not in _PASSES:
+        _PASSES[task] = jax.jit(both)
+    return _PASSES[task]
+
+
+def _measure(task: Task, params: Any, batches: Sequence[Any]) -> _Measured:
+    function = _pass_of(task)
+    found = jax.device_get([function(params, batch) for batch in batches])
+    count = sum(float(n) for _, n, _ in found)
+    if not count > 0:
+        raise ValueError(f"the score of task {task.name!r} counted no examples in any batch")
+    metrics = {name: sum(float(sums[name]) for sums, _, _ in found) / count for name in found[0][0]}
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise ValueError(f"the score's {name!r} is {value}: repair the network or the score of task {task.name!r}")
     if task.predict is None:
-        return None, None
-    predict = jax.jit(task.predict)
-    outputs = [jax.device_get(predict(params, batch)) for batch in task.test]
-    keep = np.concatenate([np.asarray(o.counted, bool) for o in outputs])
-    return (
-        np.concatenate([o.predictions for o in outputs])[keep],
-        np.concatenate([o.right for o in outputs])[keep],
-    )
-
-
-def _count(task: Task, batches: Sequence[Any]) -> int:
-    count = jax.jit(lambda params, batch: task.score(params, batch)[1])
-    return round(sum(float(count(task.params, batch)) for batch in batches))
+        return _Measured(metrics, round(count), None, None)
+    keep = np.concatenate([np.asarray(said.counted, bool) for _, _, said in found])
+    predictions, right = (np.concatenate([said[i] for _, _, said in found])[keep] for i in range(2))
+    return _Measured(metrics, round(count), predictions, right)
 
 
 def reference(task: Task) -> Reference:
     """Scores the uncompressed network of a task on its test and calibration data."""
     data = float_file(task.params)
-    predictions, right = _examples(task, task.params)
+    test, calibration = _measure(task, task.params, task.test), _measure(task, task.params, task.calibration)
     return Reference(
-        Evaluator(task.score, task.test).baseline(task.params),
-        Evaluator(task.score, task.calibration).baseline(task.params),
-        predictions,
-        right,
-        _count(task, task.test),
-        _count(task, task.calibration),
+        test.metrics,
+        calibration.metrics,
+        test.predictions,
+        test.right,
+        test.n_examples,
+        calibration.n_examples,
         sum(int(np.size(x)) for x in named_leaves(task.params).values()),
         len(data),
         zstd_bytes(data),
     )
+
+
+def search_name(method: Method) -> str:
+    """What a method's search is known by: methods of one name can share the measurements of a state file."""
+    return repr((method.search, method.rules)) if isinstance(method, BinAndQuant) else method.label
 
 
 def same_tree(a: Any, b: Any) -> bool:
@@ -210,8 +256,7 @@ def run(
     if not same_tree(compressed, tree):
         raise RuntimeError(f"{path} does not decode to the tree that was written into it")
     params = decode(tree)
-    after = Evaluator(task.score, task.test).baseline(params)
-    predictions, right = _examples(task, params)
+    after, _, predictions, right = _measure(task, params, task.test)
     agreement = standard_error = None
     if predictions is not None and right is not None and before.predictions is not None and before.right is not None:
         agreement = float(np.mean(predictions == before.predictions))
@@ -227,7 +272,7 @@ def run(
         difference=float(signed(after, task.metric) - signed(before.test, task.metric)),
         standard_error=standard_error,
         agreement=agreement,
-        calibration=Evaluator(task.score, task.calibration).baseline(params)[name],
+        calibration=_measure(task, params, task.calibration).metrics[name],
         file_bytes=size,
         ratio=before.float_bytes / size,
         bits_per_weight=8 * size / before.n_params,

@@ -11,21 +11,23 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the bottom. A module may import from its own package and from lower layers, never sideways or up.
 LAYERS = [
-    {"_version", "files", "blocks", "audio", "progress", "quantizers"},
+    {"_version", "files", "blocks", "audio", "progress", "quantizers", "budget"},
     {"leaves"},
     {"tree", "segments", "histogram", "tiles", "seeding", "gradient_stats"},
     {"kmeans", "vector_kmeans", "gwk_blocks", "sorted_weights", "codec", "adapters"},
     {"bin_and_quant", "compensation", "sensitivity", "tflite_container", "gwk", "codebooks"},
-    {"rate", "lattice", "gwk_loop"},
+    {"rate", "rate_blocks", "lattice", "gwk_loop"},
     {"layer_stats"},
     {"quantised_search", "measured_state"},
     {"search", "related", "task", "figures"},
     {"methods", "models"},
+    {"planned", "gwk_method", "related_methods"},
     {"experiment", "sweeps"},
-    {"tflite_experiment"},
+    {"tflite_experiment", "compare", "layer_curves"},
+    {"budget_search"},
     {"report"},
     {"commands"},
-    {"sweep_command", "tflite_command"},
+    {"sweep_command", "tflite_command", "compare_command", "budget_command"},
     {"cli"},
 ]
 
@@ -154,6 +156,8 @@ def test_reading_a_file_needs_only_leaves_names_and_blocks():
                 "bqjax.commands",
                 "bqjax.sweep_command",
                 "bqjax.tflite_command",
+                "bqjax.compare_command",
+                "bqjax.budget_command",
                 "bqjax.cli",
                 "bqjax.progress",
                 "train",

@@ -47,6 +47,12 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
 def weight_histogram(name: str, weights: np.ndarray, edges: Sequence[float], values: Sequence[float]) -> str:
     """Histogram of a leaf's weights with the edges of its bins and their values.
 

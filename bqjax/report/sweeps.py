@@ -13,10 +13,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure as Picture
 
 from bqjax.report.html import page
-from bqjax.report.plots import BLUE, GREY, ORANGE, _figure, _plain, _svg
+from bqjax.report.plots import BLUE, GREY, ORANGE, _figure, _plain, _png, _svg
 from bqjax.report.tables import Table
 from bqjax.sensitivity.perturb import HalfNoise, Noise
 from bqjax.sensitivity.sweep import SweepRow
@@ -219,12 +218,6 @@ def _pictures(sweeps: Sweeps, rows: FigureRows) -> tuple[bytes, str]:
         if n > 1:
             picture.legend(frameon=False, fontsize=8, loc="outside right center")
         return _png(picture), _with_tips(_svg(picture), tips)
-
-
-def _png(picture: Picture) -> bytes:
-    buffer = io.BytesIO()
-    picture.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def _with_tips(svg: str, tips: Sequence[tuple[str, str]]) -> str:

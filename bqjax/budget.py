@@ -1,0 +1,164 @@
+"""Budgets: which option each layer takes, from curves of what options cost and what they do damage.
+
+Every unit (a leaf, or leaves that share a codebook) has options, each with its bytes and its damage. Damages are taken to
+add up over units, as small independent errors of a network's outputs nearly do. A plan names one option a unit.
+
+On the lower convex hull of a unit's curve each step to the right buys damage with bytes at a slope, and slopes fall. Taking
+the steps of all units in the order of their slopes gives every plan that is best at some price ``p`` for a byte, the minima of
+
+    ``sum_u damage_u(option) + p * bytes_u(option)``;
+
+these are optimal at their own size (Everett 1963). Between two of them a rest of the budget is filled with whatever single
+change helps most.
+
+References:
+  Everett, "Generalized Lagrange multiplier method for solving problems of optimum allocation of resources", Operations
+  Research 11(3), 1963.
+  Shoham, Gersho, "Efficient bit allocation for an arbitrary set of quantizers", IEEE Transactions on ASSP 36(9), 1988.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+__all__ = ["Curves", "Option", "Plan", "hull", "plan_for_damage", "plan_for_size", "plans", "total"]
+
+
+class Option(NamedTuple):
+    """What one way to store a unit costs.
+
+    Attributes:
+      bytes: in the file.
+      damage: to the network, by itself; comparable between units.
+    """
+
+    bytes: float
+    damage: float
+
+
+Curves = Mapping[str, Sequence[Option]]
+"""Options by unit."""
+
+Plan = dict[str, int]
+"""The number of the option that each unit takes."""
+
+
+def total(curves: Curves, plan: Mapping[str, int]) -> Option:
+    """Bytes and damage of a plan."""
+    chosen = [curves[unit][i] for unit, i in plan.items()]
+    return Option(math.fsum(o.bytes for o in chosen), math.fsum(o.damage for o in chosen))
+
+
+def _check(curves: Curves) -> None:
+    if not curves:
+        raise ValueError("there is nothing to plan: no unit has options")
+    for unit, options in curves.items():
+        if not len(options):
+            raise ValueError(f"unit {unit!r} has no options")
+        for option in options:
+            if not (0 <= option.bytes < math.inf and math.isfinite(option.damage)):
+                raise ValueError(
+                    f"unit {unit!r} has an option of {option.bytes} bytes and damage {option.damage}: both must be finite"
+                )
+
+
+def hull(options: Sequence[Option]) -> list[int]:
+    """The options on the lower convex hull: ascending in bytes, descending in damage, with falling slopes.
+
+    >>> hull([Option(0, 10), Option(4, 7), Option(5, 0), Option(9, 1), Option(5, 3)])
+    [0, 2]
+    """
+    order = sorted(range(len(options)), key=lambda i: (options[i].bytes, options[i].damage, i))
+    kept: list[int] = []
+    for i in order:
+        if kept and options[i].damage >= options[kept[-1]].damage:
+            continue  # as large or larger, and no better
+        while len(kept) > 1 and _slope(options[kept[-2]], options[kept[-1]]) <= _slope(options[kept[-1]], options[i]):
+            kept.pop()
+        kept.append(i)
+    return kept
+
+
+def _slope(a: Option, b: Option) -> float:
+    """Damage saved a byte on the way from ``a`` to the larger ``b``."""
+    more = b.bytes - a.bytes
+    return (a.damage - b.damage) / more if more > 0 else math.inf
+
+
+def plans(curves: Curves) -> list[Plan]:
+    """All plans that are best at some price, from the smallest to that of least damage; each differs in one unit's step.
+
+    Raises:
+      ValueError: no units, a unit without options, bytes or damages that are not finite.
+    """
+    _check(curves)
+    hulls = {unit: hull(options) for unit, options in curves.items()}
+    steps = [
+        (-_slope(curves[unit][a], curves[unit][b]), number, unit, b)
+        for unit, kept in hulls.items()
+        for number, (a, b) in enumerate(itertools.pairwise(kept))
+    ]
+    found = [{unit: kept[0] for unit, kept in hulls.items()}]
+    # Slopes fall along a hull, so that a unit's steps stay in their order; equal ones are told apart by their number.
+    for _, _, unit, to in sorted(steps):
+        found.append({**found[-1], unit: to})
+    return found
+
+
+def plan_for_size(curves: Curves, target: float) -> Plan:
+    """The plan of least damage found within ``target`` bytes.
+
+    Raises:
+      ValueError: no plan is as small; the message says the smallest size. See also :func:`plans`.
+    """
+    path = plans(curves)
+    smallest = total(curves, path[0]).bytes
+    if smallest > target:
+        raise ValueError(f"no plan fits into {target:,.0f} bytes: the smallest takes {smallest:,.0f}")
+    fitting = [plan for plan in path if total(curves, plan).bytes <= target]
+    return _filled(curves, fitting[-1], target)
+
+
+def _filled(curves: Curves, plan: Plan, target: float) -> Plan:
+    """The plan with its spare bytes spent, one change of one unit after the other, on what lowers the damage most."""
+    plan = dict(plan)
+    while True:
+        spare = target - total(curves, plan).bytes
+        changes = [
+            (options[plan[unit]].damage - option.damage, unit, i)
+            for unit, options in curves.items()
+            for i, option in enumerate(options)
+            if option.bytes - options[plan[unit]].bytes <= spare and option.damage < options[plan[unit]].damage
+        ]
+        if not changes:
+            return plan
+        _, unit, i = max(changes, key=lambda c: c[0])
+        plan[unit] = i
+
+
+def plan_for_damage(curves: Curves, limit: float) -> Plan:
+    """The smallest plan found whose damage is at most ``limit``.
+
+    Raises:
+      ValueError: no plan does so little damage; the message says the least. See also :func:`plans`.
+    """
+    path = plans(curves)
+    least = total(curves, path[-1]).damage
+    if least > limit:
+        raise ValueError(f"no plan does at most {limit:.4g} of damage: the least is {least:.4g}")
+    plan = dict(next(plan for plan in path if total(curves, plan).damage <= limit))
+    while True:
+        spare = limit - total(curves, plan).damage
+        changes = [
+            (options[plan[unit]].bytes - option.bytes, unit, i)
+            for unit, options in curves.items()
+            for i, option in enumerate(options)
+            if option.damage - options[plan[unit]].damage <= spare and option.bytes < options[plan[unit]].bytes
+        ]
+        if not changes:
+            return plan
+        _, unit, i = max(changes, key=lambda c: c[0])
+        plan[unit] = i

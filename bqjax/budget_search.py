@@ -1,0 +1,246 @@
+"""Plans for a budget, verified: a proposal on the curves is compressed, decoded and scored before it is believed.
+
+Damages add up over layers only nearly. What was asked for (bytes of the file, or a drop on the calibration data) is therefore
+measured on the network as a whole, and the proposal is moved along the curves, step by step of their hulls, until it holds.
+Prices next to those of the plan are then measured, and everything is done again on the finer curves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bqjax import codec
+from bqjax._version import __version__
+from bqjax.budget import Option, Plan, plan_for_size, plans, total
+from bqjax.layer_curves import LayerCurves, Measured
+from bqjax.leaves import decode
+from bqjax.planned import BudgetConfig, Planned
+from bqjax.progress import Progress
+from bqjax.sensitivity.evaluate import Evaluator, signed
+from bqjax.sensitivity.journal import Journal, digest
+from bqjax.task import Task
+
+__all__ = ["BudgetPlan", "PlannedUnit", "find_plan"]
+
+_TRIES = 12  # of a size, before the plan that fits is taken as it is
+_FILL = 0.002  # a file within this share of its target is not filled any further
+
+
+@dataclass(frozen=True)
+class PlannedUnit:
+    """What the plan does to one unit: its leaves, weights, and the option that it takes."""
+
+    names: tuple[str, ...]
+    size: int
+    option: Measured
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    """A verified plan.
+
+    Attributes:
+      method: stores the network so.
+      units: largest first.
+      kind: of damage, that the plan was made by.
+      predicted: bytes of the leaves, and the sum of their damages.
+      file_bytes: of the file, as written with the coder that was asked for.
+      drop, rank_drop: of the metric and of the ranking metric on the calibration data, of what the file decodes to.
+      n_options: how many options the curves have.
+      n_measured, n_verified: options and plans that were measured in this process; others were answered by the state file.
+    """
+
+    method: Planned
+    units: tuple[PlannedUnit, ...]
+    kind: str
+    predicted: Option
+    file_bytes: int
+    drop: float
+    rank_drop: float
+    n_options: int
+    n_measured: int
+    n_verified: int
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    file_bytes: int
+    drop: float
+    rank_drop: float
+
+
+class _Search:
+    """Plans by their verdicts, measured once each."""
+
+    def __init__(self, task: Task, curves: LayerCurves, label: str, coder: str, journal: Journal, progress: Progress | None):
+        self._task, self.curves, self._coder, self._journal, self._progress = task, curves, coder, journal, progress
+        self._metadata = {"task": task.name, "method": label}  # what the file will hold; it counts
+        self._evaluator = Evaluator(task.score, task.calibration)
+        self._before: dict[str, float] = journal.measure("baseline", lambda: self._evaluator.baseline(task.params))
+        self.verified = 0
+
+    def verdict(self, plan: Plan) -> _Verdict:
+        """Writes the plan's file, reads it back, decodes and scores what was read."""
+
+        def measure() -> list[float]:
+            with tempfile.TemporaryDirectory(prefix="bqjax-") as folder:
+                tree, path = self.curves.tree(plan), Path(folder) / "plan"
+                size = codec.save(path, tree, coder=self._coder, metadata=self._metadata).file_bytes
+                after = self._evaluator.baseline(decode(codec.load(path, like=tree)))
+            self.verified += 1
+            drops = [float(signed(self._before, by) - signed(after, by)) for by in (self._task.metric, self._task.rank_by)]
+            return [size, *drops]
+
+        text = repr((self.curves.layers(plan), self._coder, self._metadata))
+        found = self._journal.measure(f"plan {hashlib.sha256(text.encode()).hexdigest()[:32]}", measure)
+        verdict = _Verdict(int(found[0]), found[1], found[2])
+        if self._progress:
+            name = self._task.metric.removeprefix("-")
+            self._progress(self.verified, self.verified, f"{verdict.file_bytes:,} bytes, drop of {name} {verdict.drop:+.4f}")
+        return verdict
+
+    def for_drop(self, kind: str, limit: float) -> tuple[Plan, _Verdict]:
+        """The smallest plan on the hulls that keeps the limit, by bisection, and its verdict."""
+        path = plans(self.curves.curves(kind))
+
+        def keeps(plan: Plan) -> bool:
+            return self.verdict(plan).drop <= limit + 1e-9
+
+        if keeps(path[0]):
+            return path[0], self.verdict(path[0])
+        if not keeps(path[-1]):
+            raise ValueError(
+                f"no plan keeps the drop of {self._task.metric.removeprefix('-')} within {limit:g}: the least that was reached on "
+                f"{self._task.calibration_name} is {self.verdict(path[-1]).drop:.4f}; allow more"
+            )
+        low, high = 0, len(path) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if keeps(path[middle]) else (middle, high)
+        return path[high], self.verdict(path[high])
+
+    def for_size(self, kind: str, target: int) -> tuple[Plan, _Verdict]:
+        """The plan of least damage whose file fits, and its verdict."""
+        curves = self.curves.curves(kind)
+        smallest = plans(curves)[0]
+        found = self.verdict(smallest)
+        if found.file_bytes > target:
+            raise ValueError(
+                f"no plan fits into {target:,} bytes: the smallest file that these options reach has {found.file_bytes:,}"
+            )
+        best = smallest, found
+        # What a file takes besides its leaves is nearly the same for all plans: the next try corrects the last one.
+        budget = target - (found.file_bytes - total(curves, smallest).bytes)
+        for _ in range(_TRIES):
+            if budget < total(curves, smallest).bytes:
+                break
+            plan = plan_for_size(curves, budget)
+            found = self.verdict(plan)
+            gap = target - found.file_bytes
+            if gap >= 0 and total(curves, plan).damage <= total(curves, best[0]).damage:
+                best = plan, found
+            if 0 <= gap <= _FILL * target:
+                break
+            if gap > 0 and total(curves, plan_for_size(curves, budget + gap)) == total(curves, plan):
+                break  # nothing that is left fits
+            budget += gap if gap < 0 else gap / 2
+        return best
+
+
+def find_plan(
+    task: Task,
+    config: BudgetConfig | None = None,
+    *,
+    key: jax.Array,
+    target_bytes: int | None = None,
+    max_drop: float | None = None,
+    label: str = "planned",
+    coder: str = "auto",
+    state_path: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> BudgetPlan:
+    """Finds what each layer of a network takes, for a file of some size or a drop of some size.
+
+    Args:
+      task: the network; only its calibration data is used.
+      config: what the layers are offered; None is ``BudgetConfig()``.
+      key: a ``jax.random`` key; the same key gives the same plan.
+      target_bytes: the file has at most so many bytes and does the least damage.
+      max_drop: or the metric drops by at most so much on the calibration data, as a fraction, and the file is the smallest.
+      label: of the method that stores the network so; the file holds it.
+      coder: see :func:`bqjax.codec.save`.
+      state_path: a file that keeps every measurement, for any target of the same task, key and config.
+      progress: called as measurements are made.
+
+    Raises:
+      ValueError: neither or both of ``target_bytes`` and ``max_drop``, or one that is negative; a target below what any plan
+        reaches, or a drop that no plan keeps (the message says what is reached); a network with nothing to compress.
+    """
+    if (target_bytes is None) == (max_drop is None):
+        raise ValueError("name either a target size or the largest drop")
+    if target_bytes is not None and target_bytes < 1:
+        raise ValueError(f"the target size must be at least 1 byte, got {target_bytes}")
+    if max_drop is not None and not (np.isfinite(max_drop) and max_drop >= 0):
+        raise ValueError(f"the largest drop must be finite and not negative, got {max_drop}: the uncompressed network has none")
+    config = config or BudgetConfig()
+    fingerprint = {
+        "params": digest(task.params),
+        "batches": digest(list(task.calibration)),
+        "key": digest(key),
+        "importance": repr((config.draws, config.floor, config.iterations)),
+        "metrics": repr((task.metric, task.rank_by, task.outputs is not None)),
+        "version": __version__,
+    }
+    with Journal(state_path, fingerprint) as journal:
+        curves = LayerCurves(task, config, key=key, journal=journal, progress=progress)
+        search = _Search(task, curves, label, coder, journal, progress)
+        ask: Callable[[str], tuple[Plan, _Verdict]]
+        if target_bytes is not None:
+            wanted_bytes = target_bytes
+            ask, better = lambda kind: search.for_size(kind, wanted_bytes), lambda v: (v.rank_drop, v.file_bytes)
+        else:
+            limit = float(max_drop or 0.0)
+            ask, better = lambda kind: search.for_drop(kind, limit), lambda v: (v.file_bytes, v.rank_drop)
+        best: tuple[Any, Plan, str, _Verdict] | None = None
+        for number, kind in enumerate(curves.kinds):
+            # The curves are made finer where the first kind plans; the other kind plans once, on what is there then.
+            for rounds_left in range(config.refine if number == 0 else 0, -1, -1):
+                plan, verdict = ask(kind)
+                if best is None or better(verdict) < best[0]:
+                    best = better(verdict), plan, kind, verdict
+                if not rounds_left or not curves.refine(plan, kind):
+                    break
+        if best is None:  # there is at least one kind of damage; here for the type checker
+            raise RuntimeError("nothing was planned")
+        _, plan, kind, verdict = best
+        units = [
+            PlannedUnit(
+                curves.units[unit],
+                sum(int(np.size(curves.weights[name])) for name in curves.units[unit]),
+                curves.options[unit][i],
+            )
+            for unit, i in plan.items()
+        ]
+        return BudgetPlan(
+            method=Planned(
+                layers=curves.layers(plan), draws=config.draws, floor=config.floor, iterations=config.iterations, label=label
+            ),
+            units=tuple(sorted(units, key=lambda u: -u.size)),
+            kind=kind,
+            predicted=total(curves.curves(kind), plan),
+            file_bytes=verdict.file_bytes,
+            drop=verdict.drop,
+            rank_drop=verdict.rank_drop,
+            n_options=sum(map(len, curves.options.values())),
+            n_measured=curves.measured,
+            n_verified=search.verified,
+        )

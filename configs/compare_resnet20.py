@@ -1,0 +1,56 @@
+"""Methods compared without retraining on ResNet-20 for CIFAR-10, all 10,000 test images.
+
+bqjax compare --config configs/compare_resnet20.py --data ../shared/data --out out/compare_resnet20
+bqjax compress --config configs/compare_resnet20.py --data ../shared/data --target-size 150KB --out out/resnet20_150.bq.safetensors
+"""
+
+import dataclasses
+
+from bqjax.adapters.flax import nnx_apply
+from bqjax.bin_and_quant import BinConfig
+from bqjax.compare import CompareConfig
+from bqjax.gwk import GWKConfig
+from bqjax.gwk_method import GWK
+from bqjax.methods import GaussianBins, KMeans
+from bqjax.models.resnet import load_resnet
+from bqjax.planned import BudgetConfig
+from bqjax.search import RateConfig
+from bqjax.task import classification_outputs
+from bqjax.tree import Rule
+from train.cifar import resnet_task
+
+DEPTH = 20
+
+
+def task(data_dir, progress):
+    """The network with its logits, which the importance of weights is taken from."""
+    apply = nnx_apply(load_resnet(data_dir / "weights" / f"resnet{DEPTH}_cifar10.safetensors"))
+    return dataclasses.replace(resnet_task(data_dir, depth=DEPTH), outputs=classification_outputs(apply))
+
+
+# The first convolution has 432 weights and the head 640: eight bits of blocks would be larger than they are.
+SMALL = (Rule("conv1/kernel", GWKConfig(bits=5, cv=2, weighting="none")), Rule("linear/kernel", 5), Rule("*/kernel"))
+
+config = CompareConfig(
+    task=task,
+    data=f"weights/resnet{DEPTH}_cifar10.safetensors and tfds/cifar10 (see train/cifar.py)",
+    methods=(
+        # Bin & Quant without its search, which scores every bin of every layer: half an hour here.
+        *(
+            GaussianBins(bins=BinConfig(n_bins=16, sigma_scale=1.6), rate=RateConfig(price=p), label=f"B&Q at a price, {p:g}")
+            for p in (0.5, 1, 2)
+        ),
+        *(GaussianBins(bins=BinConfig(n_bins=n, sigma_scale=2.0), label=f"Gaussian bins of 2 sigma, {n}") for n in (8, 16, 32)),
+        *(KMeans(k=k, label=f"k-means, {k}") for k in (8, 16, 32)),
+        *(
+            GWK(
+                config=GWKConfig(bits=bits, cv=d, pw=d, weighting=weighting),
+                rules=SMALL,
+                label=f"{name}, {bits} bits for {d}",
+            )
+            for d, bits in ((2, 6), (2, 8))
+            for name, weighting in (("PQ", "none"), ("GWK", "block"))
+        ),
+    ),
+    budget=BudgetConfig(blocks=((2, 6),), prices=(-8.0, -5.0, -2.0), refine=2),
+)

@@ -1,0 +1,38 @@
+"""Methods compared without retraining on the published Speech Commands network (the paper's SPC, Table I).
+
+bqjax compare --config configs/compare_spc.py --data ../shared/data --out out/compare_spc
+"""
+
+from bqjax.bin_and_quant import BinConfig
+from bqjax.compare import CompareConfig
+from bqjax.gwk import GWKConfig
+from bqjax.gwk_method import GWK
+from bqjax.methods import BinAndQuant, GaussianBins, KMeans
+from bqjax.models.spc import spc_task
+from bqjax.search import RateConfig, SearchConfig
+from bqjax.tree import Rule
+
+SEARCH = SearchConfig(n_bins=8, max_bins=15, sigma_scales=(1.6,), tolerance=None, max_drop=0.01)
+# The first convolution has few inputs and few weights.
+RULES = (Rule("conv1/kernel", GWKConfig(bits=6, cv=2, weighting="none")), Rule("*/kernel"))
+
+config = CompareConfig(
+    task=lambda data_dir, progress: spc_task(data_dir),
+    data="weights/spc_conv.safetensors and speech/ (see bqjax/models/spc.py)",
+    methods=(
+        BinAndQuant(search=SEARCH, rate=RateConfig(max_drop=0.01), label="B&Q at a price"),
+        *(BinAndQuant(search=SEARCH, rate=RateConfig(price=p), label=f"B&Q at a price, {p:g}") for p in (0.002, 0.005, 0.01, 0.02)),
+        *(GaussianBins(bins=BinConfig(n_bins=n), label=f"Gaussian bins, {n}") for n in (4, 8, 16)),
+        *(GaussianBins(bins=BinConfig(n_bins=n, sigma_scale=2.0), label=f"Gaussian bins of 2 sigma, {n}") for n in (4, 8, 16)),
+        *(KMeans(k=k, label=f"k-means, {k}") for k in (2, 4, 8, 16)),
+        *(
+            GWK(
+                config=GWKConfig(bits=bits, cv=d, pw=d, weighting=weighting),
+                rules=RULES,
+                label=f"{name}, {bits} bits for {d}",
+            )
+            for name, weighting in (("PQ", "none"), ("GWK", "block"))
+            for d, bits in ((2, 4), (4, 5), (4, 8), (8, 8))
+        ),
+    ),
+)
