@@ -8,7 +8,7 @@ from bqjax.quantised_search import QuantisedConfig
 from bqjax.tflite_experiment import TFLiteConfig, beside
 from train.data import cifar10
 
-N_IMAGES = 4000
+N_IMAGES = 2000
 METHOD = QuantisedConfig(max_drop=0.01, layer_drop=0.01)
 
 
