@@ -6,7 +6,8 @@ scores the network instead, and nothing is known of a layer but its codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -104,10 +105,23 @@ def unmeasured(network: QuantisedNetwork) -> dict[str, Measured]:
     return found
 
 
+def _short_names(names: Sequence[str]) -> dict[str, str]:
+    """Names that fit under a figure, by the file's names.
+
+    A fused layer's weight has the names of all its parts, joined by ``;``: the shortest that no other weight has is taken. Folders
+    that all of the names share are left out.
+    """
+    counts = Counter(part for name in names for part in set(name.split(";")))
+    short = [min((part for part in name.split(";") if counts[part] == 1), key=len, default=name) for name in names]
+    folders = [name.split("/")[:-1] for name in short]
+    shared = next((i for i, level in enumerate(zip(*folders, strict=False)) if len(set(level)) > 1), min(map(len, folders)))
+    return {name: "/".join(s.split("/")[shared:]) for name, s in zip(names, short, strict=True)}
+
+
 def quantised_task(data_dir: Path | None, model_name: str, examples: ExamplesOf, *, seed: int = 0, batch_size: int = 50) -> Task:
     """A model's twin as a task of ``bqjax sweep``, scored against the labels.
 
-    Zero points are brought to the codes' number of dimensions, so that perturbations of codes find them.
+    Weights have short names. Zero points are brought to the codes' number of dimensions, so that perturbations of codes find them.
 
     Args:
       data_dir: the folder of ``--data``.
@@ -123,11 +137,17 @@ def quantised_task(data_dir: Path | None, model_name: str, examples: ExamplesOf,
         raise ValueError(f"--data is missing: it must name a folder with {model_name}")
     model = read(data_dir / model_name)
     found = examples_of(examples, data_dir, model.graph.tensors[model.graph.inputs[0]])
-    params = {name: dict(leaves) for name, leaves in model.params.items()}
+    names, params = _short_names(list(model.params)), {}
     for index, name in weight_names(model.graph).items():
         tensor = model.graph.tensors[index]
         shape = [-1 if i == tensor.axis else 1 for i in range(len(tensor.shape))]
-        params[name]["zero_point"] = params[name]["zero_point"].reshape(shape)
+        leaves = model.params[name]
+        params[names[name]] = {**leaves, "zero_point": leaves["zero_point"].reshape(shape)}
+    network = twin_network(model)
+
+    def score(params: Any, batch: Any) -> Any:
+        return network.score({name: params[short] for name, short in names.items()}, batch)
+
     calibration, test = (
         batches(found.inputs[rows], found.labels[rows], min(batch_size, len(rows))) for rows in halves(len(found.labels), seed)
     )
@@ -135,7 +155,7 @@ def quantised_task(data_dir: Path | None, model_name: str, examples: ExamplesOf,
     return Task(
         name=Path(model_name).name,
         params=params,
-        score=twin_network(model).score,
+        score=score,
         calibration=calibration,
         test=test,
         calibration_name=f"{half:,} examples, the half for searching",

@@ -18,7 +18,7 @@ from bqjax.adapters.tflite.model import parse_model
 from bqjax.cli import main
 from bqjax.quantised_search import QuantisedConfig, search_codes
 from bqjax.task import batches
-from bqjax.tflite_network import halves, interpreted_network, quantised_task, twin_network, unmeasured
+from bqjax.tflite_network import _short_names, halves, interpreted_network, quantised_task, twin_network, unmeasured
 
 sys.path.insert(0, str(Path(__file__).parent / "adapters" / "tflite"))
 from builder import Builder, network
@@ -101,6 +101,7 @@ def test_a_task_brings_zero_points_to_the_shape_of_the_codes(tmp_path, dtype, pe
     x = np.random.default_rng(0).integers(0, 100, (12, 9, 9, 3)).astype(dtype)
     given = Examples(x, np.arange(12, dtype=np.int32) % 7)
     task = quantised_task(tmp_path, "net.tflite", lambda folder, source: given, batch_size=4)
+    assert list(task.params) == list(model.params)  # these are short as they are
     for name, leaves in task.params.items():
         codes, zero = leaves["codes"], leaves["zero_point"]
         assert zero.ndim == codes.ndim
@@ -114,6 +115,13 @@ def test_a_task_brings_zero_points_to_the_shape_of_the_codes(tmp_path, dtype, pe
     np.testing.assert_array_equal(np.sort(got.reshape(12, -1), axis=0), np.sort(x.reshape(12, -1), axis=0))
     with pytest.raises(ValueError, match="--data is missing"):
         quantised_task(None, "net.tflite", "data.npz")
+
+
+def test_short_names_are_the_parts_of_fused_names_that_no_other_has():
+    names = ["net/a/Conv;net/a/quant/Vars", "net/batch_norm;net/b/depth;net/c/dense", "net/c/dense", "net/x;net/y"]
+    assert list(_short_names(names).values()) == ["a/Conv", "b/depth", "c/dense", "x"]
+    assert _short_names(["one"]) == {"one": "one"} and _short_names(["m/w", "m/w#2"]) == {"m/w": "w", "m/w#2": "w#2"}
+    assert _short_names(["a;b", "b;a"]) == {"a;b": "a;b", "b;a": "b;a"}
 
 
 def test_figure_3_of_a_quantised_model(tmp_path):
