@@ -88,6 +88,7 @@ def _run(
             batch_size=config.batch_size,
             positions=config.positions,
             draws=config.draws,
+            twin=config.twin,
             state_path=measured,
             progress=progress,
         )

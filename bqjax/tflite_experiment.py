@@ -84,6 +84,7 @@ class TFLiteConfig:
       seed: of the split into halves and of every other draw.
       batch_size: of the twin.
       positions, draws: see :func:`bqjax.quantised_search.measure_layers`.
+      twin: False lets LiteRT score the network, as it does where the twin lacks an operator.
     """
 
     model: str
@@ -95,6 +96,7 @@ class TFLiteConfig:
     batch_size: int = 50
     positions: int = 1024
     draws: int = 1
+    twin: bool = True
 
     @property
     def needs(self) -> str:
@@ -136,7 +138,7 @@ class TFLiteRun(NamedTuple):
       search, test: rows of the two halves.
       before: predictions of the original model.
       measured: gives what calibration says of the layers; taken once.
-      missing: why the twin cannot be built and LiteRT scores the network; None where the twin does.
+      missing: why LiteRT scores the network; None where the twin does.
       network, batches: the network and the search half, labelled by what the original model says.
       zstd_bytes: of the original file.
       n_weights: codes of all weights.
@@ -163,18 +165,19 @@ def prepare(
     batch_size: int = 50,
     positions: int = 1024,
     draws: int = 1,
+    twin: bool = True,
     state_path: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> TFLiteRun:
     """Splits the examples, runs the original model, and builds its twin.
 
-    Where the twin lacks an operator, LiteRT takes its place: see :func:`bqjax.tflite_network.interpreted_network`.
+    Without ``twin``, and where the twin lacks an operator, LiteRT takes its place: see :func:`bqjax.tflite_network.interpreted_network`.
 
     Raises:
       ValueError: fewer than two examples, or examples of another shape or type than the model's input.
     """
     search, test = halves(len(examples.labels), seed)
-    missing = unsupported(model.graph)
+    missing = unsupported(model.graph) if twin else "the twin is not asked for"
     network = interpreted_network(model) if missing else twin_network(model)
     before = predictions(model.content, examples.inputs)
     cut = batches(examples.inputs[search], before[search].astype(np.int32), min(batch_size, len(search)))
