@@ -171,7 +171,8 @@ def prepare(
 ) -> TFLiteRun:
     """Splits the examples, runs the original model, and builds its twin.
 
-    Without ``twin``, and where the twin lacks an operator, LiteRT takes its place: see :func:`bqjax.tflite_network.interpreted_network`.
+    Without ``twin``, and where the twin lacks an operator, LiteRT takes its place: see
+    :func:`bqjax.tflite_network.interpreted_network`.
 
     Raises:
       ValueError: fewer than two examples, or examples of another shape or type than the model's input.
