@@ -88,6 +88,7 @@ def _run(
             batch_size=config.batch_size,
             positions=config.positions,
             draws=config.draws,
+            scored_by=config.scored_by,
             twin=config.twin,
             state_path=measured,
             progress=progress,
@@ -96,7 +97,7 @@ def _run(
     if on.missing:
         say(
             console,
-            f"{on.missing}: LiteRT scores the network, and codes are chosen without error compensation and bias correction",
+            f"{on.missing}: layers are not measured, and their codes are chosen without error compensation and bias correction",
         )
     methods: dict[str, TFLiteMethod] = {"B&Q at a price": config.method, **config.beside}
     with tempfile.TemporaryDirectory(prefix=".bqjax-", dir=out.parent) as scratch:

@@ -1,7 +1,7 @@
 """Makes a quantised ``.tflite`` model smaller, and measures what came out from the file that was written.
 
-Half of the examples are for the search, the other half for the report. The search sees the network through its JAX twin, or
-through LiteRT where the twin lacks an operator, and no labels: what may not be lost is agreement with the original model, since
+Half of the examples are for the search, the other half for the report. Layers are measured on the network's JAX twin, LiteRT says
+what the network makes of new codes, and no labels are used: what may not be lost is agreement with the original model, since
 accuracy cannot drop by more than the predictions that change, and on a few hundred examples is luckier on those that were
 searched on than on others. Every reported figure is LiteRT's, on the model that the file restores.
 """
@@ -29,7 +29,7 @@ from bqjax.related.weight_sharing import kmeans_share
 from bqjax.sensitivity.journal import digest
 from bqjax.task import batches
 from bqjax.tflite_container import exact, load_model, save_model
-from bqjax.tflite_network import halves, interpreted_network, predictions, twin_network, unmeasured
+from bqjax.tflite_network import Scorer, halves, interpreted_network, predictions, twin_network, unmeasured
 from bqjax.tree import Rule
 
 __all__ = ["KMeansCodes", "Lossless", "TFLiteConfig", "TFLiteMethod", "TFLiteRow", "TFLiteRun", "beside", "prepare", "run"]
@@ -84,7 +84,8 @@ class TFLiteConfig:
       seed: of the split into halves and of every other draw.
       batch_size: of the twin.
       positions, draws: see :func:`bqjax.quantised_search.measure_layers`.
-      twin: False lets LiteRT score the network, as it does where the twin lacks an operator.
+      scored_by: who predicts during the search; on CPU LiteRT is several times as fast as the twin, and it is what is reported.
+      twin: False does without, as where the twin lacks an operator: layers are not measured.
     """
 
     model: str
@@ -96,6 +97,7 @@ class TFLiteConfig:
     batch_size: int = 50
     positions: int = 1024
     draws: int = 1
+    scored_by: Scorer = "litert"
     twin: bool = True
 
     @property
@@ -138,7 +140,7 @@ class TFLiteRun(NamedTuple):
       search, test: rows of the two halves.
       before: predictions of the original model.
       measured: gives what calibration says of the layers; taken once.
-      missing: why LiteRT scores the network; None where the twin does.
+      missing: why there is no twin; None where there is.
       network, batches: the network and the search half, labelled by what the original model says.
       zstd_bytes: of the original file.
       n_weights: codes of all weights.
@@ -165,21 +167,22 @@ def prepare(
     batch_size: int = 50,
     positions: int = 1024,
     draws: int = 1,
+    scored_by: Scorer = "litert",
     twin: bool = True,
     state_path: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> TFLiteRun:
     """Splits the examples, runs the original model, and builds its twin.
 
-    Without ``twin``, and where the twin lacks an operator, LiteRT takes its place: see
-    :func:`bqjax.tflite_network.interpreted_network`.
+    Arguments are those of :class:`TFLiteConfig`; ``state_path`` keeps what was measured of the layers. Where the twin lacks an
+    operator the network is that of :func:`bqjax.tflite_network.interpreted_network`.
 
     Raises:
       ValueError: fewer than two examples, or examples of another shape or type than the model's input.
     """
     search, test = halves(len(examples.labels), seed)
     missing = unsupported(model.graph) if twin else "the twin is not asked for"
-    network = interpreted_network(model) if missing else twin_network(model)
+    network = interpreted_network(model) if missing else twin_network(model, scored_by)
     before = predictions(model.content, examples.inputs)
     cut = batches(examples.inputs[search], before[search].astype(np.int32), min(batch_size, len(search)))
     key = jax.random.key(seed)

@@ -1,6 +1,6 @@
-"""Bin & Quant on person detection as a model is searched that has operators which the JAX twin lacks: LiteRT scores it.
+"""Bin & Quant on person detection without its JAX twin, as for a model with operators that the twin lacks.
 
-bqjax compress --config configs/tflite_person_detect_litert.py --data ../shared/data --out out/person_litert.bq.safetensors
+bqjax compress --config configs/tflite_person_detect_without_twin.py --data ../shared/data --out out/person.bq.safetensors
 """
 
 from bqjax.quantised_search import QuantisedConfig
