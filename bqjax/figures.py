@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from bqjax.bin_and_quant import BinConfig, gaussian_bins
-from bqjax.sensitivity.perturb import Choice, HalfNoise, Kind
+from bqjax.sensitivity.perturb import Choice, CodeNoise, HalfNoise, Kind
 from bqjax.sensitivity.sweep import Candidate
 from bqjax.tree import Rule, by_size, named_leaves, select
 
@@ -148,10 +148,15 @@ class BinsByLayer:
 class RelativeBySize:
     """Drop for each layer, from the largest layer to the smallest, under relative noise (figure 3).
 
+    Layers of integer codes take the noise around their zero point, see :class:`~bqjax.sensitivity.perturb.CodeNoise`: a leaf
+    ``x/codes`` has it beside it, as ``x/zero_point`` that broadcasts against the codes.
+
     Attributes:
       magnitude: each weight is multiplied by ``1 + magnitude`` or ``1 - magnitude``.
       largest: only so many of the largest layers; None takes all.
-      draws, rules, name: see :class:`NoiseByLayer`.
+      draws, name: see :class:`NoiseByLayer`.
+      rules: which leaves; None takes the float leaves that would be compressed by default, and all integer codes that have a
+        zero point.
     """
 
     form: ClassVar[Form] = "choices"
@@ -171,9 +176,12 @@ class RelativeBySize:
 
     def candidates(self, params: Any) -> list[Candidate]:
         tags = {"series": f"±{self.magnitude:.0%}"}
+        taken = list(select(params, self.rules).taken)
+        if self.rules is None:
+            taken += [name for name in named_leaves(params) if _zero_point_name(params, name) is not None]
         return [
-            Candidate(leaf=leaf, perturb="relative", magnitude=self.magnitude, draws=self.draws, tags=tags)
-            for leaf in by_size(params, list(select(params, self.rules).taken))[: self.largest]
+            Candidate(leaf=leaf, perturb=_relative(params, leaf), magnitude=self.magnitude, draws=self.draws, tags=tags)
+            for leaf in by_size(params, taken)[: self.largest]
         ]
 
 
@@ -217,6 +225,32 @@ class RandomAgainstGradient:
             for leaf in by_size(params, list(select(params, self.rules).taken))[: self.largest]
             for by, label in choices
         ]
+
+
+def _zero_point_name(params: Any, leaf: str) -> str | None:
+    """The leaf with the zero point of integer codes, or None where ``leaf`` is no such codes."""
+    leaves = named_leaves(params)
+    layer, _, last = leaf.rpartition("/")
+    beside = f"{layer}/zero_point"
+    is_codes = last == "codes" and beside in leaves and getattr(leaves[leaf], "dtype", None) in (np.int8, np.uint8)
+    return beside if is_codes else None
+
+
+def _relative(params: Any, leaf: str) -> Kind | CodeNoise:
+    """Relative noise for a leaf, around the zero point where it holds codes."""
+    leaves = named_leaves(params)
+    if (beside := _zero_point_name(params, leaf)) is None:
+        return "relative"
+    zero = np.asarray(leaves[beside])
+    if (zero == zero.flat[0]).all():
+        return CodeNoise("relative", (int(zero.flat[0]),))
+    shape = np.shape(leaves[leaf])
+    if zero.ndim != len(shape) or any(n not in (1, size) for n, size in zip(zero.shape, shape, strict=True)):
+        raise ValueError(
+            f"{beside!r} of shape {zero.shape} does not say which codes of {leaf!r}, {shape}, its zero points are of: "
+            "give it the codes' number of dimensions, each as long as theirs or 1"
+        )
+    return CodeNoise("relative", tuple(zero.reshape(-1).tolist()), zero.shape)
 
 
 def _check_largest(name: str, largest: int | None) -> None:

@@ -6,6 +6,8 @@ number of channels for a depthwise convolution, each of whose filters sees anoth
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -56,43 +58,55 @@ def same_pads(size: int, window: int, stride: int, dilation: int) -> tuple[int, 
     return total // 2, total - total // 2
 
 
-def input_rows(x: jax.Array, layer: Layer, shape: Sequence[int]) -> jax.Array:
+def _output_size(x_shape: Sequence[int], layer: Layer, shape: Sequence[int]) -> tuple[int, ...]:
+    """``(n, height, width)`` of a convolution's output, ``(rows,)`` of a dense layer's."""
+    if layer.kind == "FULLY_CONNECTED":
+        return (math.prod(x_shape) // shape[1],)
+    windows = [(w - 1) * d + 1 for w, d in zip(shape[1:3], _pair(layer, "dilation_{}factor"), strict=True)]
+    strides = _pair(layer, "stride_{}")
+    if layer.options["padding"] == "SAME":
+        return x_shape[0], *(-(-size // stride) for size, stride in zip(x_shape[1:3], strides, strict=True))
+    return x_shape[0], *((size - w) // stride + 1 for size, w, stride in zip(x_shape[1:3], windows, strides, strict=True))
+
+
+def _pair(layer: Layer, name: str) -> tuple[int, int]:
+    """An option of both dimensions; dilations may be absent."""
+    return layer.options.get(name.format("h"), 1), layer.options.get(name.format("w"), 1)
+
+
+def input_rows(x: jax.Array, layer: Layer, shape: Sequence[int], positions: jax.Array | None = None) -> jax.Array:
     """What each output is made of.
 
     Args:
       x: ``[n, h, w, c]`` or ``[n, ..., in]``, counted from the zero point (padding is 0).
       layer: the operator.
       shape: of its weight.
+      positions: ``[p]`` of the outputs that are looked at, numbered over examples, rows and columns; None takes all. The others
+        cost nothing.
 
     Returns:
-      ``[G, positions, d]`` in the order of :func:`to_rows`.
+      ``[G, p, d]`` in the order of :func:`to_rows`.
     """
+    size = _output_size(x.shape, layer, shape)
+    positions = jnp.arange(math.prod(size)) if positions is None else positions
     if layer.kind == "FULLY_CONNECTED":
-        return x.reshape(1, -1, shape[1])
+        return x.reshape(-1, shape[1])[positions][None]
     _, kh, kw, last = shape
-    options = layer.options
-    strides = options["stride_h"], options["stride_w"]
-    dilations = options.get("dilation_hfactor", 1), options.get("dilation_wfactor", 1)
-    pads = [(0, 0), (0, 0)]
-    if options["padding"] == "SAME":
-        pads = [same_pads(*of) for of in zip(x.shape[1:3], (kh, kw), strides, dilations, strict=True)]
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    height, width = ((x.shape[i + 1] - (w - 1) * dilations[i] - 1) // strides[i] + 1 for i, w in enumerate((kh, kw)))
+    example, *place = jnp.unravel_index(positions, size)
+    strides, dilations = _pair(layer, "stride_{}"), _pair(layer, "dilation_{}factor")
+    pads = [0, 0]
+    if layer.options["padding"] == "SAME":
+        pads = [same_pads(*of)[0] for of in zip(x.shape[1:3], (kh, kw), strides, dilations, strict=True)]
     taps = []
-    for i in range(kh):
-        for j in range(kw):
-            top, left = i * dilations[0], j * dilations[1]
-            taps.append(
-                x[
-                    :,
-                    top : top + (height - 1) * strides[0] + 1 : strides[0],
-                    left : left + (width - 1) * strides[1] + 1 : strides[1],
-                ]
-            )
+    for tap in itertools.product(range(kh), range(kw)):
+        at = [place[i] * strides[i] + tap[i] * dilations[i] - pads[i] for i in range(2)]
+        inside = (at[0] >= 0) & (at[0] < x.shape[1]) & (at[1] >= 0) & (at[1] < x.shape[2])
+        seen = x[example, jnp.clip(at[0], 0, x.shape[1] - 1), jnp.clip(at[1], 0, x.shape[2] - 1)]  # [p, c]
+        taps.append(jnp.where(inside[:, None], seen, 0))
     if layer.kind == "DEPTHWISE_CONV_2D":
-        stacked = jnp.stack(taps, axis=-1).reshape(-1, x.shape[-1], kh * kw)  # [positions, cin, d]
+        stacked = jnp.stack(taps, axis=-1)  # [p, cin, d]
         return jnp.repeat(jnp.moveaxis(stacked, 1, 0), last // x.shape[-1], axis=0)
-    return jnp.concatenate(taps, axis=-1).reshape(1, -1, kh * kw * last)
+    return jnp.concatenate(taps, axis=-1)[None]
 
 
 class Moments:
@@ -110,9 +124,9 @@ class Moments:
 
         @jax.jit
         def sums(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-            rows = input_rows(x.astype(jnp.float32), layer, shape)
-            if rows.shape[1] > positions:
-                rows = rows[:, jax.random.choice(key, rows.shape[1], (positions,), replace=False)]
+            total = math.prod(_output_size(x.shape, layer, shape))
+            chosen = jax.random.choice(key, total, (positions,), replace=False) if total > positions else None
+            rows = input_rows(x, layer, shape, chosen).astype(jnp.float32)
             second = jnp.einsum("gpi,gpj->gij", rows, rows, preferred_element_type=jnp.float32)
             return second, rows.sum(1), jnp.float32(rows.shape[1])
 

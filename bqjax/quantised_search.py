@@ -82,6 +82,7 @@ class QuantisedNetwork(NamedTuple):
       inputs: ``inputs(params, x) -> {layer: input}``, counted from the input's zero point.
       real: ``real(params, batch) -> [n, ...]`` the outputs in real numbers, differentiable in float codes; zero for padding.
       score: of integer params, see :data:`bqjax.sensitivity.evaluate.Score`.
+      traceable: whether the score can run under ``jit``.
     """
 
     params: dict[str, dict[str, Any]]
@@ -89,6 +90,7 @@ class QuantisedNetwork(NamedTuple):
     inputs: Callable[[Any, Any], Mapping[str, jax.Array]]
     real: Callable[[Any, Any], jax.Array]
     score: Score
+    traceable: bool = True
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class _Search:
             name: layer_stats(m, centred=config.correct_bias and "bias" in network.params[name], damping=config.damping)
             for name, m in measured.items()
         }
-        self._score = jax.jit(network.score)
+        self._score = jax.jit(network.score) if network.traceable else network.score
         self.rows = {
             name: to_rows(np.asarray(network.params[name]["codes"]).astype(np.int64), layer.kind)
             for name, layer in network.layers.items()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bqjax.adapters.tflite.examples import Examples, read_examples
+from bqjax.adapters.tflite.examples import Examples, examples_of, read_examples
 from bqjax.adapters.tflite.model import Model, read
 from bqjax.commands import progress_bar, say
 from bqjax.files import atomic_write
@@ -31,9 +31,9 @@ def compress_tflite_config(
 ) -> None:
     """Runs an experiment on a ``.tflite`` model."""
     if data is None:
-        raise ValueError(f"--data is missing: it must name a folder with {config.data}")
+        raise ValueError(f"--data is missing: it must name a folder with {config.needs}")
     model = read(data / config.model)
-    examples = config.examples(data, model.graph.tensors[model.graph.inputs[0]])
+    examples = examples_of(config.examples, data, model.graph.tensors[model.graph.inputs[0]])
     _run(model, Path(config.model).name, examples, config, out, command=command, table=table, force=force, console=console)
 
 
@@ -88,10 +88,17 @@ def _run(
             batch_size=config.batch_size,
             positions=config.positions,
             draws=config.draws,
+            scored_by=config.scored_by,
+            twin=config.twin,
             state_path=measured,
             progress=progress,
         )
         on.measured()
+    if on.missing:
+        say(
+            console,
+            f"{on.missing}: layers are not measured, and their codes are chosen without error compensation and bias correction",
+        )
     methods: dict[str, TFLiteMethod] = {"B&Q at a price": config.method, **config.beside}
     with tempfile.TemporaryDirectory(prefix=".bqjax-", dir=out.parent) as scratch:
         rows, kept, info = [], Path(scratch) / "kept.bq.safetensors", None

@@ -1,9 +1,9 @@
 """Makes a quantised ``.tflite`` model smaller, and measures what came out from the file that was written.
 
-Half of the examples are for the search, the other half for the report. The search sees the network through its JAX twin,
-and no labels: what may not be lost is agreement with the original model, since accuracy cannot drop by more than the
-predictions that change, and on a few hundred examples is luckier on those that were searched on than on others. Every reported
-figure is LiteRT's, on the model that the file restores.
+Half of the examples are for the search, the other half for the report. Layers are measured on the network's JAX twin, LiteRT says
+what the network makes of new codes, and no labels are used: what may not be lost is agreement with the original model, since
+accuracy cannot drop by more than the predictions that change, and on a few hundred examples is luckier on those that were
+searched on than on others. Every reported figure is LiteRT's, on the model that the file restores.
 """
 
 from __future__ import annotations
@@ -11,30 +11,28 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from bqjax.adapters.tflite.examples import Examples
-from bqjax.adapters.tflite.graph import Tensor
-from bqjax.adapters.tflite.interpret import interpret
+from bqjax.adapters.tflite.examples import Examples, ExamplesOf
 from bqjax.adapters.tflite.model import Model
-from bqjax.adapters.tflite.twin import build
+from bqjax.adapters.tflite.twin import unsupported
 from bqjax.experiment import zstd_bytes
 from bqjax.measured_state import kept_or_measured
 from bqjax.progress import Progress
 from bqjax.quantised_search import QuantisedConfig, QuantisedInfo, QuantisedNetwork, measure_layers, search_codes
 from bqjax.related.weight_sharing import kmeans_share
 from bqjax.sensitivity.journal import digest
-from bqjax.task import batches, classification_score
+from bqjax.task import batches
 from bqjax.tflite_container import exact, load_model, save_model
+from bqjax.tflite_network import Scorer, halves, interpreted_network, predictions, twin_network, unmeasured
 from bqjax.tree import Rule
 
-__all__ = ["KMeansCodes", "Lossless", "TFLiteConfig", "TFLiteMethod", "TFLiteRow", "TFLiteRun", "prepare", "run", "twin_network"]
+__all__ = ["KMeansCodes", "Lossless", "TFLiteConfig", "TFLiteMethod", "TFLiteRow", "TFLiteRun", "beside", "prepare", "run"]
 
 
 @dataclass(frozen=True)
@@ -52,30 +50,60 @@ class Lossless:
 TFLiteMethod = QuantisedConfig | KMeansCodes | Lossless
 
 
+def beside(method: QuantisedConfig, max_drop: float | None = None, *, parts: bool = True) -> dict[str, TFLiteMethod]:
+    """The rows that stand beside a method, by label.
+
+    Args:
+      method: that is kept.
+      max_drop: of a row with another limit, for all layers and for each; None leaves it out.
+      parts: whether there is a row without each part of the method.
+
+    Returns:
+      These, then the baselines: k-means with 8 values a layer, as in the paper's Table II, and lossless storage.
+    """
+    rows: dict[str, TFLiteMethod] = {}
+    if max_drop is not None:
+        layer_drop = None if method.layer_drop is None else max_drop
+        rows[f"B&Q at a price, {100 * max_drop:g} %"] = replace(method, max_drop=max_drop, layer_drop=layer_drop)
+    if parts:
+        rows["no error compensation"] = replace(method, compensate=False)
+        rows["no bias correction"] = replace(method, correct_bias=False)
+    return {**rows, "k-means, 8 values": KMeansCodes(8), "lossless": Lossless()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TFLiteConfig:
     """An experiment of ``bqjax compress --config`` on a ``.tflite`` model.
 
     Attributes:
       model: the file, within the folder of ``--data``.
-      examples: ``examples(data_dir, input) -> Examples``.
+      examples: see :func:`bqjax.adapters.tflite.examples.examples_of`.
       method: makes the file that is kept.
       beside: other settings by label, whose rows stand beside it; their files are not kept.
-      data: what the folder of ``--data`` must hold.
+      data: what the folder of ``--data`` must hold; None where ``model`` and ``examples`` name it.
       seed: of the split into halves and of every other draw.
       batch_size: of the twin.
       positions, draws: see :func:`bqjax.quantised_search.measure_layers`.
+      scored_by: who predicts during the search; on CPU LiteRT is several times as fast as the twin, and it is what is reported.
+      twin: False does without, as where the twin lacks an operator: layers are not measured.
     """
 
     model: str
-    examples: Callable[[Path, Tensor], Examples]
+    examples: ExamplesOf
     method: QuantisedConfig = field(default_factory=QuantisedConfig)
     beside: Mapping[str, TFLiteMethod] = field(default_factory=dict)
-    data: str
+    data: str | None = None
     seed: int = 0
     batch_size: int = 50
     positions: int = 1024
     draws: int = 1
+    scored_by: Scorer = "litert"
+    twin: bool = True
+
+    @property
+    def needs(self) -> str:
+        """What the folder of ``--data`` must hold."""
+        return self.data or " and ".join([self.model, *([self.examples] if isinstance(self.examples, str) else [])])
 
 
 class TFLiteRow(NamedTuple):
@@ -112,7 +140,8 @@ class TFLiteRun(NamedTuple):
       search, test: rows of the two halves.
       before: predictions of the original model.
       measured: gives what calibration says of the layers; taken once.
-      network, batches: the twin and the search half, labelled by what the original model says.
+      missing: why there is no twin; None where there is.
+      network, batches: the network and the search half, labelled by what the original model says.
       zstd_bytes: of the original file.
       n_weights: codes of all weights.
     """
@@ -123,33 +152,11 @@ class TFLiteRun(NamedTuple):
     test: np.ndarray
     before: np.ndarray
     measured: Callable[[], dict[str, Any]]
+    missing: str | None
     network: QuantisedNetwork
     batches: list[Any]
     zstd_bytes: int
     n_weights: int
-
-
-def twin_network(model: Model) -> QuantisedNetwork:
-    """A model as the functions that a search takes."""
-    twin = build(model.graph)
-    logits = model.graph.tensors[twin.logits_index]
-    if logits.scale is None or logits.zero_point is None:
-        raise ValueError(f"the model's logits {logits.name!r} are not quantised")
-    scale, zero = float(logits.scale[0]), int(logits.zero_point[0])
-
-    def apply(params: Any, x: jax.Array) -> jax.Array:
-        codes = twin.apply_logits(params, x)
-        return (codes.reshape(codes.shape[0], -1).astype(jnp.float32) - zero) * scale
-
-    def real(params: Any, batch: Any) -> jax.Array:
-        z = twin.apply_real(params, batch["inputs"])
-        return z.reshape(z.shape[0], -1) * batch["mask"][:, None]
-
-    return QuantisedNetwork(model.params, twin.layers, twin.layer_inputs, real, classification_score(apply))
-
-
-def _predictions(content: bytes, inputs: np.ndarray) -> np.ndarray:
-    return interpret(content, inputs).reshape(len(inputs), -1).argmax(1)
 
 
 def prepare(
@@ -160,26 +167,30 @@ def prepare(
     batch_size: int = 50,
     positions: int = 1024,
     draws: int = 1,
+    scored_by: Scorer = "litert",
+    twin: bool = True,
     state_path: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> TFLiteRun:
     """Splits the examples, runs the original model, and builds its twin.
 
+    Arguments are those of :class:`TFLiteConfig`; ``state_path`` keeps what was measured of the layers. Where the twin lacks an
+    operator the network is that of :func:`bqjax.tflite_network.interpreted_network`.
+
     Raises:
-      ValueError: fewer than two examples, or an operator that the twin does not know.
+      ValueError: fewer than two examples, or examples of another shape or type than the model's input.
     """
-    n = len(examples.labels)
-    if n < 2:
-        raise ValueError(f"two halves need at least 2 examples, got {n}")
-    order = np.random.default_rng(seed).permutation(n)
-    search, test = np.sort(order[: n // 2]), np.sort(order[n // 2 :])
-    network = twin_network(model)
-    before = _predictions(model.content, examples.inputs)
+    search, test = halves(len(examples.labels), seed)
+    missing = unsupported(model.graph) if twin else "the twin is not asked for"
+    network = interpreted_network(model) if missing else twin_network(model, scored_by)
+    before = predictions(model.content, examples.inputs)
     cut = batches(examples.inputs[search], before[search].astype(np.int32), min(batch_size, len(search)))
     key = jax.random.key(seed)
     found: dict[str, Any] = {}
 
     def measured() -> dict[str, Any]:
+        if not found and missing:
+            found.update(unmeasured(network))
         if not found:
             settings = {"positions": str(positions), "draws": str(draws), "batch_size": str(batch_size)}
             fingerprint = {"params": digest(network.params), "batches": digest(cut), "key": digest(key), **settings}
@@ -193,7 +204,7 @@ def prepare(
         return found
 
     n_weights = sum(layer["codes"].size for layer in model.params.values())
-    return TFLiteRun(model, examples, search, test, before, measured, network, cut, zstd_bytes(model.content), n_weights)
+    return TFLiteRun(model, examples, search, test, before, measured, missing, network, cut, zstd_bytes(model.content), n_weights)
 
 
 def run(
@@ -227,7 +238,7 @@ def run(
             tree[name]["codes"] = leaf
     seconds = time.monotonic() - start
     save_model(path, on.model, tree, coder=coder, force=force, metadata={"method": label})
-    after = _predictions(load_model(path), on.examples.inputs)
+    after = predictions(load_model(path), on.examples.inputs)
     labels, size = on.examples.labels, Path(path).stat().st_size
     right, was = (after == labels).astype(np.float64), (on.before == labels).astype(np.float64)
     changed = (right - was)[on.test]

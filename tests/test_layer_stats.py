@@ -38,6 +38,9 @@ def test_rows_times_weights_are_the_convolution(padding, stride, dilation):
     rows = input_rows(jnp.asarray(x), operator("CONV_2D", padding, stride, dilation), w.shape)
     expected = lax.conv_general_dilated(x, w, stride, padding, rhs_dilation=dilation, dimension_numbers=("NHWC", "OHWI", "NHWC"))
     np.testing.assert_allclose(apply(rows, w, "CONV_2D"), np.asarray(expected).reshape(-1, 5), atol=1e-5)
+    chosen = np.array([17, 0, rows.shape[1] - 1])
+    some = input_rows(jnp.asarray(x), operator("CONV_2D", padding, stride, dilation), w.shape, jnp.asarray(chosen))
+    np.testing.assert_array_equal(some, rows[:, chosen])
 
 
 @pytest.mark.parametrize("multiplier", [1, 3])

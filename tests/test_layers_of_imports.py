@@ -20,7 +20,7 @@ LAYERS = [
     {"layer_stats"},
     {"quantised_search", "measured_state"},
     {"search", "related", "task", "figures"},
-    {"methods", "models"},
+    {"methods", "models", "tflite_network"},
     {"planned", "gwk_method", "related_methods"},
     {"experiment", "sweeps"},
     {"tflite_experiment", "compare", "layer_curves"},

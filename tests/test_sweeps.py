@@ -15,7 +15,7 @@ from test_experiment import tiny_task
 from bqjax.bin_and_quant import gaussian_bins
 from bqjax.sensitivity.evaluate import Evaluator
 from bqjax.sensitivity.gradient import loss_gradient
-from bqjax.sensitivity.perturb import HalfNoise, Noise, NoiseCandidate
+from bqjax.sensitivity.perturb import CodeNoise, HalfNoise, Noise, NoiseCandidate
 from bqjax.sensitivity.sweep import Candidate, SweepRow
 from bqjax.sweeps import (
     BinsByLayer,
@@ -89,6 +89,27 @@ def test_layers_by_size():
         (f"{leaf}/kernel", HalfNoise("gaussian", by, 0.5), by) for leaf in "bc" for by in ("random", "largest")
     ]
     assert {(c.magnitude, c.draws) for c in made} == {(0.05, 8)}
+
+
+def test_layers_of_codes_take_their_zero_points():
+    codes = np.zeros((4, 3, 3, 2), np.int8)
+    params = {
+        "float": {"kernel": np.zeros((2, 3), np.float32), "codes": np.zeros((9, 9), np.int8)},  # codes of nothing known
+        "one": {"codes": np.zeros((40, 2), np.uint8), "zero_point": np.int32([131]), "bias": np.zeros(40, np.int32)},
+        "same": {"codes": codes, "zero_point": np.zeros(4, np.int32)},
+        "rows": {"codes": codes, "zero_point": np.int32([1, 2, 3, 4]).reshape(4, 1, 1, 1)},
+    }
+    made = RelativeBySize(draws=2).candidates(params)
+    assert [(c.leaf, c.perturb) for c in made] == [
+        ("one/codes", CodeNoise("relative", (131,))),
+        ("rows/codes", CodeNoise("relative", (1, 2, 3, 4), (4, 1, 1, 1))),
+        ("same/codes", CodeNoise("relative")),
+        ("float/kernel", "relative"),
+    ]
+    assert [c.leaf for c in RelativeBySize(rules=(Rule("o*/codes"),)).candidates(params)] == ["one/codes"]
+    params["rows"]["zero_point"] = np.int32([1, 2, 3, 4])
+    with pytest.raises(ValueError, match=r"'rows/zero_point' of shape \(4,\) does not say which codes of 'rows/codes'"):
+        RelativeBySize().candidates(params)
 
 
 def test_rows_go_to_their_figures_and_are_those_of_the_engine():

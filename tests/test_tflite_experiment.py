@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ pytest.importorskip("ai_edge_litert")
 from bqjax.adapters.tflite.interpret import interpret
 from bqjax.adapters.tflite.model import parse_model
 from bqjax.cli import main
+from bqjax.quantised_search import QuantisedConfig
+from bqjax.tflite_experiment import KMeansCodes, Lossless, TFLiteConfig, beside
 
 sys.path.insert(0, str(Path(__file__).parent / "adapters" / "tflite"))
 from builder import network
@@ -56,13 +59,10 @@ def test_an_experiment_with_a_config(model_and_data, tmp_path):
     folder, _, _, _ = model_and_data
     config = tmp_path / "config.py"
     config.write_text(
-        "from bqjax.adapters.tflite.examples import read_examples\n"
         "from bqjax.quantised_search import QuantisedConfig\n"
-        "from bqjax.tflite_experiment import KMeansCodes, Lossless, TFLiteConfig\n"
-        "config = TFLiteConfig(model='net.tflite', data='net.tflite and data.npz',\n"
-        "    examples=lambda folder, source: read_examples(folder / 'data.npz', source),\n"
-        "    method=QuantisedConfig(max_drop=0.1, steps=2),\n"
-        "    beside={'k-means, 8 values': KMeansCodes(8), 'lossless': Lossless()})\n"
+        "from bqjax.tflite_experiment import TFLiteConfig, beside\n"
+        "method = QuantisedConfig(max_drop=0.1, steps=2)\n"
+        "config = TFLiteConfig(model='net.tflite', examples='data.npz', method=method, beside=beside(method, parts=False))\n"
     )
     table = tmp_path / "t.md"
     out = tmp_path / "n.bq.safetensors"
@@ -72,6 +72,29 @@ def test_an_experiment_with_a_config(model_and_data, tmp_path):
     assert rows["lossless"][3:5] == ["+0.00 ± 0.00", "100.0"]
     assert int(rows["B&Q at a price"][5].replace(",", "")) == out.stat().st_size
     assert [rows["the .tflite file"][i] for i in range(3)] == ["20", "20", "40"]
+
+
+def test_rows_beside_a_method():
+    method = QuantisedConfig(max_drop=0.01, layer_drop=0.02, passes=2)
+    rows = beside(method, 0.05)
+    assert rows == {
+        "B&Q at a price, 5 %": QuantisedConfig(max_drop=0.05, layer_drop=0.05, passes=2),
+        "no error compensation": QuantisedConfig(max_drop=0.01, layer_drop=0.02, passes=2, compensate=False),
+        "no bias correction": QuantisedConfig(max_drop=0.01, layer_drop=0.02, passes=2, correct_bias=False),
+        "k-means, 8 values": KMeansCodes(8),
+        "lossless": Lossless(),
+    }
+    assert list(beside(method, parts=False)) == ["k-means, 8 values", "lossless"]
+    assert beside(QuantisedConfig(layer_drop=None), 0.025)["B&Q at a price, 2.5 %"] == QuantisedConfig(
+        max_drop=0.025, layer_drop=None
+    )
+
+
+def test_what_the_data_folder_must_hold():
+    named = TFLiteConfig(model="a/net.tflite", examples="b.npz")
+    assert named.needs == "a/net.tflite and b.npz"
+    assert dataclasses.replace(named, data="much").needs == "much"
+    assert dataclasses.replace(named, examples=lambda folder, source: None).needs == "a/net.tflite"
 
 
 @pytest.mark.parametrize(

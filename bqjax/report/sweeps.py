@@ -17,7 +17,7 @@ import numpy as np
 from bqjax.report.html import page
 from bqjax.report.plots import BLUE, GREY, ORANGE, _figure, _plain, _png, _svg
 from bqjax.report.tables import Table
-from bqjax.sensitivity.perturb import HalfNoise, Noise
+from bqjax.sensitivity.perturb import CodeNoise, HalfNoise, Noise
 from bqjax.sensitivity.sweep import SweepRow
 from bqjax.sweeps import FigureRows, SweepConfig, Sweeps, compare_halves
 
@@ -57,7 +57,7 @@ def sweep_records(sweeps: Sweeps) -> list[dict[str, Any]]:
                     "bin": int(c.tags["bin"]) if "bin" in c.tags else None,
                     "lower": _finite(c.lower),
                     "upper": _finite(c.upper),
-                    "kind": how.kind if isinstance(how, Noise | HalfNoise) else type(how).__name__,
+                    "kind": how.kind if isinstance(how, Noise | CodeNoise | HalfNoise) else type(how).__name__,
                     "magnitude": c.magnitude,
                     "by": c.tags.get("by"),
                     "draws": c.draws,

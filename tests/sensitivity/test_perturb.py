@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from bqjax.sensitivity.perturb import KINDS, Codebook, HalfNoise, Noise, NoiseCandidate, Perturbation, Quantize
+from bqjax.sensitivity.perturb import KINDS, Codebook, CodeNoise, HalfNoise, Noise, NoiseCandidate, Perturbation, Quantize
 
 F32 = np.float32
 NOISE = [k for k in KINDS if k != "collapse"]
@@ -210,3 +210,59 @@ def test_half_noise_refuses_what_it_cannot_do():
     for context in ((), (jnp.ones(6),)):
         with pytest.raises(ValueError, match=r"needs a context of shape \(2, 3\)"):
             HalfNoise("gaussian", "largest")(w, c, *context)
+
+
+# --- integer codes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "zero"), [(np.int8, 0), (np.int8, -7), (np.uint8, 131)])
+def test_relative_noise_on_codes_is_around_their_zero_point_and_rounded(dtype, zero):
+    info = np.iinfo(dtype)
+    codes = np.arange(info.min, info.max + 1)
+    codes = codes[((codes - zero) % 50 != 0) | (codes == zero)].astype(
+        dtype
+    )  # 3 % of 50 is a half, which float32 rounds as it falls
+    distance = codes.astype(float) - zero
+    low, high = np.sort([np.clip(zero + np.round(distance * f), info.min, info.max) for f in (0.97, 1.03)], axis=0)
+    seen = np.stack(
+        [CodeNoise("relative", (zero,))(jnp.asarray(codes), candidate(-np.inf, np.inf, 0.03, key)) for key in range(20)]
+    )
+    assert seen.dtype == dtype
+    assert ((seen == low) | (seen == high)).all()
+    assert (seen.min(0) == low).mean() > 0.99 and (seen.max(0) == high).mean() > 0.99  # a coin falls both ways in 20 draws
+    # Less than half a step is nothing; a step away is what it should be, not cut off towards 0.
+    assert (seen[:, np.abs(distance) <= 16] == codes[np.abs(distance) <= 16]).all()
+    assert (seen[:, np.abs(distance) == 20] != codes[np.abs(distance) == 20]).all()
+
+
+def test_each_channel_has_its_own_zero_point():
+    codes = np.random.default_rng(0).integers(-128, 128, (3, 5, 4)).astype(np.int8)
+    zero = (-90, 0, 40, 100)
+    c = candidate(-np.inf, np.inf, 1.0)  # either twice as far from the zero point, or on it
+    new = np.asarray(CodeNoise("relative", zero, (1, 1, 4))(jnp.asarray(codes), c)).astype(int)
+    far = np.clip(2 * codes.astype(int) - zero, -128, 127)
+    assert ((new == zero) | (new == far)).all()
+    assert ((new == zero) & (far != zero)).any() and ((new == far) & (far != zero)).any()
+
+
+def test_bounds_of_codes_are_counted_from_the_zero_point():
+    codes = np.arange(90, 111).astype(np.uint8)
+    new = np.asarray(CodeNoise("collapse", (100,))(jnp.asarray(codes), candidate(-3, 4, 1)))
+    np.testing.assert_array_equal(new, np.where((codes >= 97) & (codes < 104), 101, codes))
+
+
+def test_plain_noise_on_integers_is_rounded_and_saturated():
+    w = jnp.full(2000, 100, jnp.int8)
+    noise = np.asarray(Noise("uniform")(w, candidate(-np.inf, np.inf, 1.2))).astype(int) - 100
+    assert set(np.unique(noise)) == {-1, 0, 1} and abs(noise.mean()) < 0.06
+    assert np.asarray(Noise("collapse")(w, candidate(-np.inf, np.inf, 300))).tolist() == [127] * 2000
+
+
+def test_code_noise_refuses_what_it_cannot_do():
+    with pytest.raises(ValueError, match="kind of perturbation"):
+        CodeNoise("pink")
+    with pytest.raises(ValueError, match=r"shape \(2, 1\) are 2, got 3"):
+        CodeNoise("relative", (1, 2, 3), (2, 1))
+    with pytest.raises(ValueError, match="integer codes, the leaf is float32: use Noise"):
+        CodeNoise("relative")(jnp.ones(3), candidate(-np.inf, np.inf, 0.1))
+    assert len({CodeNoise("relative"), CodeNoise("relative", (0,), ()), CodeNoise("relative", (1,))}) == 2

@@ -23,7 +23,7 @@ from bqjax.adapters.tflite.operators import OPERATORS, Node, int8_codes, shift_o
 from bqjax.adapters.tflite.real import REAL_OPERATORS, dequantized
 from bqjax.adapters.tflite.weights import WEIGHTED, weight_names
 
-__all__ = ["Kernels", "Params", "Twin", "build"]
+__all__ = ["Kernels", "Params", "Twin", "build", "unsupported"]
 
 Params = Mapping[str, Mapping[str, Any]]
 Kernels = Literal["builtin", "reference"]
@@ -179,6 +179,16 @@ def _node(graph: Graph, operator: Operator, reference: bool) -> Node:
     return Node(operator, inputs, graph.tensors[operator.outputs[0]], reference)
 
 
+def unsupported(graph: Graph) -> str | None:
+    """The first operator that a twin does not know, named with its index and the reason; None where it knows them all."""
+    for position, operator in enumerate(graph.operators):
+        if operator.kind not in OPERATORS or len(operator.outputs) != 1:
+            return f"operator {position}, {operator.kind}, is not supported by the JAX twin"
+        if operator.kind in WEIGHTED and graph.tensors[operator.inputs[1]].data is None:
+            return f"operator {position}, {operator.kind}, computes its weights, which the JAX twin does not support"
+    return None
+
+
 def build(graph: Graph, kernels: Kernels = "builtin") -> Twin:
     """The twin of a graph.
 
@@ -194,14 +204,11 @@ def build(graph: Graph, kernels: Kernels = "builtin") -> Twin:
     """
     if kernels not in ("builtin", "reference"):
         raise ValueError(f'kernels must be "builtin" or "reference", got {kernels!r}')
-    for position, operator in enumerate(graph.operators):
-        if operator.kind not in OPERATORS or len(operator.outputs) != 1:
-            raise ValueError(
-                f"operator {position}, {operator.kind}, is not supported: use the interpreter-based evaluation. "
-                f"Supported are {', '.join(OPERATORS)}"
-            )
-        if operator.kind in WEIGHTED and graph.tensors[operator.inputs[1]].data is None:
-            raise ValueError(f"operator {position}, {operator.kind}, computes its weights: use the interpreter-based evaluation")
+    if missing := unsupported(graph):
+        raise ValueError(
+            f"{missing}: bqjax compress --data lets LiteRT score such a model, --bins or --lossless without --data need no score. "
+            f"Supported are {', '.join(OPERATORS)}"
+        )
     if len(graph.inputs) != 1:
         raise ValueError(f"a twin has one input, the graph has {len(graph.inputs)}")
     owners: dict[int, int] = {}

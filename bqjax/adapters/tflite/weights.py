@@ -13,7 +13,7 @@ import numpy as np
 
 from bqjax.adapters.tflite.graph import Graph, Operator
 
-__all__ = ["WEIGHTED", "params", "weight_names"]
+__all__ = ["WEIGHTED", "layers", "params", "weight_names"]
 
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 """Operators whose input 1 is a weight and whose input 2, where there is one, is a bias."""
@@ -37,6 +37,12 @@ def weight_names(graph: Graph) -> dict[int, str]:
     """
     counts = Counter(t.name for t in graph.tensors)
     return {i: name if counts[name := graph.tensors[i].name] == 1 else f"{name}#{i}" for i in _uses(graph)}
+
+
+def layers(graph: Graph) -> dict[str, Operator]:
+    """The operator of each weight, the first where several use it, by the weight's name."""
+    names = weight_names(graph)
+    return {names[index]: operator for index, operator in _uses(graph).items()}
 
 
 def params(graph: Graph) -> dict[str, dict[str, np.ndarray]]:

@@ -1,0 +1,16 @@
+"""Bin & Quant on person detection without its JAX twin, as for a model with operators that the twin lacks.
+
+bqjax compress --config configs/tflite_person_detect_without_twin.py --data ../shared/data --out out/person.bq.safetensors
+"""
+
+from bqjax.quantised_search import QuantisedConfig
+from bqjax.tflite_experiment import TFLiteConfig, beside
+
+METHOD = QuantisedConfig(max_drop=0.02, layer_drop=0.02)
+config = TFLiteConfig(
+    model="tflite/person_detect.tflite",
+    examples="vww/vww_500.zip",
+    method=METHOD,
+    beside=beside(METHOD, 0.05, parts=False),
+    twin=False,
+)

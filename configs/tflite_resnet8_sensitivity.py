@@ -1,0 +1,24 @@
+"""Figure 3 of the paper for ResNet-8 for CIFAR-10 (int8): +-3 % noise on the codes of each layer, by size.
+
+bqjax sweep --config configs/tflite_resnet8_sensitivity.py --data ../shared/data --out out/tflite_resnet8_sensitivity
+"""
+
+from bqjax.adapters.tflite.examples import Examples, to_int8
+from bqjax.sweeps import RelativeBySize, SweepConfig
+from bqjax.tflite_network import quantised_task
+from train.data import cifar10
+
+
+def examples(data_dir, source):
+    """The first test images."""
+    images, labels = cifar10(data_dir, "test")
+    return Examples(to_int8(images[:2000]), labels[:2000])
+
+
+config = SweepConfig(
+    task=lambda data_dir, progress: quantised_task(data_dir, "tflite/resnet8_cifar10_int8.tflite", examples),
+    data="tflite/resnet8_cifar10_int8.tflite and tfds/cifar10 (see train/data.py)",
+    # A measurement, from which nothing is chosen.
+    split="test",
+    figures=(RelativeBySize(magnitude=0.03, draws=8),),
+)
