@@ -8,6 +8,9 @@ from bqjax.compare import CompareConfig
 from bqjax.gwk import GWKConfig
 from bqjax.gwk_method import GWK
 from bqjax.methods import BinAndQuant, GaussianBins, KMeans
+from bqjax.related.deep_compression import DeepCompressionConfig
+from bqjax.related.ptq import PTQConfig
+from bqjax.related_methods import PTQ, Binary, DeepCompression
 from bqjax.search import RateConfig, SearchConfig
 from bqjax.tree import Rule
 from train.digits import digits_task
@@ -34,5 +37,11 @@ config = CompareConfig(
             for name, weighting in (("PQ", "none"), ("GWK", "block"))
             for d, bits in ((2, 5), (2, 6), (4, 6))
         ),
+        *(PTQ(config=PTQConfig(bits=b, limits="mse"), label=f"PTQ, {b} bits a channel") for b in (8, 4, 3)),
+        *(
+            DeepCompression(config=DeepCompressionConfig(sparsity=s, k=16), label=f"{s:.0%} pruned, 16 values")
+            for s in (0.3, 0.5, 0.7)
+        ),
+        Binary(label="signs, a scale a channel"),
     ),
 )

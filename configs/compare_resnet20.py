@@ -14,6 +14,9 @@ from bqjax.gwk_method import GWK
 from bqjax.methods import GaussianBins, KMeans
 from bqjax.models.resnet import load_resnet
 from bqjax.planned import BudgetConfig
+from bqjax.related.deep_compression import DeepCompressionConfig
+from bqjax.related.ptq import PTQConfig
+from bqjax.related_methods import PTQ, DeepCompression
 from bqjax.search import RateConfig
 from bqjax.task import classification_outputs
 from bqjax.tree import Rule
@@ -51,6 +54,8 @@ config = CompareConfig(
             for d, bits in ((2, 6), (2, 8))
             for name, weighting in (("PQ", "none"), ("GWK", "block"))
         ),
+        *(PTQ(config=PTQConfig(bits=b, limits="mse"), label=f"PTQ, {b} bits a channel") for b in (5, 4)),
+        *(DeepCompression(config=DeepCompressionConfig(sparsity=s, k=16), label=f"{s:.0%} pruned, 16 values") for s in (0.3, 0.5)),
     ),
     budget=BudgetConfig(blocks=((2, 6),), prices=(-8.0, -5.0, -2.0), refine=2),
 )

@@ -16,7 +16,7 @@ from bqjax.tree import Rule
 
 KEY = jax.random.key(0)
 PARAMS = {name: {"kernel": np.random.default_rng(i).normal(size=(24, 16)).astype(np.float32)} for i, name in enumerate("ab")}
-TASK = Task("none", PARAMS, lambda params, batch: ({}, 1), [0], [0])
+TASK = Task(name="none", params=PARAMS, score=lambda params, batch: ({}, 1), calibration=[0], test=[0])
 RULES = (Rule("a/*", skip=True), Rule("*"))
 
 METHODS = [
