@@ -23,8 +23,9 @@ import numpy as np
 from bqjax import kmeans
 from bqjax.bin_and_quant import group_setting, grouped
 from bqjax.gwk_loop import codebook_gradients, codebooks
-from bqjax.leaves import Clustered, index_dtype, trim_codebook
+from bqjax.leaves import Clustered, index_dtype
 from bqjax.related.pruning import magnitude_masks, prune
+from bqjax.related.trimming import in_use
 from bqjax.tree import Rule, check_finite, named_leaves, replace, select
 
 __all__ = ["DeepCompressionConfig", "deep_compress", "share_nonzero", "shared_gradients"]
@@ -144,11 +145,10 @@ def share_nonzero(params: Any, k: int = 16, rules: Sequence[Rule[int]] | None = 
                 f"leaf {names[0]!r} is all zero, nothing is left to share: prune less, or skip it, Rule({names[0]!r}, skip=True)"
             )
         codebook, indices = _share(values, size)
-        if not isinstance(indices, jax.core.Tracer):
-            codebook, indices = map(jnp.asarray, trim_codebook(codebook, indices))
+        codebook, indices = in_use(codebook[:, None], indices)
         ends = np.cumsum([leaves[name].size for name in names])
         for name, part in zip(names, jnp.split(indices, ends[:-1]) if len(ends) > 1 else [indices], strict=True):
-            new[name] = Clustered(part, codebook[:, None], np.shape(leaves[name]), dtypes[name], group=group)
+            new[name] = Clustered(part, codebook, np.shape(leaves[name]), dtypes[name], group=group)
     return replace(params, new)
 
 
