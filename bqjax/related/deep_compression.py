@@ -23,8 +23,9 @@ import numpy as np
 from bqjax import kmeans
 from bqjax.bin_and_quant import group_setting, grouped
 from bqjax.codebooks import codebook_gradients, codebooks
-from bqjax.leaves import Clustered, index_dtype, trim_codebook
+from bqjax.leaves import Clustered, index_dtype
 from bqjax.related.pruning import magnitude_masks, prune
+from bqjax.related.trimming import in_use
 from bqjax.tree import Rule, check_finite, named_leaves, replace, select
 
 __all__ = ["DeepCompressionConfig", "deep_compress", "share_nonzero", "shared_gradients"]
@@ -144,23 +145,25 @@ def share_nonzero(params: Any, k: int = 16, rules: Sequence[Rule[int]] | None = 
                 f"leaf {names[0]!r} is all zero, nothing is left to share: prune less, or skip it, Rule({names[0]!r}, skip=True)"
             )
         codebook, indices = _share(values, size)
-        if not isinstance(indices, jax.core.Tracer):
-            codebook, indices = map(jnp.asarray, trim_codebook(codebook, indices))
+        codebook, indices = in_use(codebook[:, None], indices)
         ends = np.cumsum([leaves[name].size for name in names])
         for name, part in zip(names, jnp.split(indices, ends[:-1]) if len(ends) > 1 else [indices], strict=True):
-            new[name] = Clustered(part, codebook[:, None], np.shape(leaves[name]), dtypes[name], group=group)
+            new[name] = Clustered(part, codebook, np.shape(leaves[name]), dtypes[name], group=group)
     return replace(params, new)
 
 
 def _share(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """Codebook ``[k]``, zero first, in the dtype of the values, and indices ``[n]``."""
-    used = _used(values)
-    result = kmeans.kmeans_scalar(values, k - 1, used)
-    codebook, indices = result.codebook.astype(values.dtype), result.indices
-    if codebook.dtype != result.codebook.dtype:
-        # Rounding to a shorter type moves entries: each weight goes to the nearest of those that the leaf really holds.
-        indices = kmeans.nearest(values, codebook)
-    return jnp.concatenate([jnp.zeros(1, codebook.dtype), codebook]), _after_zero(indices, used, index_dtype(k))
+    if isinstance(values, jax.core.Tracer):
+        found = kmeans.kmeans_scalar(values, k - 1, _used(values)).codebook
+    else:
+        # How many are left is known: clustering only those takes that much less time and memory.
+        host = np.asarray(values)
+        found = kmeans.kmeans_scalar(host[host != 0], k - 1).codebook
+    # To the nearest of what the leaf really holds: rounding to a shorter type moves entries.
+    codebook = found.astype(values.dtype)
+    indices = _after_zero(kmeans.nearest(values, codebook), values, index_dtype(k))
+    return jnp.concatenate([jnp.zeros(1, codebook.dtype), codebook]), indices
 
 
 @jax.jit
@@ -169,8 +172,8 @@ def _used(values: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _after_zero(indices: jax.Array, used: jax.Array, dtype: np.dtype) -> jax.Array:
-    return jnp.where(used > 0, indices.astype(dtype) + jnp.ones((), dtype), jnp.zeros((), dtype))
+def _after_zero(indices: jax.Array, values: jax.Array, dtype: np.dtype) -> jax.Array:
+    return jnp.where(values != 0, indices.astype(dtype) + jnp.ones((), dtype), jnp.zeros((), dtype))
 
 
 def shared_gradients(tree: Any, grads: Any) -> dict[str, jax.Array]:

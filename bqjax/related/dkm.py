@@ -26,8 +26,9 @@ from jax import lax
 from bqjax.blocks import from_blocks, output_first
 from bqjax.kmeans import kmeans_scalar
 from bqjax.leaves import Clustered, index_dtype
-from bqjax.related.product import block_parts, cluster, in_use
+from bqjax.related.product import block_parts, cluster
 from bqjax.related.soft_kmeans import Layout, Solver, from_tiles, soft_kmeans, soft_values, spread, to_tiles, variance
+from bqjax.related.trimming import in_use
 from bqjax.tree import Rule, named_leaves, replace, select
 from bqjax.vector_kmeans import nearest_block
 

@@ -24,7 +24,8 @@ from jax import lax
 
 from bqjax.blocks import output_first
 from bqjax.gwk_blocks import leaf_blocks
-from bqjax.leaves import Affine, Clustered, index_dtype, trim_codebook
+from bqjax.leaves import Affine, Clustered, index_dtype
+from bqjax.related.trimming import in_use
 from bqjax.tree import Rule, check_finite, named_leaves, replace, select
 from bqjax.vector_kmeans import VectorKMeans, kmeans_vector, nearest_block
 
@@ -77,18 +78,6 @@ def cluster(x: jax.Array, real: np.ndarray, k: int, key: jax.Array, iterations: 
     # Weights behind a barrier: XLA would work out at compile time, slowly, whatever follows from ones alone.
     weights = lax.optimization_barrier(jnp.ones(x.shape[0], x.dtype))
     return kmeans_vector(x, k, weights, key=key, mask=None if real.all() else jnp.asarray(real), iterations=iterations)
-
-
-def in_use(codebook: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Codebook ``[k, d]`` without entries that no index points to, and the indices for it; as they are while tracing."""
-    if isinstance(indices, jax.core.Tracer):
-        return codebook, indices
-    entries, kept = np.asarray(codebook), np.asarray(indices)
-    # Numbers of equal entries are the same in a vector of first occurrences, which trimming then joins.
-    first = np.unique(entries.astype(np.float64), axis=0, return_index=True, return_inverse=True)
-    same = first[1][first[2].reshape(-1)]
-    numbers, renumbered = trim_codebook(same.astype(np.float64), kept)
-    return jnp.asarray(entries[numbers.astype(np.int64)]), jnp.asarray(renumbered)
 
 
 def product_quantise(

@@ -149,21 +149,28 @@ def _pull_means(
     temperature: jax.Array,
     g: jax.Array,
     layout: Layout,
-    points_too: bool,
+    into: jax.Array | None,
 ) -> tuple[jax.Array | None, jax.Array]:
-    """From a gradient ``g`` of the means that came of ``codebook``: that of the points, or None, and that of the codebook."""
+    """From a gradient ``g`` of the means that came of ``codebook``: ``into`` plus that of the points, and that of the codebook.
+
+    Without ``into`` the former is not worked out.
+    """
     to_total = jnp.where(mass > 0, g / jnp.where(mass > 0, mass, 1), 0)
     to_mass = -to_total * means
 
-    def tile(moved: jax.Array, operand: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
-        points, real = operand[0], _real(operand[1], layout)
+    # A loop that writes where it read: scan's outputs would be one more array of the size of the points.
+    def tile(i: Any, state: tuple[jax.Array | None, jax.Array]) -> tuple[jax.Array | None, jax.Array]:
+        into, moved = state
+        points, real = x[i], _real(i, layout)
         a, norm = _attention(points, real, codebook, temperature)
         s = _few(to_total, real * points) + _few(to_mass, jnp.broadcast_to(real, points.shape))
         to_points, to_codebook = _pull(points, real, codebook, temperature, a, norm, s)
-        return moved + to_codebook, to_points + real * norm * _dot(to_total.T, a) if points_too else None
+        if into is not None:
+            into = into.at[i].add(to_points + real * norm * _dot(to_total.T, a))
+        return into, moved + to_codebook
 
-    moved, to_points = lax.scan(tile, jnp.zeros_like(codebook), (x, lax.iota(jnp.int32, layout.tiles)))
-    return to_points, moved + jnp.where(mass > 0, 0, g)
+    into, moved = lax.fori_loop(0, layout.tiles, tile, (into, jnp.zeros_like(codebook)))
+    return into, moved + jnp.where(mass > 0, 0, g)
 
 
 class _Path(NamedTuple):
@@ -226,11 +233,10 @@ def _soft_kmeans_backward(layout: Layout, solver: Solver, kept: Any, g: jax.Arra
     if solver.implicit:
         return _through_the_fixed_point(x, codebook, temperature, g, layout, solver), None, None
 
-    def step(i: Any, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def step(i: Any, state: tuple[jax.Array | None, jax.Array]) -> tuple[jax.Array | None, jax.Array]:
         to_points, g = state
         at = path.done - 1 - i
-        more, g = _pull_means(x, path.codebook[at], path.means[at], path.mass[at], temperature, g, layout, True)
-        return to_points if more is None else to_points + more, g
+        return _pull_means(x, path.codebook[at], path.means[at], path.mass[at], temperature, g, layout, to_points)
 
     return lax.fori_loop(0, path.done, step, (jnp.zeros_like(x), g))[0], None, None
 
@@ -243,15 +249,15 @@ def _through_the_fixed_point(
     means = _means(total, mass, codebook)
 
     def pulled(v: jax.Array) -> jax.Array:
-        return _pull_means(x, codebook, means, mass, temperature, v, layout, False)[1]
+        return _pull_means(x, codebook, means, mass, temperature, v, layout, None)[1]
 
     solution = g
     if solver.solver_steps:
         # As many steps as there are unknowns solve it.
         steps = min(solver.solver_steps, g.size)
         solution = gmres(lambda v: v - pulled(v), g, x0=g, tol=1e-6, restart=steps, maxiter=1, solve_method="incremental")[0]
-    to_points = _pull_means(x, codebook, means, mass, temperature, solution, layout, True)[0]
-    return jnp.zeros_like(x) if to_points is None else to_points
+    to_points = _pull_means(x, codebook, means, mass, temperature, solution, layout, jnp.zeros_like(x))[0]
+    return jnp.zeros_like(x) if to_points is None else to_points  # for the type checker: it was given something to add to
 
 
 soft_kmeans.defvjp(_soft_kmeans_forward, _soft_kmeans_backward)

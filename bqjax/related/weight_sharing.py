@@ -24,7 +24,8 @@ import numpy as np
 
 from bqjax import kmeans
 from bqjax.bin_and_quant import group_setting, grouped
-from bqjax.leaves import Clustered, decode, round_to, trim_codebook
+from bqjax.leaves import Clustered, decode, round_to
+from bqjax.related.trimming import in_use
 from bqjax.tree import Rule, by_size, check_finite, named_leaves, replace, select
 
 __all__ = ["ShareChoice", "kmeans_share", "search_k"]
@@ -73,13 +74,13 @@ def kmeans_share(params: Any, k: int = 16, rules: Sequence[Rule[int]] | None = N
         for what, each in (("k", sizes), ("dtype", dtypes)):
             if len(set(each.values())) > 1:
                 raise ValueError(f"leaves of group {group!r} share one codebook and must agree in {what}, got {each}")
-        values = jnp.concatenate([jnp.ravel(leaves[name]) for name in names])
+        # One leaf by itself is not copied.
+        values = jnp.concatenate([jnp.ravel(leaves[name]) for name in names]) if len(names) > 1 else jnp.ravel(leaves[names[0]])
         codebook, indices = _share(values, sizes[names[0]])
-        if not isinstance(indices, jax.core.Tracer):
-            codebook, indices = map(jnp.asarray, trim_codebook(codebook, indices))
+        codebook, indices = in_use(codebook[:, None], indices)
         ends = np.cumsum([leaves[name].size for name in names])
-        for name, part in zip(names, jnp.split(indices, ends[:-1]), strict=True):
-            shared[name] = Clustered(part, codebook[:, None], leaves[name].shape, dtypes[name], group=group)
+        for name, part in zip(names, jnp.split(indices, ends[:-1]) if len(ends) > 1 else [indices], strict=True):
+            shared[name] = Clustered(part, codebook, leaves[name].shape, dtypes[name], group=group)
     return replace(params, shared)
 
 
