@@ -1,4 +1,4 @@
-"""Methods compared on a small CNN for handwritten digits, which is trained first; two minutes, and no download.
+"""Methods compared on a small CNN for handwritten digits, which is trained first; a few minutes, and no download.
 
 bqjax compare --config configs/compare_digits.py --out out/compare_digits
 """

@@ -9,6 +9,7 @@ from bqjax.gwk import GWKConfig
 from bqjax.gwk_method import GWK
 from bqjax.methods import BinAndQuant, GaussianBins, KMeans
 from bqjax.models.spc import spc_task
+from bqjax.planned import BudgetConfig
 from bqjax.search import RateConfig, SearchConfig
 from bqjax.tree import Rule
 
@@ -35,4 +36,5 @@ config = CompareConfig(
             for d, bits in ((2, 4), (4, 5), (4, 8), (8, 8))
         ),
     ),
+    budget=BudgetConfig(refine=1),
 )
