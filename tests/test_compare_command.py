@@ -139,7 +139,7 @@ def test_what_cannot_work_is_refused(old, new, extra, message, config, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["compare_digits", "compare_spc", "compare_resnet20"])
+@pytest.mark.parametrize("name", ["compare_digits", "compare_spc", "compare_resnet20", "compare_resnet20_quick"])
 def test_the_configs_load(name, capsys):
     config = Path(__file__).parents[1] / "configs" / f"{name}.py"
     if name == "compare_digits":
