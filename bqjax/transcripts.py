@@ -52,8 +52,8 @@ class Alphabet:
         """
         if unknown := sorted(set(text) - set(self.characters)):
             raise ValueError(
-                f"{text[:60]!r} has the characters {', '.join(map(repr, unknown))}, which the alphabet {self.characters!r} does not: "
-                "write them in letters, or extend the alphabet"
+                f"{text[:60]!r} has the characters {', '.join(map(repr, unknown))}, which the alphabet does not "
+                f"({self.characters!r}): write them in letters, or extend the alphabet"
             )
         return [self.characters.index(c) + 1 for c in text]
 

@@ -85,7 +85,7 @@ def test_padding_changes_nothing(network):
     apply, params = jax.jit(nnx_apply(small(network))), nnx_params(small(network))
     x, lengths = inputs(network), jnp.array([11, 6])
     logits, out_lengths = apply(params, x, lengths)
-    for extra in (1, 4):
+    for extra in (5,):  # an odd number: the strides divide the length differently
         garbage = jnp.full((2, extra, x.shape[2]), jnp.nan)
         longer, same = apply(params, jnp.concatenate([x.at[1, 6:].set(jnp.nan), garbage], axis=1), lengths)
         assert same.tolist() == out_lengths.tolist()
