@@ -145,7 +145,7 @@ def beam_search(log_probabilities: np.ndarray, alphabet: Alphabet, width: int = 
                 longer[1] = _add(longer[1], before + frame[c])
         ranked = sorted(new.items(), key=lambda item: _add(*item[1]), reverse=True)[:width]
         beam = {prefix: (p[0], p[1]) for prefix, p in ranked}
-    found = [(alphabet.decode(prefix), _add(*p)) for prefix, p in beam.items()]
+    found = [(alphabet.decode(prefix), _add(*p)) for prefix, p in beam.items() if _add(*p) > -math.inf]
     return sorted(found, key=lambda item: item[1], reverse=True)
 
 

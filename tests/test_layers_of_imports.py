@@ -25,7 +25,7 @@ LAYERS = [
     {"tflite_experiment"},
     {"report"},
     {"commands"},
-    {"sweep_command", "tflite_command"},
+    {"sweep_command", "tflite_command", "weights_command"},
     {"cli"},
 ]
 
@@ -154,6 +154,7 @@ def test_reading_a_file_needs_only_leaves_names_and_blocks():
                 "bqjax.commands",
                 "bqjax.sweep_command",
                 "bqjax.tflite_command",
+                "bqjax.weights_command",
                 "bqjax.cli",
                 "bqjax.progress",
                 "train",

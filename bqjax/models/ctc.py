@@ -37,9 +37,10 @@ def ctc_losses(logits: jax.Array, lengths: jax.Array, labels: jax.Array, label_l
       ``[n]`` negative log likelihoods in nats, 0 where there are too few frames, and ``[n]`` booleans, False there.
 
     Example:
-      >>> losses, possible = ctc_losses(jnp.zeros((2, 2, 2)), jnp.array([2, 2]), jnp.array([[1, 1], [1, 1]]), jnp.array([1, 2]))
-      >>> losses.round(3).tolist(), possible.tolist()  # three of four paths say A; A-A needs three frames
-      ([0.28800001740455627, 0.0], [True, False])
+      >>> arguments = jnp.zeros((2, 2, 2)), jnp.array([2, 2]), jnp.array([[1, 1], [1, 1]]), jnp.array([1, 2])
+      >>> losses, possible = jax.jit(ctc_losses)(*arguments)
+      >>> [round(float(loss), 3) for loss in losses], possible.tolist()  # three of four paths say A; A-A needs three frames
+      ([0.288, 0.0], [True, False])
     """
     inside = valid_frames(label_lengths, labels.shape[1])
     repeats = jnp.sum((labels[:, 1:] == labels[:, :-1]) & inside[:, 1:], axis=1)

@@ -12,6 +12,7 @@ from flax import nnx
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
 from bqjax.models.deep_speech import DeepSpeech1, DeepSpeech2, clipped_relu
+from bqjax.sensitivity.slicing import split, trace
 from bqjax.tree import named_leaves
 
 SMALL = {
@@ -173,3 +174,48 @@ def test_inputs_that_do_not_fit(network):
     for bad, lengths in ((x[..., :3], jnp.ones(2, int)), (x[0], jnp.ones(2, int)), (x, jnp.ones(3, int))):
         with pytest.raises(ValueError, match=r"inputs must be \[n, t, \d\] and lengths \[n\]"):
             small(network)(bad, lengths)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "before", "after"),
+    [
+        ("output/kernel", 6, 0),
+        ("rnn/2/forward/recurrent/kernel", 5, 1),
+        ("rnn/2/backward/input/kernel", 5, 1),
+        ("rnn/1/forward/recurrent/kernel", 3, 3),
+        ("conv/0/conv/kernel", 0, 6),
+    ],
+)
+def test_perturbing_a_late_layer_keeps_what_earlier_ones_computed(leaf, before, after):
+    """Recurrent layers are two scans each; only those at and behind the perturbed leaf run for each perturbation."""
+    arguments = SMALL[DeepSpeech2] | {"layers": 3}
+    model = nnx.eval_shape(lambda: DeepSpeech2(**arguments, rngs=nnx.Rngs(0)))
+    model.dropout = nnx.Dropout(0.0, rngs=nnx.Rngs(0))
+    params, apply = nnx_params(model), nnx_apply(model)
+    x, lengths = jax.ShapeDtypeStruct((2, 11, 9), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    program = trace(lambda params, x, lengths: apply(params, x, lengths)[0], params, x, lengths)
+    names = list(named_leaves(params))
+    parts = split(program, [names.index(leaf)])
+    scans = [sum(step.equation.primitive.name == "scan" for step in steps) for steps in (parts.prefix_steps, parts.suffix_steps)]
+    assert scans == [before, after]
+    convolutions = [step.equation.primitive.name == "conv_general_dilated" for step in parts.suffix_steps]
+    assert sum(convolutions) == (2 if leaf.startswith("conv") else 0)
+
+
+def test_perturbed_recurrent_layers_score_as_full_forwards_do():
+    """Of every kind of leaf, through the engine, against the network with the perturbed weights put in."""
+    model = small(DeepSpeech2)
+    params, apply = nnx_params(model), nnx_apply(model)
+    x, lengths = inputs(DeepSpeech2), jnp.array([11, 7])
+    flat, treedef = jax.tree.flatten((params, x, lengths))
+    program = trace(lambda params, x, lengths: apply(params, x, lengths)[0], params, x, lengths)
+    constants = list(program.constants.values())
+    full = jax.jit(apply)
+    for leaf in ("rnn/1/forward/recurrent/kernel", "rnn/1/backward/input/kernel", "output/kernel"):
+        at = list(named_leaves(params)).index(leaf)
+        parts = split(program, [at])
+        fixed = flat[:at] + flat[at + 1 :]
+        kept = jax.jit(parts.prefix)(constants, fixed)
+        new = flat[at] * 1.5
+        expected, _ = full(*jax.tree.unflatten(treedef, [*flat[:at], new, *flat[at + 1 :]]))
+        np.testing.assert_allclose(jax.jit(parts.suffix)(kept, constants, fixed, [new]), expected, rtol=1e-5, atol=1e-5)
