@@ -41,7 +41,12 @@ class Utterances(NamedTuple):
 
     def take(self, rows: Sequence[int]) -> Utterances:
         """Some of the utterances, in the order of ``rows``."""
-        return Utterances(*(tuple(field[i] for i in rows) for field in self))
+        return Utterances(
+            tuple(self.pcm[i] for i in rows),
+            tuple(self.texts[i] for i in rows),
+            tuple(self.speakers[i] for i in rows),
+            tuple(self.names[i] for i in rows),
+        )
 
 
 def an4_splits(data_dir: str | os.PathLike[str], speakers: int = 8, seed: int = 0) -> dict[str, Utterances]:
@@ -64,7 +69,7 @@ def an4_splits(data_dir: str | os.PathLike[str], speakers: int = 8, seed: int = 
     if not 0 < speakers < len(known):
         raise ValueError(f"of {len(known)} training speakers 1 to {len(known) - 1} can be kept for calibration, got {speakers}")
     held = set(np.random.default_rng(seed).permutation(known)[:speakers].tolist())
-    rows = {False: [], True: []}  # type: dict[bool, list[int]]
+    rows: dict[bool, list[int]] = {False: [], True: []}
     for i, speaker in enumerate(whole.speakers):
         rows[speaker in held].append(i)
     return {"train": whole.take(rows[False]), "calibration": whole.take(rows[True]), "test": read_an4(data_dir, "test")}

@@ -184,7 +184,7 @@ class DeepSpeech2(nnx.Module):
         self.features = features
         convolutions, cin, frequencies = [], 1, features
         for cout, kernel, stride in zip(channels, kernels, strides, strict=True):
-            convolutions.append(_Convolution(cin, cout, tuple(kernel), tuple(stride), rngs=rngs))
+            convolutions.append(_Convolution(cin, cout, kernel, stride, rngs=rngs))
             cin, frequencies = cout, -(-frequencies // stride[1])
         self.conv = nnx.List(convolutions)
         widths = [cin * frequencies, *[cells] * (layers - 1)]

@@ -17,6 +17,7 @@ from train.main import main
 from train.speech import run_speech
 from train.speech_config import SpeechConfig
 from train.speech_data import batches, bucket_frames, features_of
+from train.speech_task import an4_task, load_run
 
 CONFIG = SpeechConfig(
     n_mels=12,
@@ -189,3 +190,18 @@ def test_command_line_without_data(tmp_path, capsys):
 def test_fields(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **change)
+
+
+def test_the_task_scores_what_training_reported(data, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=1, beam_width=0)
+    figures = run_speech(config, tmp_path / "run", data, say=lambda line: None)
+    task = an4_task(tmp_path / "run", data)
+    results = [jax.jit(task.score)(task.params, batch) for batch in task.test]
+    errors, count = (float(sum(x)) for x in zip(*((sums["errors"], n) for sums, n in results), strict=True))
+    assert count == 3  # a word an utterance
+    assert errors / count == pytest.approx(figures["WER"])
+    (tmp_path / "run" / "config.json").write_text('{"pages": 3}')
+    with pytest.raises(ValueError, match="is no config of speech recognition"):
+        load_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="train with configs.deepspeech2_an4"):
+        load_run(tmp_path)
