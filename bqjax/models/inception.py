@@ -2,8 +2,8 @@
 
 InceptionV1 is torchvision's GoogLeNet without its auxiliary heads: 6,624,904 parameters at 1000 classes, and 3x3
 convolutions where the paper has 5x5 ones, as in all published weights with BatchNorm. InceptionV2 is that of
-TensorFlow-Slim with a separable first convolution: 11,185,272 parameters. Slim counts means and variances but has no
-scales: 10,173,112 without the classifier.
+TensorFlow-Slim, whose first convolution is separable and has a bias in place of BatchNorm: 11,188,224 parameters. Slim's
+own count, 10,173,112 without the classifier, has means and variances but no scales.
 
 References:
   Szegedy et al. Going Deeper with Convolutions. CVPR 2015. https://arxiv.org/abs/1409.4842
@@ -192,8 +192,8 @@ _V2: dict[str, tuple[tuple[_Branch, ...], str]] = {
 class InceptionV2(nnx.Module):
     """Inception with BatchNorm and two 3x3 convolutions in place of a 5x5 one, as TensorFlow-Slim has it.
 
-    Its parameters are ``depthwise/kernel`` (8 maps for each colour) and ``conv1``, ``conv2``, ``conv3``, the branches of
-    ``mixed3b`` to ``mixed5c``, each convolution with ``conv/kernel``, ``bn/scale`` and ``bn/bias``, and ``fc/kernel``, ``fc/bias``.
+    Its parameters are ``depthwise/kernel`` (8 maps for each colour), ``pointwise/kernel`` and ``bias``, ``conv2``, ``conv3``, the
+    branches of ``mixed3b`` to ``mixed5c``, each convolution with ``conv/kernel``, ``bn/scale`` and ``bn/bias``, and ``fc/kernel``, ``fc/bias``.
 
     Args:
       classes: number of classes.
@@ -207,7 +207,7 @@ class InceptionV2(nnx.Module):
 
     def __init__(self, classes: int = 1000, *, dropout: float = 0.2, rngs: nnx.Rngs):
         self.depthwise = nnx.Conv(3, 24, (7, 7), (2, 2), feature_group_count=3, use_bias=False, rngs=rngs)
-        self.conv1 = ConvNorm(24, 64, 1, rngs=rngs)
+        self.pointwise = nnx.Conv(24, 64, (1, 1), kernel_init=nnx.initializers.he_normal(), rngs=rngs)
         self.conv2 = ConvNorm(64, 64, 1, rngs=rngs)
         self.conv3 = ConvNorm(64, 192, 3, rngs=rngs)
         channels = 192
@@ -220,7 +220,7 @@ class InceptionV2(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits ``[n, classes]`` of images ``[n, h, w, 3]``, 224 x 224 in the paper."""
-        x = self.conv1(self.depthwise(x))
+        x = nnx.relu(self.pointwise(self.depthwise(x)))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
         x = self.conv3(self.conv2(x))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")

@@ -203,5 +203,5 @@ def test_the_task_scores_what_training_reported(data, tmp_path):
     (tmp_path / "run" / "config.json").write_text('{"pages": 3}')
     with pytest.raises(ValueError, match="is no config of speech recognition"):
         load_run(tmp_path / "run")
-    with pytest.raises(ValueError, match="train with configs.deepspeech2_an4"):
+    with pytest.raises(ValueError, match=r"train with configs/deepspeech2_an4\.py first"):
         load_run(tmp_path)
