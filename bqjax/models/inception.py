@@ -192,8 +192,9 @@ _V2: dict[str, tuple[tuple[_Branch, ...], str]] = {
 class InceptionV2(nnx.Module):
     """Inception with BatchNorm and two 3x3 convolutions in place of a 5x5 one, as TensorFlow-Slim has it.
 
-    Its parameters are ``depthwise/kernel`` (8 maps for each colour), ``pointwise/kernel`` and ``bias``, ``conv2``, ``conv3``, the
-    branches of ``mixed3b`` to ``mixed5c``, each convolution with ``conv/kernel``, ``bn/scale`` and ``bn/bias``, and ``fc/kernel``, ``fc/bias``.
+    Its parameters are ``depthwise/kernel`` (8 maps for each colour), ``pointwise/kernel`` and ``pointwise/bias``, ``conv2``,
+    ``conv3``, the branches of ``mixed3b`` to ``mixed5c``, each convolution with ``conv/kernel``, ``bn/scale`` and ``bn/bias``, and
+    ``fc/kernel``, ``fc/bias``.
 
     Args:
       classes: number of classes.
