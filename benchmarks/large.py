@@ -36,17 +36,16 @@ def _networks(quick: bool) -> dict[str, Callable[[], Any]]:
     from bqjax.models.deep_speech import DeepSpeech1, DeepSpeech2
     from bqjax.models.vgg import VGG
 
-    rngs = nnx.Rngs(0)
     if quick:
         return {
-            "deepspeech1": lambda: DeepSpeech1(hidden=128, cells=80, rngs=rngs),
-            "deepspeech2": lambda: DeepSpeech2(channels=(2, 2), cells=50, rngs=rngs),
-            "vgg16": lambda: VGG(16, width=1 / 16, hidden=256, rngs=rngs),
+            "deepspeech1": lambda: DeepSpeech1(hidden=128, cells=80, rngs=nnx.Rngs(0)),
+            "deepspeech2": lambda: DeepSpeech2(channels=(2, 2), cells=50, rngs=nnx.Rngs(0)),
+            "vgg16": lambda: VGG(16, width=1 / 16, hidden=256, rngs=nnx.Rngs(0)),
         }
     return {
-        "deepspeech1": lambda: DeepSpeech1(rngs=rngs),
-        "deepspeech2": lambda: DeepSpeech2(rngs=rngs),
-        "vgg16": lambda: VGG(16, rngs=rngs),
+        "deepspeech1": lambda: DeepSpeech1(rngs=nnx.Rngs(0)),
+        "deepspeech2": lambda: DeepSpeech2(rngs=nnx.Rngs(0)),
+        "vgg16": lambda: VGG(16, rngs=nnx.Rngs(0)),
     }
 
 

@@ -126,10 +126,6 @@ class InceptionV1(nnx.Module):
 
     Raises:
       ValueError: ``width`` is not positive.
-
-    Example:
-      >>> nnx.eval_shape(lambda: InceptionV1(10, rngs=nnx.Rngs(0))(jnp.zeros((2, 64, 64, 3)))).shape
-      (2, 10)
     """
 
     def __init__(self, classes: int = 1000, *, width: float = 1.0, dropout: float = 0.2, rngs: nnx.Rngs):
@@ -200,10 +196,6 @@ class InceptionV2(nnx.Module):
       classes: number of classes.
       dropout: rate before the dense layer, in training mode.
       rngs: random numbers for the initial weights and for dropout.
-
-    Example:
-      >>> nnx.eval_shape(lambda: InceptionV2(10, rngs=nnx.Rngs(0))(jnp.zeros((2, 64, 64, 3)))).shape
-      (2, 10)
     """
 
     def __init__(self, classes: int = 1000, *, dropout: float = 0.2, rngs: nnx.Rngs):

@@ -37,13 +37,20 @@ def sizes(network, **arguments):
 
 
 @functools.cache
-def small(network):
-    """A small network, with running statistics that are not those of a fresh one."""
-    model = network(**SMALL[network], rngs=nnx.Rngs(0))
-    graph, statistics, rest = nnx.split(model, nnx.BatchStat, ...)
-    rng = np.random.default_rng(1)
-    values = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32), statistics)
-    return nnx.merge(graph, values, rest)
+def small(network, **changes):
+    """A small network with values from NumPy, and running statistics that are not those of a fresh one."""
+    arguments = SMALL[network] | changes
+    model = nnx.eval_shape(lambda: network(**arguments, rngs=nnx.Rngs(0)))
+    model.dropout = nnx.Dropout(0.0, rngs=nnx.Rngs(0))
+    graph, state, rest = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
+    rng = np.random.default_rng(0)
+
+    def values(leaf):
+        spread = np.sqrt(1 / max(1, np.prod(leaf.shape[:-1])))
+        value = rng.normal(scale=spread, size=leaf.shape) if len(leaf.shape) > 1 else rng.uniform(0.5, 1.5, leaf.shape)
+        return jnp.asarray(value, jnp.float32)
+
+    return nnx.merge(graph, jax.tree.map(values, nnx.to_pure_dict(state)), nnx.to_pure_dict(rest))
 
 
 def inputs(network, t=11):
@@ -188,9 +195,7 @@ def test_inputs_that_do_not_fit(network):
 )
 def test_perturbing_a_late_layer_keeps_what_earlier_ones_computed(leaf, before, after):
     """Recurrent layers are two scans each; only those at and behind the perturbed leaf run for each perturbation."""
-    arguments = SMALL[DeepSpeech2] | {"layers": 3}
-    model = nnx.eval_shape(lambda: DeepSpeech2(**arguments, rngs=nnx.Rngs(0)))
-    model.dropout = nnx.Dropout(0.0, rngs=nnx.Rngs(0))
+    model = small(DeepSpeech2, layers=3)
     params, apply = nnx_params(model), nnx_apply(model)
     x, lengths = jax.ShapeDtypeStruct((2, 11, 9), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
     program = trace(lambda params, x, lengths: apply(params, x, lengths)[0], params, x, lengths)

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from bqjax.adapters.flax import nnx_apply, nnx_params
+from bqjax.adapters.flax import nnx_params
 from bqjax.models.inception import _V1, InceptionV1, InceptionV2, load_googlenet
 from bqjax.tree import named_leaves
 
 WIDTH = 1 / 16
 
 
-def sizes(network):
-    params = nnx_params(nnx.eval_shape(lambda: network(rngs=nnx.Rngs(0))))
-    return {name: leaf.size for name, leaf in named_leaves(params).items()}
-
-
 @pytest.mark.parametrize(("network", "total", "slim"), [(InceptionV1, 6_624_904, 5_607_184), (InceptionV2, 11_188_224, 10_173_112)])
 def test_published_numbers_of_parameters(network, total, slim):
     """torchvision's count of GoogLeNet; TensorFlow-Slim's of both, from its own tests of the base networks."""
-    counts = sizes(network)
+
+    def run():
+        model = network(rngs=nnx.Rngs(0))
+        return nnx.view(model, deterministic=True)(jnp.zeros((2, 224, 224, 3))), model
+
+    logits, model = nnx.eval_shape(run)  # one trace: it takes seconds
+    assert logits.shape == (2, 1000)
+    counts = {name: leaf.size for name, leaf in named_leaves(nnx_params(model)).items()}
     assert sum(counts.values()) == total
     assert counts["fc/kernel"] == 1024 * 1000
     base = {name: n for name, n in counts.items() if not name.startswith("fc/")}
@@ -118,19 +121,6 @@ def test_what_does_not_fit_is_listed(tmp_path):
         assert part in str(caught.value)
 
 
-def test_many_problems_are_counted(tmp_path):
-    save_file({"linear.bias": np.zeros(10, np.float32)}, tmp_path / "resnet.safetensors")
-    with pytest.raises(ValueError, match=r"and \d{3} more$"):
-        load_googlenet(tmp_path / "resnet.safetensors")
-
-
 def test_width():
     with pytest.raises(ValueError, match="width must be positive, got 0"):
         InceptionV1(width=0, rngs=nnx.Rngs(0))
-
-
-def test_shapes():
-    for network in (InceptionV1, InceptionV2):
-        model = nnx.eval_shape(lambda network=network: network(5, rngs=nnx.Rngs(0)))
-        params, apply = nnx_params(model), nnx_apply(model)
-        assert nnx.eval_shape(apply, params, np.zeros((2, 224, 224, 3), np.float32)).shape == (2, 5)
