@@ -12,6 +12,7 @@ from bqjax.models.recurrent import GRU, LSTM, Bidirectional, valid_frames
 
 CIN, CELLS = 3, 4
 LENGTHS = np.array([6, 1, 4])
+run = nnx.jit(lambda layer, x, valid: layer(x, valid))
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def flax_outputs(layer, cell_class, frames):
 def test_equal_to_flax_on_each_sequence_by_itself(x, layer_class, cell_class, reverse):
     layer = layer_class(CIN, CELLS, reverse=reverse, rngs=nnx.Rngs(1))
     layer.input.bias[...] = jnp.linspace(-1, 1, layer.gates * CELLS)
-    out = layer(x, valid_frames(jnp.asarray(LENGTHS), 6))
+    out = run(layer, x, valid_frames(jnp.asarray(LENGTHS), 6))
     for i, length in enumerate(LENGTHS):
         frames = x[i, :length]
         expected = flax_outputs(layer, cell_class, frames[::-1] if reverse else frames)
@@ -55,7 +56,7 @@ def test_equal_to_flax_on_each_sequence_by_itself(x, layer_class, cell_class, re
 def test_batch_norm_sees_valid_frames_only(x):
     layer = GRU(CIN, CELLS, normalize=True, rngs=nnx.Rngs(1))
     valid = valid_frames(jnp.asarray(LENGTHS), 6)
-    layer(x, valid)
+    run(layer, x, valid)
     product = np.asarray(x)[np.asarray(valid)] @ np.asarray(layer.input.kernel[...])
     np.testing.assert_allclose(layer.norm.mean[...], 0.1 * product.mean(axis=0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(layer.norm.var[...], 0.9 + 0.1 * product.var(axis=0), rtol=1e-4)
@@ -64,7 +65,8 @@ def test_batch_norm_sees_valid_frames_only(x):
 def test_both_directions_are_added(x):
     layer = Bidirectional(LSTM, CIN, CELLS, rngs=nnx.Rngs(1))
     valid = valid_frames(jnp.asarray(LENGTHS), 6)
-    np.testing.assert_allclose(layer(x, valid), layer.forward(x, valid) + layer.backward(x, valid), atol=1e-6)
+    expected = run(layer.forward, x, valid) + run(layer.backward, x, valid)
+    np.testing.assert_allclose(run(layer, x, valid), expected, atol=1e-6)
     first = jax.jit(jax.grad(lambda x: layer(x, valid)[0, 0].sum()))(x)
     assert np.abs(first[0, 5]).max() > 0  # the last frame reaches the first output
     assert not first[1:].any()
