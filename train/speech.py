@@ -31,7 +31,7 @@ from train.log import MetricsLog
 from train.speech_config import SpeechConfig
 from train.speech_data import Batch, Speech, batches, bucket_frames, features_of
 
-__all__ = ["SpeechState", "run_speech", "speech_data"]
+__all__ = ["SpeechFunctions", "SpeechState", "run_speech", "speech_data", "speech_functions"]
 
 PHASE = "float"
 
@@ -45,7 +45,16 @@ class SpeechState(NamedTuple):
     step: Any
 
 
-class _Functions(NamedTuple):
+class SpeechFunctions(NamedTuple):
+    """What a run is made of.
+
+    Attributes:
+      start: the state at its start.
+      step: ``(state, batch) -> (state, {"loss": ..., "characters": ..., "impossible": ...})``, sums over the batch; takes over the
+        buffers of the state.
+      transcribe: ``(state, batch) -> (logits, lengths, losses, possible)``, in evaluation mode.
+    """
+
     start: SpeechState
     step: Callable[[SpeechState, Batch], tuple[SpeechState, dict[str, jax.Array]]]
     transcribe: Callable[[SpeechState, Batch], tuple[jax.Array, jax.Array, jax.Array, jax.Array]]
@@ -102,7 +111,7 @@ def run_speech(
     data = speech_data(config, data_dir)
     checked_config(out, config)
     steps = sum(1 for _ in batches(data["train"], config.batch_size, None))
-    parts = _functions(config, steps * config.epochs)
+    parts = speech_functions(config, steps * config.epochs)
     checkpoints = Checkpoints(out / PHASE, "-cer")
     done, state = checkpoints.restore(parts.start) or (0, parts.start)
     state = jax.tree.map(jnp.asarray, state)
@@ -146,7 +155,7 @@ def run_speech(
 
 
 def _measured(
-    parts: _Functions, state: SpeechState, speech: Speech, config: SpeechConfig, keep: bool = False
+    parts: SpeechFunctions, state: SpeechState, speech: Speech, config: SpeechConfig, keep: bool = False
 ) -> tuple[dict[str, float], list[np.ndarray]]:
     """Loss a character, WER and CER by greedy decoding, and if they are kept the logits of each utterance."""
     texts, kept = [""] * len(speech.texts), [np.empty(0)] * len(speech.texts)
@@ -164,7 +173,8 @@ def _measured(
     return {"loss": loss / max(characters, 1.0), **rates}, kept
 
 
-def _functions(config: SpeechConfig, total: int) -> _Functions:
+def speech_functions(config: SpeechConfig, total: int) -> SpeechFunctions:
+    """The functions of a run of ``total`` steps."""
     model = config.network()
     filters = (nnx.Param, nnx.RngState, ...)
     modes = {
@@ -216,7 +226,7 @@ def _functions(config: SpeechConfig, total: int) -> _Functions:
         losses, possible = ctc_losses(logits, lengths, jnp.asarray(batch.labels), jnp.asarray(batch.label_lengths))
         return logits, lengths, losses, possible
 
-    return _Functions(SpeechState(params, statistics, optimizer.init(params), jnp.int32(0)), step, transcribe)
+    return SpeechFunctions(SpeechState(params, statistics, optimizer.init(params), jnp.int32(0)), step, transcribe)
 
 
 def _fold(key: jax.Array, leaf: jax.Array) -> jax.Array:
