@@ -18,8 +18,9 @@ from rich.progress import Progress as Bar
 
 from bqjax import codec, experiment
 from bqjax.adapters.tflite.model import read as read_tflite
-from bqjax.adapters.weights import write_weights
+from bqjax.adapters.weights import stream_weights
 from bqjax.bin_and_quant import bin_and_quant, gaussian_bins
+from bqjax.codec.structure import DTYPES
 from bqjax.experiment import ExperimentConfig
 from bqjax.files import atomic_write
 from bqjax.leaves import decode
@@ -29,7 +30,7 @@ from bqjax.related.weight_sharing import kmeans_share
 from bqjax.report.html import search_report
 from bqjax.report.tables import file_table, markdown, results_table, rich_table, search_table
 from bqjax.tflite_container import described, load_model, save_model
-from bqjax.tree import Rule, named_leaves
+from bqjax.tree import Rule
 
 __all__ = [
     "compress_experiment",
@@ -199,16 +200,16 @@ def compress_tflite(
 def decompress(source: Path, out: Path, *, force: bool = False, console: Console) -> None:
     """Decodes a file to plain safetensors weights, or to the ``.tflite`` model that it holds."""
     refuse_same(source, out)
-    if codec.inspect(source).metadata.get("kind") == "tflite":
+    info = codec.inspect(source)
+    if info.metadata.get("kind") == "tflite":
         content = load_model(source)
         with atomic_write(out, force=force) as file:
             file.write(content)
         say(console, f"wrote {out}: a .tflite model, {len(content):,} bytes")
         return
-    tree = codec.load(source)
-    params = named_leaves(decode(tree))
-    write_weights(out, params, force=force)
-    say(console, f"wrote {out}: {len(params)} tensors, {out.stat().st_size:,} bytes")
+    shapes = {leaf.name: (leaf.shape, DTYPES[leaf.dtype]) for leaf in info.leaves}
+    stream_weights(out, shapes, ((name, decode(leaf)) for name, leaf in codec.read_leaves(source)), force=force)
+    say(console, f"wrote {out}: {len(shapes)} tensors, {out.stat().st_size:,} bytes")
 
 
 def inspect(source: Path, *, console: Console) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,6 +110,8 @@ def run_speech(
         enough frames for its transcript.
     """
     data = speech_data(config, data_dir)
+    if not any(_possible(config, data["train"])):
+        raise ValueError(f"no training utterance has enough frames for its transcript: use smaller strides than {config.strides}")
     checked_config(out, config)
     steps = sum(1 for _ in batches(data["train"], config.batch_size, None))
     parts = speech_functions(config, steps * config.epochs)
@@ -129,8 +132,6 @@ def run_speech(
                 progress(epoch * steps + i + 1, config.epochs * steps, f"loss {loss:.3f}")
         total = {key: float(np.sum([s[key] for s in sums])) for key in sums[0]}
         seconds = time.perf_counter() - start
-        if not total["characters"]:
-            raise ValueError("no training utterance has enough frames for its transcript: use smaller strides")
         loss = total["loss"] / total["characters"]
         measured, _ = _measured(parts, state, data["calibration"], config)
         values = {"train_loss": loss, "impossible": total["impossible"], **measured, "seconds": seconds}
@@ -152,6 +153,16 @@ def run_speech(
         texts = [beam_search(np.asarray(jax.nn.log_softmax(row)), ENGLISH, config.beam_width)[0][0] for row in logits]
         figures |= {"WER, beam": wer(data["test"].texts, texts), "CER, beam": cer(data["test"].texts, texts)}
     return figures
+
+
+def _possible(config: SpeechConfig, speech: Speech) -> list[bool]:
+    """Which utterances have as many frames behind the convolutions as CTC needs: one a character, one between equal ones."""
+    found = []
+    for frames, labels in zip(speech.frames.tolist(), speech.labels, strict=True):
+        for stride, _ in config.strides:
+            frames = -(-frames // stride)
+        found.append(frames >= len(labels) + sum(a == b for a, b in pairwise(labels)))
+    return found
 
 
 def _measured(

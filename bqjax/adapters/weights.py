@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from bqjax.files import atomic_write
 
-__all__ = ["StoredTensor", "open_weights", "read_weights", "write_weights"]
+__all__ = ["StoredTensor", "open_weights", "read_weights", "stream_weights", "write_weights"]
 
 # Names of the safetensors format -> dtype. https://huggingface.co/docs/safetensors
 _DTYPES = {
@@ -132,3 +132,43 @@ def write_weights(path: str | os.PathLike[str], weights: Mapping[str, Any], *, f
             raise ValueError(f"{name!r} has dtype {tensors[name].dtype}, which safetensors cannot hold")
     with atomic_write(path, force=force) as file:
         file.write(safetensors.numpy.save(tensors))
+
+
+def stream_weights(
+    path: str | os.PathLike[str],
+    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    arrays: Iterable[tuple[str, Any]],
+    *,
+    force: bool = False,
+) -> None:
+    """Writes arrays by name as a safetensors file, atomically, one by one: memory holds one at a time.
+
+    Args:
+      path: the file.
+      shapes: shape and dtype of each array, which the file states before the first.
+      arrays: names and arrays, in the order of ``shapes``.
+      force: overwrite an existing file.
+
+    Raises:
+      ValueError: the file exists and ``force`` is False; a dtype that safetensors cannot hold; ``arrays`` are not what
+        ``shapes`` says.
+    """
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    entries, end = {}, 0
+    for name, (shape, dtype) in shapes.items():
+        if dtype not in names:
+            raise ValueError(f"{name!r} has dtype {dtype}, which safetensors cannot hold")
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)  # so that the data are aligned, as other writers do
+    with atomic_write(path, force=force) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        expected = iter(shapes.items())
+        for name, leaf in arrays:
+            array = np.asarray(leaf)
+            if next(expected, None) != (name, (array.shape, array.dtype)):
+                raise ValueError(f"{name!r} of shape {array.shape} and {array.dtype} is not what was announced")
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        if (rest := next(expected, None)) is not None:
+            raise ValueError(f"{rest[0]!r} was announced and is not there")

@@ -8,7 +8,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from bqjax.adapters.weights import open_weights, read_weights, write_weights
+from bqjax.adapters.weights import open_weights, read_weights, stream_weights, write_weights
 
 INTEGERS = [f"{sign}int{size}" for sign in ("", "u") for size in (8, 16, 32, 64)]
 DTYPES = ["bool", *INTEGERS, "float16", "float32", "float64", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
@@ -99,3 +99,31 @@ def test_what_is_not_opened(tmp_path):
         open_weights(tmp_path / "w")
     with pytest.raises(ValueError, match="was cut short while it was read"):
         stored["w"].read()
+
+
+def test_arrays_are_written_one_by_one(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = {"b": rng.normal(size=(3, 4)).astype(np.float32), "a": np.int64(7), "half": jnp.ones((2, 3), jnp.bfloat16)}
+    shapes = {name: (np.shape(array), np.dtype(array.dtype)) for name, array in weights.items()}
+    stream_weights(tmp_path / "w", shapes, iter(weights.items()))
+    back = read_weights(tmp_path / "w")
+    assert set(back) == set(weights)
+    for name, array in weights.items():
+        assert back[name].dtype == array.dtype
+        np.testing.assert_array_equal(back[name], array)
+
+
+def test_what_was_not_announced_is_not_written(tmp_path):
+    shapes = {"a": ((2,), np.dtype(np.float32)), "b": ((1,), np.dtype(np.float32))}
+    a, b = ("a", np.zeros(2, np.float32)), ("b", np.zeros(1, np.float32))
+    for arrays, message in (
+        ([b, a], "'b' of shape"),
+        ([a], "'b' was announced"),
+        ([a, b, b], "'b' of shape"),
+        ([("a", np.zeros(2))], "float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stream_weights(tmp_path / "w", shapes, arrays)
+    with pytest.raises(ValueError, match="'c' has dtype complex64, which safetensors cannot hold"):
+        stream_weights(tmp_path / "w", {"c": ((1,), np.dtype(np.complex64))}, [])
+    assert not list(tmp_path.iterdir())

@@ -124,13 +124,20 @@ class Killed(Exception):
     pass
 
 
-def test_learns_and_resumes_exactly(data, tmp_path):
-    """One compilation cache for the three runs: compiling is most of what they take."""
-    whole = run_speech(CONFIG, tmp_path / "whole", data, say=lambda line: None)
-    records = lines(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory, compiled_once):
+    """Folder and figures of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    return folder, run_speech(CONFIG, folder, data, say=lambda line: None)
+
+
+def test_learns_and_resumes_exactly(data, whole, tmp_path):
+    """One compilation cache for all runs: compiling is most of what they take."""
+    folder, whole = whole
+    records = lines(folder)
     assert records[-1]["train_loss"] < records[0]["train_loss"]
     assert set(whole) == {"WER", "CER", "WER, beam", "CER, beam"}
-    assert {name: array.shape for name, array in read_weights(tmp_path / "whole" / "model.safetensors").items()}.items() >= {
+    assert {name: array.shape for name, array in read_weights(folder / "model.safetensors").items()}.items() >= {
         "rnn/0/forward/recurrent/kernel": (8, 24),
         "rnn/0/forward/norm/mean": (24,),
         "output/bias": (29,),
@@ -192,16 +199,17 @@ def test_fields(change, message):
         dataclasses.replace(CONFIG, **change)
 
 
-def test_the_task_scores_what_training_reported(data, tmp_path):
-    config = dataclasses.replace(CONFIG, epochs=1, beam_width=0)
-    figures = run_speech(config, tmp_path / "run", data, say=lambda line: None)
-    task = an4_task(tmp_path / "run", data)
+def test_the_task_scores_what_training_reported(data, whole, tmp_path):
+    folder, figures = whole
+    task = an4_task(folder, data)
     results = [jax.jit(task.score)(task.params, batch) for batch in task.test]
     errors, count = (float(sum(x)) for x in zip(*((sums["errors"], n) for sums, n in results), strict=True))
     assert count == 3  # a word an utterance
     assert errors / count == pytest.approx(figures["WER"])
-    (tmp_path / "run" / "config.json").write_text('{"pages": 3}')
+    (tmp_path / "config.json").write_text('{"pages": 3}')
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match="is no config of speech recognition"):
-        load_run(tmp_path / "run")
+        load_run(tmp_path)
+    (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"train with configs/deepspeech2_an4\.py first"):
         load_run(tmp_path)
