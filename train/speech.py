@@ -7,6 +7,7 @@ checkpoint of the last epoch.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -115,35 +116,35 @@ def run_speech(
     checked_config(out, config)
     steps = sum(1 for _ in batches(data["train"], config.batch_size, None))
     parts = speech_functions(config, steps * config.epochs)
-    checkpoints = Checkpoints(out / PHASE, "-cer")
-    done, state = checkpoints.restore(parts.start) or (0, parts.start)
-    state = jax.tree.map(jnp.asarray, state)
-    log = MetricsLog(out, PHASE, done)
-    for epoch in range(done, config.epochs):
-        start, sums = time.perf_counter(), []
-        order = np.random.default_rng((config.seed, epoch))
-        for i, (_, batch) in enumerate(batches(data["train"], config.batch_size, order, ascending=not epoch)):
-            state, of_step = parts.step(state, batch)
-            sums.append(of_step)
-            if progress is not None:
-                # A step's numbers of some time ago: those of the last would have to be waited for.
-                shown = sums[max(0, i - 2)]
-                loss = float(shown["loss"]) / max(float(shown["characters"]), 1.0)
-                progress(epoch * steps + i + 1, config.epochs * steps, f"loss {loss:.3f}")
-        total = {key: float(np.sum([s[key] for s in sums])) for key in sums[0]}
-        seconds = time.perf_counter() - start
-        loss = total["loss"] / total["characters"]
-        measured, _ = _measured(parts, state, data["calibration"], config)
-        values = {"train_loss": loss, "impossible": total["impossible"], **measured, "seconds": seconds}
-        log.write(epoch + 1, values)
-        rate = len(data["train"].texts) / seconds
-        lost = f", {total['impossible']:.0f} utterances too short for their transcripts" if total["impossible"] else ""
-        say(
-            f"{epoch + 1}/{config.epochs}: loss {loss:.4f} a character, calibration {measured['loss']:.4f}, "
-            f"WER {measured['wer']:.2%}, CER {measured['cer']:.2%}, {seconds:.1f} s, {rate:.1f} utterances/s{lost}"
-        )
-        checkpoints.save(epoch + 1, state, {"-cer": -measured["cer"]})
-    checkpoints.close()
+    # What is being written is waited for even where training ends by an exception: a next run in this process may not meet it.
+    with contextlib.closing(Checkpoints(out / PHASE, "-cer")) as checkpoints:
+        done, state = checkpoints.restore(parts.start) or (0, parts.start)
+        state = jax.tree.map(jnp.asarray, state)
+        log = MetricsLog(out, PHASE, done)
+        for epoch in range(done, config.epochs):
+            start, sums = time.perf_counter(), []
+            order = np.random.default_rng((config.seed, epoch))
+            for i, (_, batch) in enumerate(batches(data["train"], config.batch_size, order, ascending=not epoch)):
+                state, of_step = parts.step(state, batch)
+                sums.append(of_step)
+                if progress is not None:
+                    # A step's numbers of some time ago: those of the last would have to be waited for.
+                    shown = sums[max(0, i - 2)]
+                    loss = float(shown["loss"]) / max(float(shown["characters"]), 1.0)
+                    progress(epoch * steps + i + 1, config.epochs * steps, f"loss {loss:.3f}")
+            total = {key: float(np.sum([s[key] for s in sums])) for key in sums[0]}
+            seconds = time.perf_counter() - start
+            loss = total["loss"] / total["characters"]
+            measured, _ = _measured(parts, state, data["calibration"], config)
+            values = {"train_loss": loss, "impossible": total["impossible"], **measured, "seconds": seconds}
+            log.write(epoch + 1, values)
+            rate = len(data["train"].texts) / seconds
+            lost = f", {total['impossible']:.0f} utterances too short for their transcripts" if total["impossible"] else ""
+            say(
+                f"{epoch + 1}/{config.epochs}: loss {loss:.4f} a character, calibration {measured['loss']:.4f}, "
+                f"WER {measured['wer']:.2%}, CER {measured['cer']:.2%}, {seconds:.1f} s, {rate:.1f} utterances/s{lost}"
+            )
+            checkpoints.save(epoch + 1, state, {"-cer": -measured["cer"]})
     log.close()
     network = {**named_leaves(state.params), **named_leaves(state.statistics)}
     write_weights(out / "model.safetensors", jax.tree.map(np.asarray, network), force=True)
