@@ -93,8 +93,13 @@ def compute_dtype(dtype: Any) -> np.dtype:
 
 def bin_indices(weights: jax.Array | np.ndarray, edges: jax.Array | np.ndarray) -> jax.Array:
     """Index of the bin of every weight, flat ``[n]`` in the smallest unsigned type. Traceable."""
-    flat = jnp.asarray(weights).reshape(-1).astype(compute_dtype(weights.dtype))
-    edges = jnp.asarray(edges).astype(flat.dtype)
+    return _bin_indices(jnp.asarray(weights), jnp.asarray(edges))
+
+
+@jax.jit  # as one, so that no copy of the weights and no index of four bytes is stored in between
+def _bin_indices(weights: jax.Array, edges: jax.Array) -> jax.Array:
+    flat = weights.reshape(-1).astype(compute_dtype(weights.dtype))
+    edges = edges.astype(flat.dtype)
     # Comparing with every edge fuses into one pass over the weights; from some 64 edges on bisection is faster.
     method = "compare_all" if edges.size <= 64 else "scan_unrolled"
     return jnp.searchsorted(edges, flat, side="right", method=method).astype(index_dtype(edges.size + 1))
@@ -111,8 +116,9 @@ def occupied(edges: np.ndarray, values: Sequence[np.ndarray]) -> np.ndarray:
       Ascending edges between bins that each hold at least one weight.
     """
     counts = np.zeros(len(edges) + 1, np.int64)
-    for v in values:
-        counts += np.asarray(jnp.bincount(bin_indices(v, edges).astype(jnp.int32), length=len(counts)))
+    # In pieces, so that the copies stay small.
+    for piece in (p for v in values for p in np.split(np.asarray(v).reshape(-1), range(_PIECE, np.size(v), _PIECE))):
+        counts += np.bincount(np.asarray(bin_indices(piece, edges)), minlength=len(counts))
     full = np.flatnonzero(counts)
     return edges[full[1:] - 1]
 

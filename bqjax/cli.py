@@ -58,7 +58,7 @@ class Compress:
     """Overwrite existing files."""
 
     def run(self, console: Console, command: str) -> None:
-        from bqjax import budget_command, commands, tflite_command
+        from bqjax import budget_command, commands, tflite_command, weights_command
         from bqjax.compare import CompareConfig
         from bqjax.experiment import ExperimentConfig
         from bqjax.tflite_experiment import TFLiteConfig
@@ -150,7 +150,7 @@ class Compress:
         elif self.weights is not None:
             if self.lossless:
                 raise ValueError("--lossless is for .tflite models")
-            commands.compress_weights(
+            weights_command.compress_weights(
                 self.weights,
                 self.out or self.weights.with_suffix(".bq.safetensors"),
                 method=self.method,

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import fnmatch
-import glob
 import hashlib
 import runpy
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from bqjax import codec, experiment
 from bqjax.adapters.tflite.model import read as read_tflite
-from bqjax.adapters.weights import read_weights, write_weights
-from bqjax.bin_and_quant import BinConfig, bin_and_quant, gaussian_bins
+from bqjax.adapters.weights import stream_weights
+from bqjax.bin_and_quant import bin_and_quant, gaussian_bins
+from bqjax.codec.structure import DTYPES
 from bqjax.experiment import ExperimentConfig
 from bqjax.files import atomic_write
 from bqjax.leaves import decode
@@ -30,18 +28,18 @@ from bqjax.methods import Method
 from bqjax.progress import Progress
 from bqjax.related.weight_sharing import kmeans_share
 from bqjax.report.html import search_report
-from bqjax.report.tables import Table, file_table, markdown, results_table, rich_table, search_table
+from bqjax.report.tables import file_table, markdown, results_table, rich_table, search_table
 from bqjax.tflite_container import described, load_model, save_model
-from bqjax.tree import Rule, named_leaves, select
+from bqjax.tree import Rule
 
 __all__ = [
     "compress_experiment",
     "compress_tflite",
-    "compress_weights",
     "decompress",
     "inspect",
     "load_config",
     "progress_bar",
+    "refuse_same",
     "say",
 ]
 
@@ -159,87 +157,10 @@ def compress_experiment(
     say(console, f"wrote {out}" + (f" and {report}" if report else ""))
 
 
-def _refuse_same(source: Path, out: Path) -> None:
+def refuse_same(source: Path, out: Path) -> None:
+    """Raises ``ValueError`` where a command would write over the file that it reads."""
     if source.exists() and out.exists() and source.samefile(out):
         raise ValueError(f"{out} is the file that is read: name another one to write")
-
-
-def _rules(params: Any, only: Sequence[str], skip: Sequence[str]) -> list[Rule[Any]] | None:
-    if not only and not skip:
-        return None
-    skipped = [Rule[Any](pattern, skip=True) for pattern in skip]
-    if only:
-        return skipped + [Rule(pattern) for pattern in only]
-    # What the default rule takes, less what is skipped.
-    for pattern in skip:
-        select(params, [Rule(pattern, skip=True)])  # refuses a pattern that matches nothing
-    kept = [name for name in select(params).taken if not any(fnmatch.fnmatchcase(name, pattern) for pattern in skip)]
-    if not kept:
-        raise ValueError(f"nothing is left to compress: {', '.join(map(repr, skip))} skip every leaf")
-    return [*skipped, *(Rule(glob.escape(name)) for name in kept)]
-
-
-def compress_weights(
-    source: Path,
-    out: Path,
-    *,
-    method: str,
-    bins: int,
-    sigma_scale: float = 1.0,
-    only: Sequence[str] = (),
-    skip: Sequence[str] = (),
-    coder: str = "auto",
-    force: bool = False,
-    console: Console,
-) -> None:
-    """Compresses any safetensors weights with no model and no data, and checks the file by decoding it."""
-    if out.exists() and not force:
-        raise ValueError(f"{out} exists: pass --force to overwrite it")
-    _refuse_same(source, out)
-    params = read_weights(source)
-    rules = _rules(params, only, skip)
-    selection = select(params, rules)
-    if not selection.taken:
-        reasons = ", ".join(f"{name} ({reason})" for name, reason in list(selection.left.items())[:5])
-        raise ValueError(f"{source} has no leaf to compress: {reasons}; name leaves by --only")
-    for name in selection.taken:
-        if params[name].dtype == np.float64:
-            # Without 64-bit mode, JAX has no float64 to decode to.
-            params[name] = params[name].astype(np.float32)
-            say(console, f"from float64 to float32: {name}")
-    start = time.monotonic()
-    if method == "gaussian-bins":
-        tree = bin_and_quant(params, gaussian_bins(params, BinConfig(n_bins=bins, sigma_scale=sigma_scale), rules))
-    else:
-        tree = kmeans_share(params, bins, rules)
-    codec.save(out, tree, coder=coder, force=force, metadata={"method": method})
-    seconds = time.monotonic() - start
-    loaded = codec.load(out, like=tree)
-    if not experiment.same_tree(tree, loaded):
-        raise RuntimeError(f"{out} does not decode to what was written into it")
-    console.print(rich_table(file_table(codec.inspect(out), out.name)))
-
-    decoded = named_leaves(decode(loaded))
-    error = power = 0.0
-    for name in selection.taken:
-        w = params[name].astype(np.float64)
-        error += float(np.square(np.asarray(decoded[name]).astype(np.float64) - w).sum())
-        power += float(np.square(w).sum())
-    whole, size = source.stat().st_size, out.stat().st_size
-    lossless = experiment.zstd_bytes(source.read_bytes())
-    console.print(rich_table(Table(
-        "Size",
-        ("file", "bytes", "ratio"),
-        [
-            (source.name, f"{whole:,}", "1.00"),
-            (f"{source.name}, zstd -19 (lossless)", f"{lossless:,}", f"{whole / lossless:.2f}"),
-            (out.name, f"{size:,}", f"{whole / size:.2f}"),
-        ],
-        f"Relative error of compressed leaves {100 * (error / power) ** 0.5 if power else 0.0:.2f} %; accuracy was not measured. "
-        f"Compressed {len(selection.taken)} leaves in {seconds:.1f} s; the file decodes to exactly what was written.",
-    )))  # fmt: skip
-    for name, reason in selection.left.items():
-        say(console, f"left as it was: {name} ({reason})")
 
 
 def compress_tflite(
@@ -248,7 +169,7 @@ def compress_tflite(
     """Compresses a quantised ``.tflite`` without data, and checks that the file restores the model byte for byte."""
     if out.exists() and not force:
         raise ValueError(f"{out} exists: pass --force to overwrite it")
-    _refuse_same(source, out)
+    refuse_same(source, out)
     model = read_tflite(source)
     tree: dict[str, dict[str, Any]] = {name: dict(layer) for name, layer in model.params.items()}
     if not lossless:
@@ -278,17 +199,17 @@ def compress_tflite(
 
 def decompress(source: Path, out: Path, *, force: bool = False, console: Console) -> None:
     """Decodes a file to plain safetensors weights, or to the ``.tflite`` model that it holds."""
-    _refuse_same(source, out)
-    if codec.inspect(source).metadata.get("kind") == "tflite":
+    refuse_same(source, out)
+    info = codec.inspect(source)
+    if info.metadata.get("kind") == "tflite":
         content = load_model(source)
         with atomic_write(out, force=force) as file:
             file.write(content)
         say(console, f"wrote {out}: a .tflite model, {len(content):,} bytes")
         return
-    tree = codec.load(source)
-    params = named_leaves(decode(tree))
-    write_weights(out, params, force=force)
-    say(console, f"wrote {out}: {len(params)} tensors, {out.stat().st_size:,} bytes")
+    shapes = {leaf.name: (leaf.shape, DTYPES[leaf.dtype]) for leaf in info.leaves}
+    stream_weights(out, shapes, ((name, decode(leaf)) for name, leaf in codec.read_leaves(source)), force=force)
+    say(console, f"wrote {out}: {len(shapes)} tensors, {out.stat().st_size:,} bytes")
 
 
 def inspect(source: Path, *, console: Console) -> None:

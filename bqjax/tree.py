@@ -23,6 +23,7 @@ from bqjax.leaves import is_compressed
 __all__ = ["Rule", "Selection", "by_size", "check_compressible", "check_finite", "named_leaves", "replace", "select"]
 
 T = TypeVar("T")
+_PIECE = 2**20
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,11 @@ def check_finite(name: str, leaf: Any) -> None:
     """Raises ``ValueError`` where a concrete floating-point array holds NaN or infinities; tracers pass unchecked."""
     if isinstance(leaf, jax.core.Tracer):
         return
-    bad = np.size(leaf) - int(jnp.isfinite(leaf).sum())
+    if isinstance(leaf, np.ndarray):  # in pieces and without a copy: leaves may be large
+        flat = leaf.reshape(-1)
+        finite = sum(int(np.count_nonzero(np.isfinite(flat[i : i + _PIECE]))) for i in range(0, flat.size, _PIECE))
+    else:
+        finite = int(jnp.isfinite(leaf).sum())
+    bad = np.size(leaf) - finite
     if bad:
         raise ValueError(f"leaf {name!r} holds {bad} NaN or infinite values of {np.size(leaf)}: repair it or skip it by a rule")

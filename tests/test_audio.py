@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bqjax.audio import MfccConfig, dct_matrix, hann_window, mel_filterbank, mfcc
+from bqjax.audio import (
+    MfccConfig,
+    SpectrogramConfig,
+    dct_matrix,
+    hann_window,
+    log_spectrogram,
+    mel_filterbank,
+    mfcc,
+    normalized,
+    spec_augment,
+)
 
 SMALL = MfccConfig(
     sample_rate=8_000,
@@ -128,3 +138,48 @@ def test_more_filters_than_the_transform_resolves():
 def test_bad_sound(pcm, message):
     with pytest.raises(ValueError, match=message):
         mfcc(pcm)
+
+
+@pytest.mark.parametrize("n_mels", [0, 40])
+def test_log_spectrogram_by_definition(n_mels):
+    config = SpectrogramConfig(n_mels=n_mels)
+    pcm = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 1000))
+    frames = np.stack([pcm[:, s : s + 320] for s in range(0, 681, 160)], axis=1) * hann_window(320)[None, None]
+    magnitude = np.abs(np.fft.rfft(frames, 320))
+    expected = np.log(np.maximum(magnitude @ mel_filterbank(config) if n_mels else magnitude, 1e-5))
+    found = log_spectrogram(pcm, config)
+    assert found.shape == (2, config.n_frames(1000), config.features)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_normalized_over_each_utterance():
+    x = np.random.default_rng(0).normal(3, 2, (2, 5, 4)).astype(np.float32)
+    found = jax.jit(normalized)(x, jnp.array([5, 2]))
+    np.testing.assert_allclose(found[1, :2], (x[1, :2] - x[1, :2].mean()) / x[1, :2].std(), atol=1e-5)
+    assert not found[1, 2:].any()
+    assert not jax.jit(normalized)(np.full((2, 5, 4), 7.0), jnp.array([5, 2])).any()
+
+
+def test_spec_augment_masks_stretches_and_bands():
+    x = jnp.ones((64, 50, 30))
+    lengths = jnp.full(64, 40).at[0].set(4)
+    arguments = {"time_masks": 1, "time_width": 12, "frequency_masks": 1, "frequency_width": 6}
+    out = np.asarray(spec_augment(jax.random.key(0), x, lengths, **arguments))
+    np.testing.assert_array_equal(out, spec_augment(jax.random.key(0), x, lengths, **arguments))
+    assert not np.array_equal(out, spec_augment(jax.random.key(1), x, lengths, **arguments))
+    assert set(np.unique(out)) == {0.0, 1.0}
+    frames, bands = (out == 0).all(axis=2).sum(axis=1), (out == 0).all(axis=1).sum(axis=1)
+    assert frames[0] == 0  # a fifth of four frames is none
+    assert frames.max() == 8  # a fifth of forty
+    assert bands.max() == 6
+    assert frames.min() == bands.min() == 0
+    assert all(row.sum() == 0 or np.ptp(np.flatnonzero(row)) + 1 == row.sum() for row in (out == 0).all(axis=2))
+    assert not (out == 0).all(axis=2)[:, 40:].any()
+    with pytest.raises(ValueError, match="must be at least 0"):
+        spec_augment(jax.random.key(0), x, lengths, time_masks=-1)
+
+
+@pytest.mark.parametrize("change", [{"n_mels": -1}, {"floor": 0.0}, {"fft_length": 200}])
+def test_spectrogram_fields(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        SpectrogramConfig(**change)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the bottom. A module may import from its own package and from lower layers, never sideways or up.
 LAYERS = [
-    {"_version", "files", "blocks", "audio", "progress", "quantizers", "budget"},
+    {"_version", "files", "blocks", "audio", "transcripts", "progress", "quantizers", "budget"},
     {"leaves"},
     {"tree", "segments", "histogram", "tiles", "seeding", "gradient_stats"},
     {"kmeans", "vector_kmeans", "gwk_blocks", "sorted_weights", "codec", "adapters"},
@@ -27,7 +27,7 @@ LAYERS = [
     {"budget_search"},
     {"report"},
     {"commands"},
-    {"sweep_command", "tflite_command", "compare_command", "budget_command"},
+    {"sweep_command", "tflite_command", "compare_command", "budget_command", "weights_command"},
     {"cli"},
 ]
 
@@ -158,13 +158,14 @@ def test_reading_a_file_needs_only_leaves_names_and_blocks():
                 "bqjax.tflite_command",
                 "bqjax.compare_command",
                 "bqjax.budget_command",
+                "bqjax.weights_command",
                 "bqjax.cli",
                 "bqjax.progress",
                 "train",
             ),
         ),
         ("constriction", ("bqjax.codec",)),
-        ("soundfile", ("bqjax.models",)),
+        ("soundfile", ("bqjax.models", "train.an4")),
         ("jax._src", ()),
         ("pickle", ()),
         ("cloudpickle", ()),

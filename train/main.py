@@ -15,6 +15,8 @@ from rich.console import Console
 from bqjax.commands import load_config, progress_bar
 from train.config import TrainConfig
 from train.loop import run
+from train.speech import run_speech
+from train.speech_config import SpeechConfig
 
 __all__ = ["Flags", "main"]
 
@@ -24,7 +26,7 @@ class Flags:
     """Trains a network as a config file says. Fields of the config can be given as flags, too: --epochs 20.
 
     Attributes:
-      config: a Python file that defines ``config = TrainConfig(...)``; it is run.
+      config: a Python file that defines ``config = TrainConfig(...)`` or ``SpeechConfig(...)``; it is run.
       data_dir: folder with the data sets and weights.
       out: folder of the run, out/NAME of the config file by default; started again, a run goes on from its last epoch.
       distributed: one process of several: jax.distributed finds the others from its environment variables
@@ -42,21 +44,24 @@ def main(args: Sequence[str] | None = None) -> int:
     flags, rest = tyro.cli(Flags, args=args, prog="python -m train", return_unknown_args=True)
     console = Console(stderr=True)
     try:
-        config = load_config(flags.config, TrainConfig)
+        config = load_config(flags.config, TrainConfig, SpeechConfig)
         config = tyro.cli(
-            TrainConfig,
+            type(config),
             args=rest,
             default=config,
             prog=f"python -m train --config {flags.config}",
             config=(tyro.conf.AvoidSubcommands,),  # --gwk.schedule and not a subcommand of its own
         )
         if flags.distributed:
+            if isinstance(config, SpeechConfig):
+                raise ValueError("speech recognition is trained by one process: leave --distributed out")
             jax.distributed.initialize(
                 os.environ.get("JAX_COORDINATOR_ADDRESS"), _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
             )
         out = flags.out or Path("out") / flags.config.stem
         with progress_bar(console, flags.config.stem) as progress:
-            figures = run(config, out, flags.data_dir, progress=progress, say=lambda line: console.print(line, markup=False))
+            train = run_speech if isinstance(config, SpeechConfig) else run
+            figures = train(config, out, flags.data_dir, progress=progress, say=lambda line: console.print(line, markup=False))
     except (ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,8 +3,8 @@
 Needs neither a model nor a neural-network library: the file says all that :func:`load` restores.
 """
 
-from bqjax.codec.container import inspect, load, save
+from bqjax.codec.container import Deferred, inspect, load, read_leaves, save
 from bqjax.codec.entropy import CODERS
 from bqjax.codec.records import FileInfo, LeafInfo
 
-__all__ = ["CODERS", "FileInfo", "LeafInfo", "inspect", "load", "save"]
+__all__ = ["CODERS", "Deferred", "FileInfo", "LeafInfo", "inspect", "load", "read_leaves", "save"]

@@ -22,7 +22,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,10 +38,21 @@ from bqjax.files import atomic_write
 from bqjax.leaves import is_compressed
 from bqjax.tree import named_leaves
 
-__all__ = ["inspect", "load", "save"]
+__all__ = ["Deferred", "inspect", "load", "read_leaves", "save"]
 
 _JSON_PER_BYTE = 64
 _HASH_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Deferred:
+    """A leaf that does not exist before it is written: :func:`save` makes it when its turn comes, and keeps nothing of it.
+
+    Attributes:
+      make: returns an array or a compressed leaf; called once for each file that is written.
+    """
+
+    make: Callable[[], Any]
 
 
 def save(
@@ -61,6 +73,7 @@ def save(
       tree: nested dicts with ``str`` or ``int`` keys, lists, tuples and None are restored as they are; other nodes
         (NamedTuple, dataclass) come back as dicts unless :func:`load` is given ``like``. Leaves are compressed leaves
         and arrays of numbers or booleans, including NumPy scalars. Python numbers are refused, since they have no dtype.
+        A :class:`Deferred` leaf is made when its turn comes, so that a tree need not fit into memory.
       coder: for the codes of all compressed leaves, see :mod:`bqjax.codec.entropy`. ``"auto"`` tries all of them leaf by leaf,
         at about 1 s per million codes; ``"ans"`` is nearly always as small and takes a fiftieth of that.
       force: overwrite an existing file.
@@ -100,10 +113,11 @@ def save(
 
         file.write(header.placeholder())
         for name, leaf in leaves.items():
-            info, parts = encode_leaf(name, leaf, coder, groups)
+            info, parts = encode_leaf(name, leaf.make() if isinstance(leaf, Deferred) else leaf, coder, groups)
             for part in parts:
                 write(part)
             infos.append(info)
+            del parts  # before the next leaf is made
         data_bytes = sum(info.bytes for info in infos)
         described = {"t": document, "l": [to_record(info) for info in infos], **({"m": metadata} if metadata else {})}
         text = json.dumps(described, separators=(",", ":"), allow_nan=False).encode()
@@ -146,6 +160,27 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
         if like is None:
             return structure.unflatten(document, leaves.__getitem__)
         return _into(like, leaves)
+
+
+def read_leaves(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
+    """The leaves of a file one by one, as :func:`load` gives them: memory holds one at a time.
+
+    The checksum of the whole file is verified before the first.
+
+    Yields:
+      Name and leaf, in the order of the file.
+
+    Raises:
+      ValueError: naming the file and what is wrong with it.
+      OSError: the file cannot be opened or read.
+    """
+    with _reading(path) as (file, head):
+        _, infos, _ = _read_tree(file, head)
+        _verify(file, head)
+        file.seek(head.data_offset)
+        codebooks: dict[str, list[np.ndarray]] = {}
+        for info in infos:
+            yield info.name, decode_leaf(file, info, codebooks)
 
 
 def inspect(path: str | os.PathLike[str]) -> FileInfo:

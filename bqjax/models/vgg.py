@@ -1,4 +1,4 @@
-"""VGG16 and VGG19: stacks of 3x3 convolutions and three dense layers.
+"""VGG16 and VGG19: stacks of 3x3 convolutions and three dense layers, and their weights from torchvision and Keras.
 
 With 1000 classes and images of 224 x 224 they have 138,357,544 and 143,667,240 parameters, most of them
 (123,642,856) in the dense layers.
@@ -10,10 +10,20 @@ References:
 
 from __future__ import annotations
 
+import math
+import os
+import re
+from collections.abc import Mapping
+
 import jax
+import numpy as np
 from flax import nnx
 
-__all__ = ["VGG"]
+from bqjax.adapters.published import load_published
+from bqjax.adapters.torch import torch_name, torch_to_nnx_layout
+from bqjax.adapters.weights import read_weights
+
+__all__ = ["VGG", "load_vgg"]
 
 # Convolutions in each of the five stages, whose channels are 64, 128, 256, 512 and 512.
 _STAGES = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -92,3 +102,75 @@ class VGG(nnx.Module):
         x = self.dropout(nnx.relu(self.fc1(x)))
         x = self.dropout(nnx.relu(self.fc2(x)))
         return self.fc3(x)
+
+
+def load_vgg(path: str | os.PathLike[str]) -> VGG:
+    """The network of a safetensors file in torchvision's or in Keras's names and layouts, in evaluation mode.
+
+    torchvision's ``vgg16`` and ``vgg19`` (without BatchNorm) count layers, ``features.0.weight`` to ``classifier.6.bias``.
+    Keras's have ``block1_conv1/kernel`` to ``predictions/bias``, also with ``:0`` at the end; their first dense layer takes
+    channels last, and its rows are put into the order of channels first. Sizes and depth are those of the file.
+
+    Args:
+      path: the file.
+
+    Raises:
+      ValueError: the file is missing or damaged, has neither kind of names, or its tensors do not fit; the message lists
+        those.
+    """
+    tensors = {name.removesuffix(":0"): tensor for name, tensor in read_weights(path).items()}
+    keras = "block1_conv1/kernel" in tensors
+    first, fc1, fc3 = (
+        ("block1_conv1/bias", "fc1/kernel", "predictions/bias")
+        if keras
+        else ("features.0.bias", "classifier.0.weight", "classifier.6.bias")
+    )
+    if not {first, fc1, fc3} <= set(tensors):
+        raise ValueError(
+            f"{path} is no VGG of torchvision or Keras: it lacks one of {first}, {fc1}, {fc3}; it has "
+            f"{', '.join(sorted(tensors)[:6]) or 'none'}"
+        )
+    convolutions = sum(bool(re.fullmatch(r"features\.\d+\.weight|block\d_conv\d/kernel", name)) for name in tensors)
+    if tensors[fc1].ndim != 2:
+        raise ValueError(f"{path}: {fc1} must have two axes, got shape {tensors[fc1].shape}")
+    hidden, inputs = tensors[fc1].shape[:: -1 if keras else 1]
+    width = tensors[first].size / _CHANNELS[0]
+    # The image's size from the inputs of the first dense layer; where that is no square, what does not fit is found below.
+    image_size = 32 * max(1, math.isqrt(inputs // max(1, int(_CHANNELS[-1] * width))))
+    depth = convolutions + 3
+    if depth not in _STAGES:
+        raise ValueError(f"{path} has {convolutions} convolutions: VGG16 has 13 and VGG19 has 16")
+    classes = tensors[fc3].size
+    model = nnx.eval_shape(lambda: VGG(depth, classes, image_size, width=width, hidden=hidden, rngs=nnx.Rngs(0)))
+    model.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))  # its key has a value, unlike what is loaded
+    names = _keras_names(model) if keras else _torchvision_names(model)
+
+    def name_of(variable: str) -> str:
+        layer, kind = variable.split("/")
+        return f"{names[layer]}/{kind}" if keras else torch_name(f"{names[layer]}/{kind}")
+
+    def convert(variable: str, tensor: np.ndarray) -> np.ndarray:
+        if not keras:
+            return torch_to_nnx_layout(tensor)
+        if variable != "fc1/kernel":
+            return tensor
+        side = image_size // 32
+        return tensor.reshape(side, side, -1, tensor.shape[1]).transpose(2, 0, 1, 3).reshape(tensor.shape)
+
+    loaded = load_published(model, tensors, name_of, convert, source=str(path))
+    return nnx.view(loaded, deterministic=True)
+
+
+def _torchvision_names(model: VGG) -> Mapping[str, str]:
+    names, place = {"fc1": "classifier/0", "fc2": "classifier/3", "fc3": "classifier/6"}, 0
+    for stage in model.stages:
+        for name in stage:
+            names[name] = f"features/{place}"
+            place += 2  # a relu follows each convolution
+        place += 1  # and a pooling each stage
+    return names
+
+
+def _keras_names(model: VGG) -> Mapping[str, str]:
+    names = {"fc1": "fc1", "fc2": "fc2", "fc3": "predictions"}
+    return names | {name: f"block{name[4]}_conv{name[6]}" for stage in model.stages for name in stage}

@@ -8,7 +8,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from bqjax.adapters.weights import read_weights, write_weights
+from bqjax.adapters.weights import open_weights, read_weights, stream_weights, write_weights
 
 INTEGERS = [f"{sign}int{size}" for sign in ("", "u") for size in (8, 16, 32, 64)]
 DTYPES = ["bool", *INTEGERS, "float16", "float32", "float64", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
@@ -63,3 +63,67 @@ def test_what_is_no_such_file_is_refused_by_name(tmp_path):
         (tmp_path / "damaged").write_bytes(damaged)
         with pytest.raises(ValueError, match="damaged is not a safetensors file, or is damaged"):
             read_weights(tmp_path / "damaged")
+
+
+def test_tensors_are_read_one_by_one(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = {
+        "b": rng.normal(size=(3, 4)).astype(np.float32),
+        "a": np.arange(5, dtype=np.int64),
+        "half": rng.normal(size=(2, 3, 2)).astype(jnp.bfloat16),
+        "scalar": np.float32(3),
+        "empty": np.zeros((0, 2), np.float16),
+        "flags": np.array([True, False]),
+    }
+    write_weights(tmp_path / "w", weights)
+    stored = open_weights(tmp_path / "w")
+    whole = read_weights(tmp_path / "w")
+    assert set(stored) == set(whole)
+    for name, tensor in stored.items():
+        array = tensor.read()
+        assert (tensor.shape, tensor.dtype, tensor.ndim, tensor.size) == (array.shape, array.dtype, array.ndim, array.size)
+        assert array.dtype == whole[name].dtype
+        assert array.shape == whole[name].shape
+        assert array.tobytes() == whole[name].tobytes()
+    offsets = [tensor.offset for tensor in stored.values()]
+    assert offsets == sorted(offsets)
+
+
+def test_what_is_not_opened(tmp_path):
+    with pytest.raises(ValueError, match="no file"):
+        open_weights(tmp_path / "absent")
+    write_weights(tmp_path / "w", {"w": np.zeros(100)})
+    stored, content = open_weights(tmp_path / "w"), (tmp_path / "w").read_bytes()
+    (tmp_path / "w").write_bytes(content[:-9])
+    with pytest.raises(ValueError, match="is not a safetensors file, or is damaged"):
+        open_weights(tmp_path / "w")
+    with pytest.raises(ValueError, match="was cut short while it was read"):
+        stored["w"].read()
+
+
+def test_arrays_are_written_one_by_one(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = {"b": rng.normal(size=(3, 4)).astype(np.float32), "a": np.int64(7), "half": jnp.ones((2, 3), jnp.bfloat16)}
+    shapes = {name: (np.shape(array), np.dtype(array.dtype)) for name, array in weights.items()}
+    stream_weights(tmp_path / "w", shapes, iter(weights.items()))
+    back = read_weights(tmp_path / "w")
+    assert set(back) == set(weights)
+    for name, array in weights.items():
+        assert back[name].dtype == array.dtype
+        np.testing.assert_array_equal(back[name], array)
+
+
+def test_what_was_not_announced_is_not_written(tmp_path):
+    shapes = {"a": ((2,), np.dtype(np.float32)), "b": ((1,), np.dtype(np.float32))}
+    a, b = ("a", np.zeros(2, np.float32)), ("b", np.zeros(1, np.float32))
+    for arrays, message in (
+        ([b, a], "'b' of shape"),
+        ([a], "'b' was announced"),
+        ([a, b, b], "'b' of shape"),
+        ([("a", np.zeros(2))], "float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stream_weights(tmp_path / "w", shapes, arrays)
+    with pytest.raises(ValueError, match="'c' has dtype complex64, which safetensors cannot hold"):
+        stream_weights(tmp_path / "w", {"c": ((1,), np.dtype(np.complex64))}, [])
+    assert not list(tmp_path.iterdir())

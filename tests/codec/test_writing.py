@@ -94,3 +94,29 @@ def test_memory_is_bounded_by_a_leaf(tmp_path):
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 3 * 4e6
     assert (tmp_path / "f").stat().st_size > 10 * 3.9e6
+
+
+def test_a_deferred_leaf_is_made_when_its_turn_comes(tmp_path):
+    made = []
+
+    def make(i):
+        made.append(i)
+        return np.full(3, i, np.float32)
+
+    tree = {f"w{i}": codec.Deferred(lambda i=i: make(i)) for i in range(3)}
+    assert not made
+    codec.save(tmp_path / "a", tree)
+    assert made == [0, 1, 2]
+    codec.save(tmp_path / "b", {f"w{i}": np.full(3, i, np.float32) for i in range(3)})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    found = [(name, leaf.tolist()) for name, leaf in codec.read_leaves(tmp_path / "a")]
+    assert found == [(f"w{i}", [i] * 3) for i in range(3)]
+
+
+def test_leaves_of_a_damaged_file_are_not_read(tmp_path):
+    codec.save(tmp_path / "a", {"w": np.arange(9.0)})
+    content = bytearray((tmp_path / "a").read_bytes())
+    content[330] ^= 1
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(ValueError, match="the checksum"):
+        next(codec.read_leaves(tmp_path / "a"))

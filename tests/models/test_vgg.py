@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
-from bqjax.models.vgg import VGG
+from bqjax.models.vgg import VGG, load_vgg
 from bqjax.tree import named_leaves
 
 
@@ -101,3 +102,91 @@ def test_flattens_channels_first(images):
 def test_images_of_another_size(images):
     with pytest.raises(ValueError, match=r"images must be \[n, 32, 32, 3\], got \(2, 16, 32, 3\)"):
         small()(images[:, :16])
+
+
+def torchvision_weights(depth=16, side=1):
+    """A narrow VGG in torchvision's names, shapes and order of axes."""
+    rng = np.random.default_rng(0)
+    tensors, place, cin = {}, 0, 3
+    for n, channels in zip((2, 2, 3, 3, 3) if depth == 16 else (2, 2, 4, 4, 4), (4, 8, 16, 32, 32), strict=True):
+        for _ in range(n):
+            tensors[f"features.{place}.weight"] = rng.normal(0, np.sqrt(2 / (9 * cin)), (channels, cin, 3, 3))
+            tensors[f"features.{place}.bias"] = rng.normal(0, 0.1, channels)
+            place, cin = place + 2, channels
+        place += 1
+    for name, shape in {"0": (16, 32 * side**2), "3": (16, 16), "6": (10, 16)}.items():
+        tensors[f"classifier.{name}.weight"] = rng.normal(0, np.sqrt(1 / shape[1]), shape)
+        tensors[f"classifier.{name}.bias"] = rng.normal(0, 0.1, shape[0])
+    return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+
+
+def keras_weights(torch_weights, side):
+    """The same network in Keras's names and layouts."""
+    convolutions = [name for name in torch_weights if name.startswith("features") and name.endswith("weight")]
+    stages = (2, 2, 3, 3, 3) if len(convolutions) == 13 else (2, 2, 4, 4, 4)
+    places = [f"block{i}_conv{j + 1}" for i, n in enumerate(stages, 1) for j in range(n)]
+    tensors = {}
+    for layer, name in zip(places, convolutions, strict=True):
+        tensors[f"{layer}/kernel:0"] = torch_weights[name].transpose(2, 3, 1, 0)
+        tensors[f"{layer}/bias:0"] = torch_weights[name.replace("weight", "bias")]
+    for layer, place in {"fc1": 0, "fc2": 3, "predictions": 6}.items():
+        tensors[f"{layer}/kernel:0"] = torch_weights[f"classifier.{place}.weight"].T
+        tensors[f"{layer}/bias:0"] = torch_weights[f"classifier.{place}.bias"]
+    kernel = tensors["fc1/kernel:0"]  # rows by channel, row, column
+    rows = np.arange(len(kernel)).reshape(-1, side, side).transpose(1, 2, 0).reshape(-1)
+    tensors["fc1/kernel:0"] = kernel[rows]
+    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+
+
+def write(tmp_path, tensors):
+    save_file(tensors, tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
+
+
+def test_published_weights_give_what_pytorch_computes(tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors = torchvision_weights(side=2)
+    x = np.random.default_rng(1).normal(size=(2, 3, 64, 64)).astype(np.float32)
+    w = {name: torch.tensor(tensor) for name, tensor in tensors.items()}
+    y, functional = torch.tensor(x), torch.nn.functional
+    for place in (0, 2, -1, 5, 7, -1, 10, 12, 14, -1, 17, 19, 21, -1, 24, 26, 28, -1):
+        if place < 0:
+            y = functional.max_pool2d(y, 2)
+        else:
+            y = torch.relu(functional.conv2d(y, w[f"features.{place}.weight"], w[f"features.{place}.bias"], padding=1))
+    y = y.flatten(1)
+    for place in (0, 3, 6):
+        y = y @ w[f"classifier.{place}.weight"].T + w[f"classifier.{place}.bias"]
+        y = torch.relu(y) if place < 6 else y
+    model = load_vgg(write(tmp_path, tensors))
+    assert (model.image_size, len(model.stages[2])) == (64, 3)
+    found = jax.jit(nnx_apply(model))(nnx_params(model), x.transpose(0, 2, 3, 1))
+    np.testing.assert_allclose(found, y.numpy(), rtol=1e-3, atol=1e-4)
+    keras = load_vgg(write(tmp_path, keras_weights(tensors, 2)))
+    jax.tree.map(np.testing.assert_array_equal, nnx_params(keras), nnx_params(model))
+
+
+def test_vgg19_is_told_by_its_convolutions(tmp_path):
+    model = load_vgg(write(tmp_path, torchvision_weights(19)))
+    np.testing.assert_array_equal(model.conv5_4.bias[...], torchvision_weights(19)["features.34.bias"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features.0.bias": None}, "is no VGG of torchvision or Keras: it lacks one of features.0.bias"),
+        ({"features.28.weight": None}, "has 12 convolutions: VGG16 has 13 and VGG19 has 16"),
+        ({"classifier.0.weight": np.zeros(3, np.float32)}, "classifier.0.weight must have two axes"),
+        (
+            {"features.5.weight": np.zeros((8, 4, 5, 5), np.float32)},
+            r"features\.5\.weight has shape \(8, 4, 5, 5\), conv2_1/kernel needs",
+        ),
+        ({"bn.weight": np.zeros(3, np.float32)}, r"bn\.weight \(3,\) has no place in the network"),
+        ({"classifier.3.bias": None}, r"classifier\.3\.bias is missing \(for fc2/bias, \(16,\)\)"),
+        ({"classifier.0.weight": np.zeros((16, 33), np.float32)}, r"classifier\.0\.weight has shape \(16, 33\), fc1/kernel needs"),
+    ],
+)
+def test_weights_of_another_network(tmp_path, change, message):
+    tensors = {name: tensor for name, tensor in (torchvision_weights() | change).items() if tensor is not None}
+    with pytest.raises(ValueError, match=message):
+        load_vgg(write(tmp_path, tensors))

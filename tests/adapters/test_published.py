@@ -1,0 +1,66 @@
+"""Published weights by a table of names: values arrive, or everything that does not fit is listed."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bqjax.adapters.flax import nnx_params
+from bqjax.adapters.published import load_published
+
+
+class Net(nnx.Module):
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.layers = nnx.List([nnx.Linear(2, 2, rngs=rngs) for _ in range(8)])
+        self.bn = nnx.BatchNorm(2, rngs=rngs)
+
+
+def abstract():
+    return nnx.eval_shape(lambda: Net(rngs=nnx.Rngs(0)))
+
+
+def name_of(variable):
+    return variable.replace("/", "-").upper()
+
+
+def tensors():
+    rng = np.random.default_rng(0)
+    names = [f"LAYERS-{i}-{kind}" for i in range(8) for kind in ("KERNEL", "BIAS")]
+    weights = {name: rng.normal(size=(2, 2) if name.endswith("KERNEL") else 2).astype(np.float16) for name in names}
+    return weights | {f"BN-{kind}": rng.normal(size=2).astype(np.float16) for kind in ("SCALE", "BIAS", "MEAN", "VAR")}
+
+
+def test_values_arrive_converted_and_cast():
+    model = load_published(abstract(), tensors(), name_of, lambda name, x: x.T if name.endswith("kernel") else x)
+    params = nnx_params(model)
+    np.testing.assert_array_equal(params["layers"][3]["kernel"], tensors()["LAYERS-3-KERNEL"].T.astype(np.float32))
+    np.testing.assert_array_equal(model.bn.var[...], tensors()["BN-VAR"].astype(np.float32))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_all_that_does_not_fit_is_listed():
+    wrong = tensors() | {"BN-MEAN": np.zeros(3, np.float32), "BN-VAR": np.zeros(2, np.int8)}
+    del wrong["LAYERS-1-BIAS"]
+    wrong |= {"EXTRA": np.zeros((1, 2)), "COUNT": np.array(3)}
+    with pytest.raises(ValueError, match=r"^w\.st does not fit Net: ") as caught:
+        load_published(abstract(), wrong, name_of, ignored="COUNT".__eq__, source="w.st")
+    message = str(caught.value)
+    for part in (
+        "LAYERS-1-BIAS is missing (for layers/1/bias, (2,))",
+        "BN-MEAN has shape (3,), bn/mean needs (2,)",
+        "BN-VAR is int8, not floating point",
+        "EXTRA (1, 2) has no place in the network",
+    ):
+        assert part in message
+    assert "COUNT" not in message
+    with pytest.raises(ValueError, match=r"; and 8 more$"):
+        load_published(abstract(), {}, name_of)
+
+
+def test_an_abstract_model_with_more_than_weights():
+    model = nnx.eval_shape(lambda: nnx.Sequential(nnx.Linear(1, 1, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0))))
+    with pytest.raises(ValueError, match="abstract Sequential holds more than parameters"):
+        load_published(model, {}, name_of)
