@@ -60,6 +60,7 @@ def straight_through(latent: Any, tree: Any) -> Any:
       ``latent`` with the values of every clustered leaf decoded: bit for bit what will be in the file.
 
     Example:
+      >>> from bqjax.leaves import Clustered
       >>> leaf = Clustered(np.array([0, 1], np.uint8), np.float32([[1.0], [5.0]]), (2,), np.float32)
       >>> latent = {"w": jnp.array([0.8, 4.0])}
       >>> loss = lambda latent: (straight_through(latent, {"w": leaf})["w"] ** 2).sum()
