@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format clean setup
+.PHONY: demo test test-all check format clean setup
 
 # Reinstalled when pyproject.toml changes.
 setup: $(VENV)/.installed
@@ -20,6 +20,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# With what takes long and is covered in part by other tests.
+test-all: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 check: setup
 	$(BIN)/ruff check .

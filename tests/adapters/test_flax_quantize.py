@@ -69,6 +69,7 @@ def test_gradients_in_training_mode_are_finite(rounding):
         assert np.any(gradient != 0) or "activation_lower" in name, name
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_trained_resnet_keeps_its_answers(data_dir):
     from train.data import cifar10

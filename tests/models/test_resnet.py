@@ -131,6 +131,7 @@ def test_task_without_data(tmp_path):
         resnet_task(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_resnet20_gives_the_published_answers(data_dir):
     task = resnet_task(data_dir)

@@ -117,7 +117,7 @@ def test_resumed_after_a_kill_the_numbers_are_the_same(whole, tmp_path):
     assert figures == whole[1]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_four_devices_give_the_losses_of_one(whole, tmp_path, processes):
     config = dataclasses.replace(CONFIG, epochs=0)
     with socket.socket() as free:
