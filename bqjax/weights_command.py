@@ -20,7 +20,7 @@ from bqjax.adapters.weights import StoredTensor, open_weights
 from bqjax.bin_and_quant import BinConfig, bin_and_quant, gaussian_bins
 from bqjax.codec import Deferred
 from bqjax.commands import progress_bar, refuse_same, say
-from bqjax.leaves import decode, is_compressed
+from bqjax.leaves import is_compressed
 from bqjax.related.weight_sharing import kmeans_share
 from bqjax.report.tables import Table, file_table, rich_table
 from bqjax.tree import Rule, select
@@ -139,10 +139,12 @@ def _checked(out: Path, params: Mapping[str, StoredTensor], taken: Mapping[str, 
         read.add(name)
         if name not in taken:
             continue
-        values, w = np.asarray(decode(leaf)).reshape(-1), _single(params[name].read()).reshape(-1)
-        for i in range(0, w.size, _CHUNK):  # so that the copies in float64 stay small
+        # Both methods give one value a weight, in the order of the weights. In pieces, so that the copies stay small.
+        codebook, indices = np.asarray(leaf.codebook)[:, 0].astype(np.float64), np.asarray(leaf.indices)
+        w = _single(params[name].read()).reshape(-1)
+        for i in range(0, w.size, _CHUNK):
             piece = w[i : i + _CHUNK].astype(np.float64)
-            error += float(np.square(values[i : i + _CHUNK].astype(np.float64) - piece).sum())
+            error += float(np.square(codebook[indices[i : i + _CHUNK]] - piece).sum())
             power += float(np.square(piece).sum())
     if read != set(written):
         raise RuntimeError(f"{out} lacks leaves that were written into it: {', '.join(sorted(set(written) - read))}")
