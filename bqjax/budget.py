@@ -119,19 +119,22 @@ def plan_for_size(curves: Curves, target: float) -> Plan:
     if smallest > target:
         raise ValueError(f"no plan fits into {target:,.0f} bytes: the smallest takes {smallest:,.0f}")
     fitting = [plan for plan in path if total(curves, plan).bytes <= target]
-    return _filled(curves, fitting[-1], target)
+    return _filled(curves, fitting[-1], target, spent=0, saved=1)
 
 
-def _filled(curves: Curves, plan: Plan, target: float) -> Plan:
-    """The plan with its spare bytes spent, one change of one unit after the other, on what lowers the damage most."""
+def _filled(curves: Curves, plan: Plan, limit: float, *, spent: int, saved: int) -> Plan:
+    """The plan with the rest of a limit spent, one change of one unit after the other, on what saves most.
+
+    ``spent`` and ``saved`` are places in :class:`Option`: what the limit is of, and what is to become less.
+    """
     plan = dict(plan)
     while True:
-        spare = target - total(curves, plan).bytes
+        spare = limit - total(curves, plan)[spent]
         changes = [
-            (options[plan[unit]].damage - option.damage, unit, i)
+            (options[plan[unit]][saved] - option[saved], unit, i)
             for unit, options in curves.items()
             for i, option in enumerate(options)
-            if option.bytes - options[plan[unit]].bytes <= spare and option.damage < options[plan[unit]].damage
+            if option[spent] - options[plan[unit]][spent] <= spare and option[saved] < options[plan[unit]][saved]
         ]
         if not changes:
             return plan
@@ -149,16 +152,5 @@ def plan_for_damage(curves: Curves, limit: float) -> Plan:
     least = total(curves, path[-1]).damage
     if least > limit:
         raise ValueError(f"no plan does at most {limit:.4g} of damage: the least is {least:.4g}")
-    plan = dict(next(plan for plan in path if total(curves, plan).damage <= limit))
-    while True:
-        spare = limit - total(curves, plan).damage
-        changes = [
-            (options[plan[unit]].bytes - option.bytes, unit, i)
-            for unit, options in curves.items()
-            for i, option in enumerate(options)
-            if option.damage - options[plan[unit]].damage <= spare and option.bytes < options[plan[unit]].bytes
-        ]
-        if not changes:
-            return plan
-        _, unit, i = max(changes, key=lambda c: c[0])
-        plan[unit] = i
+    fitting = next(plan for plan in path if total(curves, plan).damage <= limit)
+    return _filled(curves, fitting, limit, spent=1, saved=0)
