@@ -75,7 +75,7 @@ class Row:
       method: label of the method.
       before, after: the metric on the test data of the original network and of the decoded file.
       difference: ``after - before``, in the direction where higher is better.
-      standard_error: of the paired difference, or None where the metric is not accuracy or there are no predictions.
+      standard_error: of the paired difference, or None where the task has no predictions or they do not tell the metric's parts.
       agreement: share of test examples on which both predict the same, or None.
       calibration: the metric of the decoded file on the calibration data.
       file_bytes: size of the file.
@@ -103,7 +103,7 @@ class Reference(NamedTuple):
     Attributes:
       test, calibration: metrics on both sets.
       predictions: class of each test example, or None.
-      right: whether each was right.
+      parts: what each test example adds to the sum of the metric, or None.
       n_test, n_calibration: examples.
       n_params: parameters.
       float_bytes: of the parameters as a safetensors file.
@@ -113,7 +113,7 @@ class Reference(NamedTuple):
     test: Mapping[str, float]
     calibration: Mapping[str, float]
     predictions: np.ndarray | None
-    right: np.ndarray | None
+    parts: np.ndarray | None
     n_test: int
     n_calibration: int
     n_params: int
@@ -140,12 +140,13 @@ def zstd_bytes(data: bytes, level: int = 19) -> int:
 
 
 class _Measured(NamedTuple):
-    """What one pass over some batches gives: metrics, examples, and each counted example's prediction and correctness."""
+    """What one pass over some batches gives: metrics, examples (what the score counts), each counted example's prediction,
+    and what it adds to the sum of the task's metric."""
 
     metrics: dict[str, float]
     n_examples: int
     predictions: np.ndarray | None
-    right: np.ndarray | None
+    parts: np.ndarray | None
 
 
 # Compiled once a task: a table of twenty rows would otherwise compile the network forty times.
@@ -180,7 +181,12 @@ def _measure(task: Task, params: Any, batches: Sequence[Any]) -> _Measured:
         return _Measured(metrics, round(count), None, None)
     keep = np.concatenate([np.asarray(said.counted, bool) for _, _, said in found])
     predictions, right = (np.concatenate([said[i] for _, _, said in found])[keep] for i in range(2))
-    return _Measured(metrics, round(count), predictions, right)
+    parts, metric = None, task.metric.removeprefix("-")
+    if metric == "accuracy":  # of which right and wrong are the examples' own values
+        parts = right.astype(np.float64)
+    elif metric in found[0][2].sums:
+        parts = np.concatenate([said.sums[metric] for _, _, said in found])[keep].astype(np.float64)
+    return _Measured(metrics, round(count), predictions, parts)
 
 
 def reference(task: Task) -> Reference:
@@ -191,7 +197,7 @@ def reference(task: Task) -> Reference:
         test.metrics,
         calibration.metrics,
         test.predictions,
-        test.right,
+        test.parts,
         test.n_examples,
         calibration.n_examples,
         sum(int(np.size(x)) for x in named_leaves(task.params).values()),
@@ -256,13 +262,13 @@ def run(
     if not same_tree(compressed, tree):
         raise RuntimeError(f"{path} does not decode to the tree that was written into it")
     params = decode(tree)
-    after, _, predictions, right = _measure(task, params, task.test)
+    after, count, predictions, parts = _measure(task, params, task.test)
     agreement = standard_error = None
-    if predictions is not None and right is not None and before.predictions is not None and before.right is not None:
+    if predictions is not None and before.predictions is not None:
         agreement = float(np.mean(predictions == before.predictions))
-        if task.metric == "accuracy":  # of which right and wrong are the examples' own values
-            changed = right.astype(np.float64) - before.right.astype(np.float64)
-            standard_error = float(changed.std() / math.sqrt(len(changed)))
+        if parts is not None and before.parts is not None:
+            changed = parts - before.parts
+            standard_error = float(changed.std() * math.sqrt(len(changed)) / count)
     name = task.metric.removeprefix("-")
     size = Path(path).stat().st_size
     row = Row(

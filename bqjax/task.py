@@ -31,11 +31,14 @@ class Predictions(NamedTuple):
       predictions: ``[n]`` class indices.
       right: ``[n]`` whether each is right.
       counted: ``[n]`` False for padding.
+      sums: ``[n]`` each example's part in the score's sums, by metric, for metrics other than accuracy whose paired
+        differences are wanted.
     """
 
     predictions: jax.Array
     right: jax.Array
     counted: jax.Array
+    sums: Mapping[str, jax.Array] = {}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,7 +112,7 @@ def classification_score(apply: Callable[[Any, Any], jax.Array], classes: Sequen
     outcome = _classify(apply, classes)
 
     def score(params: Any, batch: Mapping[str, Any]) -> tuple[dict[str, jax.Array], jax.Array]:
-        logits, labels, (_, right, counted) = outcome(params, batch)
+        logits, labels, (_, right, counted, _) = outcome(params, batch)
         loss = jax.nn.logsumexp(logits, axis=1) - jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
         sums = {
             "accuracy": jnp.sum(right & counted).astype(jnp.float32),

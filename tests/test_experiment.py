@@ -96,7 +96,7 @@ def test_the_reference():
     assert 0.7 < right.mean() < 0.99  # neither chance nor perfect, where differences could not show
     assert ref.calibration["accuracy"] == pytest.approx(by_hand(params(), 90, 150)[1].mean(), rel=1e-6)
     np.testing.assert_array_equal(ref.predictions, guess)
-    np.testing.assert_array_equal(ref.right, right)
+    np.testing.assert_array_equal(ref.parts, right)
     assert (ref.n_test, ref.n_calibration, ref.n_params) == (N_TEST, N_CALIBRATION, 6 * 20 + 20 + 20 * 3)
     p = params()
     flat = {"hidden/kernel": p["hidden"]["kernel"], "hidden/bias": p["hidden"]["bias"], "head/kernel": p["head"]["kernel"]}
@@ -152,6 +152,25 @@ def test_a_metric_where_lower_is_better(tmp_path):
     assert row.after > row.before > 0
     assert row.difference == pytest.approx(row.before - row.after)
     assert row.standard_error is None and row.agreement is None
+
+    # Errors a word, of which an example has more than one: the standard error is that of a ratio of sums.
+    words, said = 3, task.score
+
+    def score(params, batch):
+        sums, count = said(params, batch)
+        return {"errors": 2 * (count - sums["accuracy"]), "loss": sums["loss"]}, words * count
+
+    def predict(params, batch):
+        found = classification_predict(forward)(params, batch)
+        return found._replace(sums={"errors": 2 * ~found.right})
+
+    task = tiny_task(metric="-errors", score=score, predict=predict)
+    ref = experiment.reference(task)
+    row = experiment.run(task, KMeans(k=2), tmp_path / "b", ref, key=KEY).row
+    changed = 2.0 * by_hand(params(), 150, 360)[1] - 2.0 * by_hand(decode(codec.load(tmp_path / "b")), 150, 360)[1]
+    assert changed.any()
+    assert row.difference == pytest.approx(-changed.mean() / words)
+    assert row.standard_error == pytest.approx(changed.std() / math.sqrt(len(changed)) / words)
 
 
 class Untouchable:

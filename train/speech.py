@@ -25,11 +25,12 @@ from bqjax.adapters.weights import write_weights
 from bqjax.audio import spec_augment
 from bqjax.models.ctc import ctc_losses
 from bqjax.progress import Progress
-from bqjax.transcripts import ENGLISH, beam_search, cer, greedy, wer
+from bqjax.transcripts import ENGLISH
 from bqjax.tree import named_leaves
 from train.an4 import an4_splits
 from train.checkpoint import Checkpoints, checked_config
 from train.log import MetricsLog
+from train.recognition import beam_rates, greedy_rates
 from train.speech_config import SpeechConfig
 from train.speech_data import Batch, Speech, batches, bucket_frames, features_of
 
@@ -135,7 +136,7 @@ def run_speech(
             total = {key: float(np.sum([s[key] for s in sums])) for key in sums[0]}
             seconds = time.perf_counter() - start
             loss = total["loss"] / total["characters"]
-            measured, _ = _measured(parts, state, data["calibration"], config)
+            measured, _ = greedy_rates(partial(parts.transcribe, state), data["calibration"], config.batch_size)
             values = {"train_loss": loss, "impossible": total["impossible"], **measured, "seconds": seconds}
             log.write(epoch + 1, values)
             rate = len(data["train"].texts) / seconds
@@ -148,11 +149,11 @@ def run_speech(
     log.close()
     network = {**named_leaves(state.params), **named_leaves(state.statistics)}
     write_weights(out / "model.safetensors", jax.tree.map(np.asarray, network), force=True)
-    measured, logits = _measured(parts, state, data["test"], config, keep=bool(config.beam_width))
+    measured, logits = greedy_rates(partial(parts.transcribe, state), data["test"], config.batch_size)
     figures = {"WER": measured["wer"], "CER": measured["cer"]}
     if config.beam_width:
-        texts = [beam_search(np.asarray(jax.nn.log_softmax(row)), ENGLISH, config.beam_width)[0][0] for row in logits]
-        figures |= {"WER, beam": wer(data["test"].texts, texts), "CER, beam": cer(data["test"].texts, texts)}
+        beam = beam_rates(logits, data["test"], config.beam_width)
+        figures |= {"WER, beam": beam["wer"], "CER, beam": beam["cer"]}
     return figures
 
 
@@ -164,25 +165,6 @@ def _possible(config: SpeechConfig, speech: Speech) -> list[bool]:
             frames = -(-frames // stride)
         found.append(frames >= len(labels) + sum(a == b for a, b in pairwise(labels)))
     return found
-
-
-def _measured(
-    parts: SpeechFunctions, state: SpeechState, speech: Speech, config: SpeechConfig, keep: bool = False
-) -> tuple[dict[str, float], list[np.ndarray]]:
-    """Loss a character, WER and CER by greedy decoding, and if they are kept the logits of each utterance."""
-    texts, kept = [""] * len(speech.texts), [np.empty(0)] * len(speech.texts)
-    loss = characters = 0.0
-    for rows, batch in batches(speech, config.batch_size, None):
-        logits, lengths, losses, possible = map(np.asarray, parts.transcribe(state, batch))
-        n = len(rows)
-        loss += float(losses[:n].sum())
-        characters += float(batch.label_lengths[:n][possible[:n]].sum())
-        for i, (row, text) in enumerate(zip(rows, greedy(logits[:n], lengths[:n], ENGLISH), strict=True)):
-            texts[row] = text
-            if keep:
-                kept[row] = logits[i, : lengths[i]]
-    rates = {"wer": wer(speech.texts, texts), "cer": cer(speech.texts, texts)}
-    return {"loss": loss / max(characters, 1.0), **rates}, kept
 
 
 def speech_functions(config: SpeechConfig, total: int) -> SpeechFunctions:

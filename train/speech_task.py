@@ -13,7 +13,7 @@ from flax import nnx
 from bqjax.adapters.flax import nnx_apply, nnx_params
 from bqjax.adapters.published import load_published
 from bqjax.adapters.weights import read_weights
-from bqjax.models.ctc import ctc_score
+from bqjax.models.ctc import ctc_outputs, ctc_predict, ctc_score
 from bqjax.task import Task
 from bqjax.transcripts import ENGLISH
 from train.speech import speech_data
@@ -58,10 +58,13 @@ def an4_task(run: str | os.PathLike[str], data_dir: Path | None) -> Task:
     """
     config, model = load_run(run)
     data = speech_data(config, data_dir)
+    apply, separator = nnx_apply(model), ENGLISH.encode(" ")[0]
     return Task(
         name="DeepSpeech 2, AN4",
         params=nnx_params(model),
-        score=ctc_score(nnx_apply(model), separator=ENGLISH.encode(" ")[0]),
+        score=ctc_score(apply, separator=separator),
+        predict=ctc_predict(apply, separator=separator),
+        outputs=ctc_outputs(apply),
         calibration=_batches(data["calibration"], config.batch_size),
         test=_batches(data["test"], config.batch_size),
         metric="-errors",

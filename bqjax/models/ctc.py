@@ -10,7 +10,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,9 @@ import optax
 
 from bqjax.models.recurrent import valid_frames
 from bqjax.sensitivity.evaluate import Score
+from bqjax.task import Predictions
 
-__all__ = ["ctc_losses", "ctc_score", "edit_distances", "greedy_labels", "words"]
+__all__ = ["ctc_losses", "ctc_outputs", "ctc_predict", "ctc_score", "edit_distances", "greedy_labels", "words"]
 
 _PRIME = 1_000_003
 
@@ -135,6 +136,36 @@ def words(labels: jax.Array, lengths: jax.Array, separator: int) -> tuple[jax.Ar
     return jnp.take_along_axis(jnp.where(ends, running.T, 0), order, axis=1), jnp.sum(ends, axis=1)
 
 
+class _Heard(NamedTuple):
+    """What a network makes of each utterance of a batch: sums of the score, a number that tells transcripts apart."""
+
+    sums: dict[str, jax.Array]
+    references: jax.Array
+    transcripts: jax.Array
+    counted: jax.Array
+
+
+def _hear(apply: Callable[..., Any], separator: int | None, params: Any, batch: Mapping[str, Any]) -> _Heard:
+    labels, label_lengths = jnp.asarray(batch["labels"]), jnp.asarray(batch["label_lengths"])
+    logits, lengths = apply(params, batch["inputs"], jnp.asarray(batch["lengths"]))
+    losses, possible = ctc_losses(logits, lengths, labels, label_lengths)
+    found, n_found = greedy_labels(logits, lengths)
+    whole, _ = words(found, n_found, separator=-1)  # all of it as one word
+    if separator is not None:
+        found, n_found = words(found, n_found, separator)
+        labels, label_lengths = words(labels, label_lengths, separator)
+    errors = edit_distances(labels, label_lengths, found, n_found)
+    # A network that gives NaN has recognised nothing, although argmax names classes for it.
+    broken = jnp.isnan(jnp.where(valid_frames(lengths, logits.shape[1])[:, :, None], logits, 0)).any(axis=(1, 2))
+    errors = jnp.where(broken, label_lengths, errors)
+    return _Heard({"loss": losses, "errors": errors, "impossible": ~possible}, label_lengths, whole[:, 0], _counted(batch))
+
+
+def _counted(batch: Mapping[str, Any]) -> jax.Array:
+    mask = batch.get("mask")
+    return jnp.ones(len(batch["labels"]), bool) if mask is None else jnp.asarray(mask) != 0
+
+
 def ctc_score(apply: Callable[..., Any], *, separator: int | None = None) -> Score:
     """The score of a speech network by greedy decoding: losses and errors, a character or a word of the reference each.
 
@@ -150,20 +181,38 @@ def ctc_score(apply: Callable[..., Any], *, separator: int | None = None) -> Sco
     """
 
     def score(params: Any, batch: Mapping[str, Any]) -> tuple[dict[str, jax.Array], jax.Array]:
-        labels, label_lengths = jnp.asarray(batch["labels"]), jnp.asarray(batch["label_lengths"])
-        logits, lengths = apply(params, batch["inputs"], jnp.asarray(batch["lengths"]))
-        counted = jnp.ones(len(labels), bool) if batch.get("mask") is None else jnp.asarray(batch["mask"]) != 0
-        losses, possible = ctc_losses(logits, lengths, labels, label_lengths)
-        found, n_found = greedy_labels(logits, lengths)
-        if separator is not None:
-            found, n_found = words(found, n_found, separator)
-            labels, label_lengths = words(labels, label_lengths, separator)
-        errors = edit_distances(labels, label_lengths, found, n_found)
-        # A network that gives NaN has recognised nothing, although argmax names classes for it.
-        broken = jnp.isnan(jnp.where(valid_frames(lengths, logits.shape[1])[:, :, None], logits, 0)).any(axis=(1, 2))
-        errors = jnp.where(broken, label_lengths, errors)
-        sums = {"loss": losses, "errors": errors, "impossible": ~possible}
-        total = {name: jnp.sum(jnp.where(counted, value, 0)).astype(jnp.float32) for name, value in sums.items()}
-        return total, jnp.sum(jnp.where(counted, label_lengths, 0)).astype(jnp.float32)
+        heard = _hear(apply, separator, params, batch)
+        total = {name: jnp.sum(jnp.where(heard.counted, x, 0)).astype(jnp.float32) for name, x in heard.sums.items()}
+        return total, jnp.sum(jnp.where(heard.counted, heard.references, 0)).astype(jnp.float32)
 
     return score
+
+
+def ctc_predict(apply: Callable[..., Any], *, separator: int | None = None) -> Callable[[Any, Any], Predictions]:
+    """The transcripts that :func:`ctc_score` counts the errors of, as numbers (hashes of 32 bits), and each one's errors.
+
+    An utterance is right where there are no errors, so that agreement is the share of equal transcripts. Args are those of
+    :func:`ctc_score`.
+    """
+
+    def predict(params: Any, batch: Mapping[str, Any]) -> Predictions:
+        heard = _hear(apply, separator, params, batch)
+        errors = heard.sums["errors"]
+        return Predictions(heard.transcripts, errors == 0, heard.counted, {"errors": errors})
+
+    return predict
+
+
+def ctc_outputs(apply: Callable[..., Any]) -> Callable[[Any, Any], jax.Array]:
+    """Logits ``[n, t, classes]`` of a batch, zero behind each utterance and for padding: what importance of weights is taken from.
+
+    Args:
+      apply: see :func:`ctc_score`.
+    """
+
+    def outputs(params: Any, batch: Mapping[str, Any]) -> jax.Array:
+        logits, lengths = apply(params, batch["inputs"], jnp.asarray(batch["lengths"]))
+        inside = valid_frames(lengths, logits.shape[1]) & _counted(batch)[:, None]
+        return jnp.where(inside[:, :, None], logits, 0)
+
+    return outputs

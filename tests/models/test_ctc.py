@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bqjax.models.ctc import ctc_losses, ctc_score, edit_distances, greedy_labels, words
+from bqjax.models.ctc import ctc_losses, ctc_outputs, ctc_predict, ctc_score, edit_distances, greedy_labels, words
 from bqjax.transcripts import ENGLISH, cer, edit_distance, greedy, wer
 
 N, T, M = 6, 9, 5
@@ -121,6 +121,17 @@ def test_score_is_that_of_the_texts(separator):
     assert float(sums["impossible"]) == 0
     losses, _ = losses_of(logits, lengths, labels, label_lengths)
     np.testing.assert_allclose(sums["loss"], losses[:N_COUNTED].sum(), rtol=1e-5)
+    apply = lambda params, x, n: (x * params, n)  # noqa: E731
+    said = jax.jit(ctc_predict(apply, separator=separator))(jnp.float32(1), batch)
+    counted = np.asarray(said.counted)
+    assert counted.tolist() == [i < N_COUNTED for i in range(N)]
+    assert float(said.sums["errors"][counted].sum()) == float(sums["errors"])
+    assert (said.right == (said.sums["errors"] == 0)).all()
+    # One number a transcript: equal exactly where the texts are.
+    numbers = said.predictions[counted].tolist()
+    assert [[a == b for b in numbers] for a in numbers] == [[a == b for b in hypotheses] for a in hypotheses]
+    seen = np.asarray(jax.jit(ctc_outputs(apply))(jnp.float32(1), batch)) != 0
+    assert [int(row.any(axis=1).sum()) for row in seen] == [*lengths[:N_COUNTED].tolist(), 0]
     broken, count = score(jnp.float32(jnp.nan), batch)
     assert float(broken["errors"]) == float(count)
     assert cer(["A"], [""]) == 1.0

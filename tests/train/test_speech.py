@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from bqjax import codec
 from bqjax.adapters.weights import read_weights
+from bqjax.bin_and_quant import bin_and_quant, gaussian_bins
 from bqjax.transcripts import ENGLISH, Alphabet
 from train.an4 import Utterances
 from train.main import main
@@ -18,6 +20,7 @@ from train.speech import run_speech
 from train.speech_config import SpeechConfig
 from train.speech_data import batches, bucket_frames, features_of
 from train.speech_task import an4_task, load_run
+from train.transcribe import main as transcribe
 
 CONFIG = SpeechConfig(
     n_mels=12,
@@ -199,13 +202,25 @@ def test_fields(change, message):
         dataclasses.replace(CONFIG, **change)
 
 
-def test_the_task_scores_what_training_reported(data, whole, tmp_path):
+def test_the_task_scores_what_training_reported(data, whole, tmp_path, capsys):
     folder, figures = whole
     task = an4_task(folder, data)
     results = [jax.jit(task.score)(task.params, batch) for batch in task.test]
     errors, count = (float(sum(x)) for x in zip(*((sums["errors"], n) for sums, n in results), strict=True))
     assert count == 3  # a word an utterance
     assert errors / count == pytest.approx(figures["WER"])
+    said = [jax.jit(task.predict)(task.params, batch) for batch in task.test]
+    assert sum(float((s.sums["errors"] * s.counted).sum()) for s in said) == errors
+    file = tmp_path / "small.bq.safetensors"
+    codec.save(file, bin_and_quant(task.params, gaussian_bins(task.params, 8)))
+    flags = ["--run", str(folder), "--data-dir", str(data), "--files", str(file), "--beam-width", "2"]
+    assert transcribe(flags) == 0
+    own, small = capsys.readouterr().out.splitlines()
+    assert own == "float32: " + ", ".join(f"{name} {value:.2%}" for name, value in figures.items())
+    assert small.startswith(f"{file}: WER ")
+    codec.save(file, {"output": {"bias": np.zeros(29)}}, force=True)
+    assert transcribe(flags) == 2
+    assert "is of another network than the run: 'conv/0/conv/kernel' differs" in capsys.readouterr().err
     (tmp_path / "config.json").write_text('{"pages": 3}')
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match="is no config of speech recognition"):
