@@ -27,8 +27,9 @@ from bqjax.models.ctc import ctc_losses
 from bqjax.progress import Progress
 from bqjax.transcripts import ENGLISH
 from bqjax.tree import named_leaves
-from train.an4 import an4_splits
+from train.an4 import Utterances, an4_splits
 from train.checkpoint import Checkpoints, checked_config
+from train.librispeech import librispeech_splits
 from train.log import MetricsLog
 from train.recognition import beam_rates, greedy_rates
 from train.speech_config import SpeechConfig
@@ -72,7 +73,17 @@ def speech_data(config: SpeechConfig, data_dir: Path | None) -> dict[str, Speech
       ImportError: soundfile is not installed.
     """
     if data_dir is None:
-        raise ValueError("--data-dir is missing: it must name a folder with an4")
+        folder = {"an4": "an4", "librispeech": "tfds/librispeech"}[config.dataset]
+        raise ValueError(f"--data-dir is missing: it must name a folder with {folder}")
+    splits = _splits(config, data_dir)
+    front_end = config.front_end
+    shapes = bucket_frames(np.array([front_end.n_frames(len(pcm)) for pcm in splits["train"].pcm]), config.buckets)
+    return {name: features_of(utterances, front_end, ENGLISH, shapes) for name, utterances in splits.items()}
+
+
+def _splits(config: SpeechConfig, data_dir: Path) -> dict[str, Utterances]:
+    if config.dataset == "librispeech":
+        return librispeech_splits(data_dir, config.train_utterances, config.seed)
     splits = an4_splits(data_dir, config.calibration_speakers)
     if config.train_utterances is not None:
         n = len(splits["train"].pcm)
@@ -80,9 +91,7 @@ def speech_data(config: SpeechConfig, data_dir: Path | None) -> dict[str, Speech
             raise ValueError(f"train_utterances is {config.train_utterances}, but there are {n} training utterances")
         rows = np.random.default_rng(config.seed).permutation(n)[: config.train_utterances]
         splits["train"] = splits["train"].take(rows.tolist())
-    front_end = config.front_end
-    shapes = bucket_frames(np.array([front_end.n_frames(len(pcm)) for pcm in splits["train"].pcm]), config.buckets)
-    return {name: features_of(utterances, front_end, ENGLISH, shapes) for name, utterances in splits.items()}
+    return splits
 
 
 def run_speech(

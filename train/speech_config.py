@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from flax import nnx
 
@@ -14,12 +14,15 @@ from bqjax.transcripts import ENGLISH
 
 __all__ = ["SpeechConfig"]
 
+Dataset = Literal["an4", "librispeech"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechConfig:
-    """A run of ``python -m train`` that trains a DeepSpeech 2 on AN4 with CTC. Defaults train on two cores.
+    """A run of ``python -m train`` that trains a DeepSpeech 2 with CTC. Defaults train on AN4 on two cores.
 
     Attributes:
+      dataset: ``"an4"``, or ``"librispeech"`` as :mod:`train.librispeech` reads it.
       n_mels: mel filters of the spectrogram; 0 keeps its 161 bins.
       channels, kernels, strides, layers, cells, dropout: of :class:`bqjax.models.deep_speech.DeepSpeech2`.
       epochs: over the training utterances; the first goes from short utterances to long ones.
@@ -30,7 +33,8 @@ class SpeechConfig:
       weight_decay: added to gradients as ``weight_decay * w``.
       clip: largest norm of the gradient of the loss a character.
       time_masks, time_width, frequency_masks, frequency_width: of :func:`bqjax.audio.spec_augment`; no masks, no augmentation.
-      calibration_speakers: training speakers that are not trained on; the best checkpoint is chosen by them.
+      calibration_speakers: AN4's training speakers that are not trained on; the best checkpoint is chosen by them. LibriSpeech has
+        a split of its own for that.
       train_utterances: how many of the training utterances to use, drawn by the seed; None uses all.
       beam_width: of the beam search on the test data beside greedy decoding; 0 leaves it out.
       seed: every draw follows from it and the step, the order of the data from it and the epoch.
@@ -39,6 +43,7 @@ class SpeechConfig:
       ValueError: a number is out of range.
     """
 
+    dataset: Dataset = "an4"
     n_mels: int = 80
     channels: tuple[int, ...] = (16, 16)
     kernels: tuple[tuple[int, int], ...] = ((11, 21), (11, 11))
@@ -63,6 +68,8 @@ class SpeechConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.dataset not in get_args(Dataset):
+            raise ValueError(f"dataset must be one of {', '.join(get_args(Dataset))}, got {self.dataset!r}")
         for field in ("epochs", "batch_size", "buckets", "layers", "cells", "calibration_speakers"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
