@@ -10,7 +10,7 @@ Reference: Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), sections III-A and III
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -263,21 +263,22 @@ class BinnedGroup(NamedTuple):
         return new
 
 
-def binned_groups(params: Any, stats: BinStats) -> list[BinnedGroup]:
-    """The leaves that ``stats`` speaks of, checked and put together by group; see :func:`bin_and_quant` for the errors."""
+def binned_groups(params: Any, stats: BinStats) -> Iterator[BinnedGroup]:
+    """The leaves that ``stats`` speaks of, all checked, then put together group by group, so that one group's copy is held at a
+    time; see :func:`bin_and_quant` for the errors."""
     leaves = named_leaves(params)
     replace(params, dict.fromkeys(stats))  # names the leaf that does not exist
     for name in stats:
         check_compressible(name, leaves[name])
         check_finite(name, leaves[name])
-    found = []
-    for group, names in grouped({name: Rule[None](name, group=bins.group) for name, bins in stats.items()}):
+    groups = grouped({name: Rule[None](name, group=bins.group) for name, bins in stats.items()})
+    for group, names in groups:
         edges = stats[names[0]].edges
         if any(_differ(stats[name].edges, edges) for name in names):
             raise ValueError(f"group {group!r}: its leaves {names} have different edges")
+    for group, names in groups:
         dtype = compute_dtype(jnp.result_type(*[leaves[name].dtype for name in names]))
         # One leaf by itself is not copied.
         flat = [jnp.ravel(leaves[name]).astype(dtype) for name in names]
         weights = flat[0] if len(flat) == 1 else jnp.concatenate(flat)
-        found.append(BinnedGroup(group, {name: leaves[name] for name in names}, edges, weights))
-    return found
+        yield BinnedGroup(group, {name: leaves[name] for name in names}, stats[names[0]].edges, weights)

@@ -298,7 +298,12 @@ def decode(tree: Any) -> Any:
       >>> decode({"w": leaf})["w"].tolist()
       [[-1.0, 2.0], [2.0, -1.0]]
     """
-    return jax.tree.map(lambda x: x.decode() if is_compressed(x) else x, tree, is_leaf=is_compressed)
+    return jax.tree.map(lambda x: _decode(x) if is_compressed(x) else x, tree, is_leaf=is_compressed)
+
+
+@jax.jit  # as one, so that no index of four bytes a weight is stored in between
+def _decode(leaf: CompressedLeaf) -> jax.Array:
+    return leaf.decode()
 
 
 def _entropy_bits(symbols: np.ndarray) -> float:
