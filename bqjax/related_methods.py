@@ -10,12 +10,14 @@ import jax
 from bqjax.methods import Compressed
 from bqjax.progress import Progress
 from bqjax.related.deep_compression import DeepCompressionConfig, deep_compress
+from bqjax.related.diba import DiBAConfig, diba
 from bqjax.related.product import ProductConfig, binarise, product_quantise
 from bqjax.related.ptq import PTQConfig, quantise
+from bqjax.related.residual import ResidualConfig, residual_quantise
 from bqjax.task import Task
 from bqjax.tree import Rule
 
-__all__ = ["PTQ", "Binary", "DeepCompression", "ProductQuantisation"]
+__all__ = ["PTQ", "Binary", "DeepCompression", "DiBA", "ProductQuantisation", "ResidualQuantisation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,34 @@ class ProductQuantisation:
         self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
     ) -> Compressed:
         return Compressed(product_quantise(task.params, self.rules, key=key, config=self.config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualQuantisation:
+    """Sums of blocks (see :func:`bqjax.related.residual.residual_quantise`)."""
+
+    config: ResidualConfig = field(default_factory=ResidualConfig)
+    rules: Sequence[Rule[ResidualConfig]] | None = None
+    label: str = "RQ"
+
+    def compress(
+        self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
+    ) -> Compressed:
+        return Compressed(residual_quantise(task.params, self.rules, key=key, config=self.config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiBA:
+    """Diagonal and binary factors (see :func:`bqjax.related.diba.diba`)."""
+
+    config: DiBAConfig = field(default_factory=DiBAConfig)
+    rules: Sequence[Rule[DiBAConfig]] | None = None
+    label: str = "DiBA"
+
+    def compress(
+        self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
+    ) -> Compressed:
+        return Compressed(diba(task.params, self.rules, key=key, config=self.config))
 
 
 @dataclass(frozen=True, kw_only=True)

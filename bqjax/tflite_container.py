@@ -38,7 +38,7 @@ def exact(codes: np.ndarray) -> Clustered:
 
 def _cost(leaf: Any) -> int:
     """Bytes of a layer in the file, about: codes by ``ans``, codebook, record."""
-    return len(entropy.encode(np.asarray(leaf.symbols()), leaf.n_symbol_values(), "ans")[1]) + leaf.table_bits() // 8 + 30
+    return len(entropy.encode(np.asarray(leaf.indices), leaf.k, "ans")[1]) + leaf.table_bits() // 8 + 30
 
 
 def save_model(

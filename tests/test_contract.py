@@ -18,11 +18,13 @@ from bqjax import bits, codec, decode
 from bqjax.adapters.flax import linen_apply, nnx_params
 from bqjax.bin_and_quant import BinConfig, Bins, bin_and_quant, gaussian_bins
 from bqjax.experiment import same_tree
-from bqjax.leaves import Affine, Clustered, is_compressed
+from bqjax.leaves import Affine, Clustered, Factored, Residual, is_compressed
 from bqjax.related.deep_compression import DeepCompressionConfig, deep_compress
+from bqjax.related.diba import DiBAConfig, diba
 from bqjax.related.dkm import DKMConfig, dkm, dkm_harden, dkm_start
 from bqjax.related.product import ProductConfig, binarise, product_quantise
 from bqjax.related.ptq import PTQConfig, quantise
+from bqjax.related.residual import ResidualConfig, residual_quantise
 from bqjax.related.weight_sharing import kmeans_share
 from bqjax.tree import Rule, named_leaves, replace, select
 
@@ -82,6 +84,21 @@ def signs(axis):
     return make
 
 
+def in_stages(k, d):
+    def make(params, rules=None):
+        config = ResidualConfig(stages=2, k=k, d=d, refits=0)
+        return functools.partial(residual_quantise, rules=rules, key=jax.random.key(0), config=config)
+
+    return make
+
+
+def in_factors(bits):
+    def make(params, rules=None):
+        return functools.partial(diba, rules=rules, key=jax.random.key(0), config=DiBAConfig(bits=bits, rounds=2))
+
+    return make
+
+
 def softly(k, d):
     def make(params, rules=None):
         config = DKMConfig(k=k, d=d)
@@ -119,6 +136,8 @@ METHODS = [
     Method("DKM 3", softly(3, 1)),
     Method("Deep Compression 0.7, 4", pruned(0.7, 4)),
     Method("signs of channels", signs(-1)),
+    Method("residual, 2 stages of 6, blocks of 5", in_stages(6, 5)),
+    Method("DiBA, a bit", in_factors(1.0)),
 ]
 
 # --- trees, all with kernels of the same shapes, so that compilations are shared ----------------------------------------
@@ -243,7 +262,9 @@ def test_what_it_decodes_to_has_the_shapes_and_dtypes_of_the_parameters(method, 
         w, values = np.asarray(named_leaves(params)[name], np.float64), np.asarray(named_leaves(decoded)[name], np.float64)
         # Less is left over than was there.
         assert np.square(values - w).sum() <= np.square(w).sum(), name
-        if isinstance(leaf, Affine):
+        if isinstance(leaf, Residual):
+            assert {stage.codebook.dtype for stage in leaf.stages} == {leaf.dtype}, name
+        if not isinstance(leaf, Clustered):
             continue
         # Means of weights, wherever they are: no value outside of the leaf's.
         assert leaf.codebook.dtype == leaf.dtype, name
@@ -276,11 +297,11 @@ def check_jit(method, kind, dtype):
         )
         if isinstance(a, Clustered):
             assert a.group == b.group
+        for (ours, k), (theirs, traced_k) in zip(a.streams(), b.streams(), strict=True):
             # Traced, a codebook cannot be cut to the entries in use.
-            if a.k < b.k:
-                continue
-            assert a.k == b.k
-        np.testing.assert_array_equal(a.symbols(), b.symbols())
+            assert k <= traced_k
+            if k == traced_k:
+                np.testing.assert_array_equal(ours, theirs)
 
 
 @each_method
@@ -323,7 +344,9 @@ def test_a_compressed_tree_is_a_pytree(method, kind):
     # Arithmetic on the arrays inside reaches what is decoded.
     doubled = decode(jax.tree.map(lambda x: 2 * x if jnp.issubdtype(x.dtype, jnp.floating) else x, compressed))
     for name, leaf in compressed_leaves(compressed).items():
-        assert bits_of(named_leaves(doubled)[name]) == bits_of(2 * leaf.decode())
+        # Rows and columns of factors are both doubled.
+        factor = 4 if isinstance(leaf, Factored) else 2
+        assert bits_of(named_leaves(doubled)[name]) == bits_of(factor * leaf.decode())
 
 
 @each_method
@@ -348,10 +371,18 @@ def test_bits_are_those_of_the_formula(method, kind, dtype):
         if not is_compressed(leaf):
             expected += 8 * leaf.nbytes
             continue
-        if isinstance(leaf, Affine):  # codes of a byte, whatever their number; a float32 scale and an int32 zero point
-            expected += 8 * math.prod(leaf.shape) + 64 * leaf.scale.size
+        if isinstance(leaf, Affine):  # a float32 scale and an int32 zero point
+            expected += leaf.bits * math.prod(leaf.shape) + 64 * leaf.scale.size
             continue
-        expected += (leaf.k - 1).bit_length() * math.prod(leaf.symbols().shape)
+        if isinstance(leaf, Factored):  # a bit an entry; float32 outer diagonals and an int16 middle one
+            m, n = math.prod(leaf.shape[:-1]), leaf.shape[-1]
+            expected += (m + n) * (leaf.k + 32) + 16 * leaf.k
+            continue
+        if isinstance(leaf, Residual):
+            for stage in leaf.stages:
+                expected += (stage.k - 1).bit_length() * stage.indices.size + stage.codebook.size * jnp.dtype(dtype).itemsize * 8
+            continue
+        expected += (leaf.k - 1).bit_length() * leaf.indices.size
         if leaf.group is None or leaf.group not in groups:
             groups.add(leaf.group)
             expected += leaf.codebook.size * jnp.dtype(dtype).itemsize * 8

@@ -13,7 +13,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bqjax.leaves import Affine, Clustered, bits, decode, index_dtype, is_compressed
+from bqjax.leaves import Affine, Clustered, Factored, Residual, bits, decode, index_dtype, is_compressed
 
 DTYPES = [np.float16, jnp.bfloat16, np.float32]
 # (shape, axis order, d): scalar, whole rows, padded rows, a moved row axis.
@@ -107,7 +107,69 @@ def on_line(**changes):
     return dataclasses.replace(leaf, **{"codebook": codes} | line | changes)
 
 
-LEAVES = [clustered(), clustered((3, 4), (1, 0), 2, group="g"), on_line(), affine(), affine(1, np.uint8)]
+def residual(dtype=np.float32):
+    return Residual([clustered((3, 4), (1, 0), 2, dtype=dtype), clustered((3, 4), (1, 0), 1, k=3, dtype=dtype, seed=1)])
+
+
+def factored(shape=(2, 3, 5), k=4, dtype=np.float32, **changes):
+    rng = np.random.default_rng(2)
+    m, n = math.prod(shape[:-1]), shape[-1]
+    fields = {
+        "rows": rng.normal(size=m).astype(np.float32),
+        "left": rng.integers(0, 2, (m, k)).astype(np.uint8),
+        "middle": rng.integers(-(2**15), 2**15, k).astype(np.int16),
+        "right": rng.integers(0, 2, (k, n)).astype(np.uint8),
+        "columns": rng.normal(size=n).astype(np.float32) / 1024,
+    }
+    return Factored(**(fields | changes), shape=shape, dtype=dtype)
+
+
+LEAVES = [
+    clustered(),
+    clustered((3, 4), (1, 0), 2, group="g"),
+    on_line(),
+    affine(),
+    affine(1, np.uint8),
+    residual(),
+    factored(),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sum_decodes_as_its_stages_do(dtype):
+    leaf = residual(dtype)
+    leaf.validate()
+    first, second = (numpy_decode(stage).astype(np.float32) for stage in leaf.stages)
+    assert leaf.decode().dtype == dtype
+    np.testing.assert_array_equal(leaf.decode(), (first + second).astype(dtype))
+    assert bits(leaf) == sum(bits(stage) for stage in leaf.stages)
+    assert bits(leaf, "entropy") == pytest.approx(sum(bits(stage, "entropy") for stage in leaf.stages))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_factors_decode_as_numpy_multiplies(dtype):
+    leaf = factored(dtype=dtype)
+    leaf.validate()
+    rows, left, middle, right, columns = (
+        np.asarray(x, np.float64) for x in (leaf.rows, leaf.left, leaf.middle, leaf.right, leaf.columns)
+    )
+    expected = np.diag(rows) @ left @ np.diag(middle) @ right @ np.diag(columns)
+    decoded = leaf.decode()
+    assert (decoded.shape, decoded.dtype) == ((2, 3, 5), dtype)
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.asarray(decoded, np.float64), expected.reshape(2, 3, 5), rtol=2 * eps + 1e-6)
+    assert bits(leaf) == (6 + 5) * 4 + (6 + 5) * 32 + 4 * 16
+
+
+def test_the_order_of_adding_does_not_matter_for_factors():
+    """A middle diagonal at its limit: sums are exact, in float32 too."""
+    k = 1024
+    whole = np.where(np.arange(k) % 2, 16_383, -16_384).astype(np.int16)
+    leaf = factored((3, 7), k, middle=whole, rows=np.ones(3, np.float32), columns=np.ones(7, np.float32))
+    leaf.validate()
+    expected = (leaf.left.astype(np.int64) * whole) @ leaf.right
+    np.testing.assert_array_equal(leaf.decode(), expected)
+    np.testing.assert_array_equal(jax.jit(lambda x: x.decode())(leaf), expected)
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
@@ -163,9 +225,13 @@ def test_a_codebook_on_a_line_names_what_is_wrong(changes, message):
 def test_static_fields_survive_the_pytree(leaf):
     leaves, treedef = jax.tree.flatten(leaf)
     arrays = [f.name for f in dataclasses.fields(leaf) if isinstance(getattr(leaf, f.name), np.ndarray | np.generic)]
-    assert len(leaves) == len(arrays)
     back = jax.tree.unflatten(treedef, leaves)
     assert type(back) is type(leaf)
+    if isinstance(leaf, Residual):
+        assert [a is b for a, b in zip(leaves, jax.tree.leaves(back), strict=True)] == [True] * 4
+        assert (back.shape, back.dtype) == (leaf.shape, leaf.dtype)
+        return
+    assert len(leaves) == len(arrays)
     for field in dataclasses.fields(leaf):
         ours, theirs = getattr(leaf, field.name), getattr(back, field.name)
         assert ours is theirs if field.name in arrays else ours == theirs
@@ -228,6 +294,10 @@ def test_clustered_names_the_invariant_that_fails(changes, message):
     ("changes", "message"),
     [
         ({"codes": np.zeros((3, 4), np.int16)}, "int8 or uint8, got int16"),
+        ({"bits": 4}, "int8 codes of 4 bits lie between -8 and 7, got -128 to 127"),
+        ({"codes": np.full((3, 4), 2, np.uint8), "bits": 1}, "uint8 codes of 1 bits lie between 0 and 1, got 2 to 2"),
+        ({"bits": 0}, "have 1 to 8 bits, got 0"),
+        ({"bits": 2.0}, "have 1 to 8 bits, got 2.0"),
         ({"codes": np.zeros((3, 5), np.int8)}, r"shape \(5,\), got \(4,\) and \(4,\)"),
         ({"axis": 2}, r"axis 2 does not exist in shape \(3, 4\)"),
         ({"axis": -1}, "axis -1 does not exist"),
@@ -247,6 +317,55 @@ def test_affine_names_the_invariant_that_fails(changes, message):
     leaf.validate()
     with pytest.raises(ValueError, match=rf"^dense: .*{message}"):
         dataclasses.replace(leaf, **changes).validate("dense")
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([], "1 to 64 stages, got 0"),
+        ([clustered()] * 65, "1 to 64 stages, got 65"),
+        ([clustered(group="g")], "stage 0: a stage shares no codebook, its group is 'g'"),
+        ([clustered(), clustered((3, 5))], r"stage 1: .* are not the first stage's, \(\(3, 4\)"),
+        ([clustered(), clustered((3, 4), (1, 0))], "stage 1: shape, dtype and axis order"),
+        ([clustered(), clustered(dtype=np.float16)], "stage 1: shape, dtype and axis order"),
+        ([clustered(), dataclasses.replace(clustered(), indices=np.full(12, 5, np.uint8))], "stage 1: index 5 points beyond"),
+        (
+            [Clustered(np.zeros(3, np.uint8), np.zeros((1, 1), np.int8), (3,), np.int8)],
+            "stages add up to floating-point weights, got int8",
+        ),
+    ],
+)
+def test_residual_names_the_invariant_that_fails(stages, message):
+    with pytest.raises(ValueError, match=rf"^conv/kernel.*{message}"):
+        Residual(stages).validate("conv/kernel")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": (6,)}, r"floating-point matrices, got float32 \(6,\)"),
+        ({"dtype": np.dtype(np.int8)}, "floating-point matrices, got int8"),
+        ({"middle": np.zeros(4, np.int32)}, "middle diagonal must be int16 and not empty, got int32"),
+        ({"middle": np.zeros((), np.int16)}, "middle diagonal must be int16"),
+        ({"middle": np.zeros(0, np.int16)}, "middle diagonal must be int16"),
+        ({"middle": np.zeros(5, np.int16)}, r"left matrix must be uint8 of shape \(6, 5\), got uint8 \(6, 4\)"),
+        ({"left": np.ones((6, 4), bool)}, "left matrix must be uint8"),
+        ({"left": np.full((6, 4), 2, np.uint8)}, "left matrix holds 2, which is neither 0 nor 1"),
+        ({"right": np.zeros((5, 4), np.uint8)}, "right matrix must be uint8 of shape"),
+        ({"rows": np.zeros(5, np.float32)}, r"rows must be floating point of shape \(6,\)"),
+        ({"columns": np.zeros(5, np.int32)}, "columns must be floating point"),
+        ({"columns": np.zeros(5, np.float16)}, "must have one dtype, got float32 and float16"),
+        ({"columns": np.full(5, np.inf, np.float32)}, "columns hold NaN or infinite"),
+    ],
+)
+def test_factored_names_the_invariant_that_fails(changes, message):
+    with pytest.raises(ValueError, match=rf"^dense: .*{message}"):
+        dataclasses.replace(factored(), **changes).validate("dense")
+
+
+def test_a_middle_diagonal_beyond_what_is_exact():
+    with pytest.raises(ValueError, match="dense: the sizes of the middle diagonal add up to 19660200, which is above 16777216"):
+        factored((2, 2), 600, middle=np.full(600, 32767, np.int16)).validate("dense")
 
 
 @pytest.mark.parametrize(("n", "m", "b"), [(8, 4, 2), (16, 16, 16), (10, 30, 256), (5, 7, 1)])
@@ -272,6 +391,20 @@ def test_the_entropy_count_agrees_with_scipy(indices):
     leaf = Clustered(np.array(indices, np.uint8), codebook, (len(indices),), np.float16)
     expected = scipy.stats.entropy(np.bincount(indices), base=2) * len(indices) + 7 * 16
     assert bits(leaf, "entropy") == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 3, 7, 8])
+@pytest.mark.parametrize("code_dtype", [np.int8, np.uint8])
+def test_affine_codes_of_few_bits(width, code_dtype):
+    low = 0 if code_dtype == np.uint8 else -(2 ** (width - 1))
+    codes = np.arange(low, low + 2**width).astype(code_dtype).reshape(2, -1)
+    leaf = Affine(codes, np.float32(1), np.int32(0), bits=width)
+    leaf.validate()
+    ((symbols, k),) = leaf.streams()
+    assert k == 2**width and bits(leaf) == width * codes.size + 64
+    np.testing.assert_array_equal(np.sort(symbols.ravel()), np.arange(k))
+    back = Affine.from_symbols(symbols, code_dtype, leaf.scale, leaf.zero_point, None, np.float32, width)
+    np.testing.assert_array_equal(back.codes, codes)
 
 
 def test_affine_costs_a_byte_a_code_and_its_scales():

@@ -5,6 +5,6 @@ Needs neither a model nor a neural-network library: the file says all that :func
 
 from bqjax.codec.container import Deferred, inspect, load, read_leaves, save
 from bqjax.codec.entropy import CODERS
-from bqjax.codec.records import FileInfo, LeafInfo
+from bqjax.codec.info import FileInfo, LeafInfo
 
 __all__ = ["CODERS", "Deferred", "FileInfo", "LeafInfo", "inspect", "load", "read_leaves", "save"]

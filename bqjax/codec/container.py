@@ -32,7 +32,8 @@ import numpy as np
 
 from bqjax.codec import entropy, header, structure
 from bqjax.codec.header import read_exactly
-from bqjax.codec.records import FileInfo, LeafInfo, parse_records, to_record
+from bqjax.codec.info import FileInfo, LeafInfo
+from bqjax.codec.records import parse_records, to_record
 from bqjax.codec.streams import Table, decode_leaf, encode_leaf
 from bqjax.files import atomic_write
 from bqjax.leaves import is_compressed

@@ -1,182 +1,120 @@
-"""What a file says about each leaf: records of short keys, and their checks.
+"""The JSON of what a file says about each leaf: records of short keys, and their checks.
 
-A record leaves out what has its default. ``x`` kind (array; ``c`` clustered, ``a`` affine), ``s`` shape, ``t`` dtype of
-the weight (float32). Arrays: ``n`` bytes of the zstandard frame (stored as they are). Compressed leaves: ``e`` coder
-(ans), ``n`` bytes of the codes, ``q`` dtype of codebook or scale (float32). Clustered: ``k`` codebook entries, ``d`` weights
-a block (1), ``o`` axis order (0, 1, ...), ``g`` group; a group's first leaf holds the codebook and the others have
-neither ``k``, ``d`` nor ``q``. An integer codebook of floating-point weights is followed by scale and offset in float32.
-Affine: ``c`` dtype of the codes (int8), ``a`` axis of the scales (none).
+A record leaves out what has its default. ``x`` kind (array; ``c`` clustered, ``a`` affine, ``r`` residual, ``f`` factored),
+``s`` shape, ``t`` dtype of the weight (float32). Arrays: ``n`` bytes of the zstandard frame (stored as they are).
+Compressed leaves: ``e`` coder (ans), ``n`` bytes of the codes, ``q`` dtype of codebook or scale (float32). Clustered: ``k``
+codebook entries, ``d`` weights a block (1), ``o`` axis order (0, 1, ...), ``g`` group; a group's first leaf holds the
+codebook and the others have neither ``k``, ``d`` nor ``q``. An integer codebook of floating-point weights is followed by
+scale and offset in float32. Affine: ``c`` dtype of the codes (int8), ``a`` axis of the scales (none), ``b`` bits of a code (8).
+Residual: ``o``, and ``p``, a list of the stages with ``n``, ``e``, ``k``, ``d`` and ``q`` each. Factored: ``w`` middle dimension,
+``q`` dtype of the outer diagonals, and ``p`` with ``n`` and ``e`` of the two binary matrices.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Sequence
 from dataclasses import replace as with_fields
-from pathlib import Path
 from typing import Any
 
-from bqjax import blocks
 from bqjax.codec import entropy
+from bqjax.codec.info import LeafInfo
 from bqjax.codec.structure import DTYPES
+from bqjax.leaves.residual import MAX_STAGES
 
-__all__ = ["FileInfo", "LeafInfo", "parse_records", "to_record"]
+__all__ = ["factored_info", "parse_records", "residual_info", "to_record"]
 
 _MAX_SIZE = 1 << 48  # bytes or entries of anything in one leaf: what addresses reach, so that products cannot overflow
 _MAX_DIMS = 64
 _LINE_BYTES = 8  # scale and offset of an integer codebook
-_TAGS = {"array": "", "clustered": "c", "affine": "a"}
+_TAGS = {"array": "", "clustered": "c", "affine": "a", "residual": "r", "factored": "f"}
 _KINDS = {tag: kind for kind, tag in _TAGS.items()}
-_KEYS = {"array": "stn", "clustered": "xstenqkdog", "affine": "xstenqca"}
+_KEYS = {"array": "stn", "clustered": "xstenqkdog", "affine": "xstenqcab", "residual": "xstop", "factored": "xstqwp"}
+_PART_KEYS = {"residual": "enqkd", "factored": "en"}
 
 
-@dataclass(frozen=True)
-class LeafInfo:
-    """One leaf of a file.
-
-    Attributes:
-      name: as :func:`bqjax.tree.named_leaves` gives it.
-      kind: ``"array"``, ``"clustered"`` or ``"affine"``.
-      shape: shape of the weight.
-      dtype: name of the weight's dtype.
-      coder: coder of the codes; of an array ``"raw"`` or ``"zstd"``.
-      code_bytes: bytes of the codes, or of the array.
-      table_bytes: bytes of codebook, scales, offset and zero points; 0 where an earlier leaf of the group holds them.
-      k: how many different codes there can be; None for arrays.
-      d: weights per code.
-      group: the group whose codebook the leaf shares.
-      table_dtype: name of the dtype of codebook or scale.
-      code_dtype: dtype of affine codes.
-      axis: axis of affine scales.
-      axis_order: axis order of clustered leaves.
-    """
-
-    name: str
-    _: KW_ONLY
-    kind: str = "array"
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-    coder: str = "ans"
-    code_bytes: int = 0
-    table_bytes: int = 0
-    k: int | None = None
-    d: int = 1
-    group: str | None = None
-    table_dtype: str = "float32"
-    code_dtype: str = "int8"
-    axis: int | None = None
-    axis_order: tuple[int, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the array that the leaf decodes to."""
-        return self.size * DTYPES[self.dtype].itemsize
-
-    @property
-    def bytes(self) -> int:
-        """Bytes in the file, without the leaf's record."""
-        return self.code_bytes + self.table_bytes
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits in the file per weight, 0 for an empty leaf."""
-        return 8 * self.bytes / max(self.size, 1)
-
-    @property
-    def on_line(self) -> bool:
-        """Whether a codebook holds integers that a scale and an offset turn into weights."""
-        return self.table_dtype in ("int8", "uint8") and self.dtype not in ("int8", "uint8")
-
-    @property
-    def n_symbols(self) -> int:
-        """Number of codes."""
-        return blocks.n_blocks(self.shape, self.axis_order, self.d) if self.kind == "clustered" else self.size
+def _coders(parts: Sequence[LeafInfo]) -> str:
+    return ", ".join(dict.fromkeys(part.coder for part in parts))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileInfo:
-    """What a file holds; :func:`bqjax.codec.save` returns what :func:`bqjax.codec.inspect` reads.
+def residual_info(name: str, shape: tuple[int, ...], dtype: str, order: tuple[int, ...], stages: Sequence[LeafInfo]) -> LeafInfo:
+    """The description of a sum from those of its stages."""
+    return LeafInfo(
+        name,
+        kind="residual",
+        shape=shape,
+        dtype=dtype,
+        coder=_coders(stages),
+        code_bytes=sum(stage.code_bytes for stage in stages),
+        table_bytes=sum(stage.table_bytes for stage in stages),
+        axis_order=order,
+        parts=tuple(stages),
+    )
 
-    Attributes:
-      path: the file.
-      version: of the format.
-      file_bytes: size of the file; the truth that every ratio is computed from.
-      leaves: the leaves in the order of the tree.
-      metadata: the user's.
-      sha256: checksum of all that follows the header, as stated.
-    """
 
-    path: Path
-    version: str
-    file_bytes: int
-    leaves: tuple[LeafInfo, ...]
-    metadata: Mapping[str, str]
-    sha256: str
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of the codes of compressed leaves."""
-        return sum(leaf.code_bytes for leaf in self.leaves if leaf.kind != "array")
-
-    @property
-    def table_bytes(self) -> int:
-        """Bytes of codebooks, scales and zero points."""
-        return sum(leaf.table_bytes for leaf in self.leaves)
-
-    @property
-    def array_bytes(self) -> int:
-        """Bytes of leaves that are not compressed."""
-        return sum(leaf.code_bytes for leaf in self.leaves if leaf.kind == "array")
-
-    @property
-    def overhead_bytes(self) -> int:
-        """Bytes of the header and the tree's description."""
-        return self.file_bytes - self.code_bytes - self.table_bytes - self.array_bytes
-
-    @property
-    def weights(self) -> int:
-        """Number of weights, those of array leaves included."""
-        return sum(leaf.size for leaf in self.leaves)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the arrays that the tree decodes to."""
-        return sum(leaf.weight_bytes for leaf in self.leaves)
-
-    @property
-    def bits_per_weight(self) -> float:
-        """All bits of the file over all weights."""
-        return 8 * self.file_bytes / max(self.weights, 1)
-
-    @property
-    def ratio(self) -> float:
-        """Bytes of the decoded arrays over bytes of the file."""
-        return self.weight_bytes / self.file_bytes
+def factored_info(
+    name: str, shape: tuple[int, ...], dtype: str, k: int, table_dtype: str, streams: Sequence[tuple[str, int]]
+) -> LeafInfo:
+    """The description of a product: ``streams`` are coder and bytes of the left and of the right binary matrix."""
+    m, n = math.prod(shape[:-1]), shape[-1]
+    parts = tuple(
+        LeafInfo(name, kind="bits", shape=sides, dtype="uint8", coder=coder, code_bytes=size, k=2)
+        for sides, (coder, size) in zip(((m, k), (k, n)), streams, strict=True)
+    )
+    return LeafInfo(
+        name,
+        kind="factored",
+        shape=shape,
+        dtype=dtype,
+        coder=_coders(parts),
+        code_bytes=sum(part.code_bytes for part in parts),
+        table_bytes=(m + n) * DTYPES[table_dtype].itemsize + 2 * k,
+        k=k,
+        table_dtype=table_dtype,
+        parts=parts,
+    )
 
 
 def to_record(info: LeafInfo) -> dict[str, Any]:
     """The JSON object of a leaf. Of a group's leaves, those with ``table_bytes = 0`` refer to the one before."""
+    order = (list(info.axis_order), list(range(len(info.shape))))
     fields: dict[str, tuple[Any, Any]] = {
         "x": (_TAGS[info.kind], ""),
         "s": (list(info.shape), None),
         "t": (info.dtype, "float32"),
-        "n": (info.code_bytes, info.weight_bytes if info.kind == "array" else 0),
     }
-    if info.kind != "array":
+    if info.kind == "residual":
+        fields |= {"o": order, "p": (_part_records(info), None)}
+    elif info.kind == "factored":
+        fields |= {"w": (info.k, None), "q": (info.table_dtype, "float32"), "p": (_part_records(info), None)}
+    else:
+        fields["n"] = (info.code_bytes, info.weight_bytes if info.kind == "array" else 0)
+    if info.kind in ("clustered", "affine"):
         fields["e"] = (info.coder, "ans")
     if info.kind == "affine":
-        fields |= {"c": (info.code_dtype, "int8"), "a": (info.axis, None), "q": (info.table_dtype, "float32")}
+        fields |= {
+            "c": (info.code_dtype, "int8"),
+            "a": (info.axis, None),
+            "b": (_bits(info), 8),
+            "q": (info.table_dtype, "float32"),
+        }
     if info.kind == "clustered":
-        fields |= {"o": (list(info.axis_order), list(range(len(info.shape)))), "g": (info.group, None)}
+        fields |= {"o": order, "g": (info.group, None)}
         if info.table_bytes:
             fields |= {"k": (info.k, None), "d": (info.d, 1), "q": (info.table_dtype, "float32")}
     return {key: value for key, (value, default) in fields.items() if value != default}
+
+
+def _bits(info: LeafInfo) -> int:
+    return (info.k or 1).bit_length() - 1
+
+
+def _part_records(info: LeafInfo) -> list[dict[str, Any]]:
+    """Records of the parts, without what the leaf says for all of them."""
+    if info.kind == "factored":
+        whole = [{"n": part.code_bytes, "e": part.coder} for part in info.parts]
+        return [{key: v for key, v in part.items() if (key, v) != ("e", "ans")} for part in whole]
+    return [{key: v for key, v in to_record(part).items() if key in _PART_KEYS["residual"]} for part in info.parts]
 
 
 def parse_records(names: Sequence[str], records: Any) -> tuple[LeafInfo, ...]:
@@ -235,8 +173,7 @@ def _parse(name: str, record: Any, groups: dict[str, LeafInfo]) -> LeafInfo:
     if type(record) is not dict:
         raise ValueError("its record is no JSON object")
     kind = _KINDS[_choice(record, "x", "", _KINDS, "leaf kind")]
-    if unknown := set(record) - set(_KEYS[kind]):
-        raise ValueError(f"its record has unknown keys, {_short(min(unknown))} among them")
+    _known(record, _KEYS[kind])
     shape = _numbers(record, "s", None)
     dtype = _choice(record, "t", "float32", DTYPES, "dtype")
     if math.prod(max(size, 1) for size in shape) * DTYPES[dtype].itemsize > _MAX_SIZE:
@@ -246,52 +183,104 @@ def _parse(name: str, record: Any, groups: dict[str, LeafInfo]) -> LeafInfo:
         n = _number(record, "n", size, high=size)
         info = LeafInfo(name, kind=kind, shape=shape, dtype=dtype, coder="raw" if n == size else "zstd", code_bytes=n)
         return _check_count(info, size)
-    coder = _choice(record, "e", "ans", entropy.CODERS, "coder")
-    code_bytes = _number(record, "n", 0)
-    table_dtype = _choice(record, "q", "float32", DTYPES, "dtype")
-    width = DTYPES[table_dtype].itemsize
     if kind == "affine":
-        code_dtype = _choice(record, "c", "int8", ("int8", "uint8"), "dtype of affine codes")
-        axis = _number(record, "a", None, high=len(shape) - 1) if "a" in record else None
-        info = LeafInfo(
-            name,
-            kind=kind,
-            shape=shape,
-            dtype=dtype,
-            coder=coder,
-            code_bytes=code_bytes,
-            table_bytes=(width + 4) * (1 if axis is None else shape[axis]),
-            k=256,
-            table_dtype=table_dtype,
-            code_dtype=code_dtype,
-            axis=axis,
-        )
-        return _check_count(info, info.n_symbols)
+        return _parse_affine(name, record, shape, dtype)
+    if kind == "factored":
+        return _parse_factored(name, record, shape, dtype)
+    order = _numbers(record, "o", list(range(len(shape))))
+    if kind == "residual":
+        records = _part_list(record, "residual", 1, MAX_STAGES)
+        stages = [_parse_clustered(name, stage, shape, dtype, order) for stage in records]
+        return residual_info(name, shape, dtype, order, stages)
     group = record.get("g")
     if group is not None and type(group) is not str:
         raise ValueError(f"its group must be a string, is {_short(group)}")
     first = groups.get(group) if group is not None else None
     if first is not None and {"k", "d", "q"} & set(record):
         raise ValueError(f"it describes the codebook of group {_short(group)} a second time")
+    info = _parse_clustered(name, record, shape, dtype, order, first)
+    if group is not None:
+        info = with_fields(info, group=group)
+        groups.setdefault(group, info)
+    return info
+
+
+def _known(record: dict[str, Any], keys: str) -> None:
+    if unknown := set(record) - set(keys):
+        raise ValueError(f"its record has unknown keys, {_short(min(unknown))} among them")
+
+
+def _part_list(record: dict[str, Any], kind: str, low: int, high: int) -> list[dict[str, Any]]:
+    parts = record.get("p")
+    if type(parts) is not list or not low <= len(parts) <= high or not all(type(part) is dict for part in parts):
+        raise ValueError(f"'p' must be a list of {low} to {high} JSON objects, is {_short(parts)}")
+    for part in parts:
+        _known(part, _PART_KEYS[kind])
+    return parts
+
+
+def _coded(record: dict[str, Any]) -> tuple[str, int]:
+    return _choice(record, "e", "ans", entropy.CODERS, "coder"), _number(record, "n", 0)
+
+
+def _parse_affine(name: str, record: dict[str, Any], shape: tuple[int, ...], dtype: str) -> LeafInfo:
+    coder, code_bytes = _coded(record)
+    table_dtype = _choice(record, "q", "float32", DTYPES, "dtype")
+    axis = _number(record, "a", None, high=len(shape) - 1) if "a" in record else None
+    info = LeafInfo(
+        name,
+        kind="affine",
+        shape=shape,
+        dtype=dtype,
+        coder=coder,
+        code_bytes=code_bytes,
+        table_bytes=(DTYPES[table_dtype].itemsize + 4) * (1 if axis is None else shape[axis]),
+        k=2 ** _number(record, "b", 8, 1, 8),
+        table_dtype=table_dtype,
+        code_dtype=_choice(record, "c", "int8", ("int8", "uint8"), "dtype of affine codes"),
+        axis=axis,
+    )
+    return _check_count(info, info.n_symbols)
+
+
+def _parse_factored(name: str, record: dict[str, Any], shape: tuple[int, ...], dtype: str) -> LeafInfo:
+    if len(shape) < 2:
+        raise ValueError(f"its shape {shape} is not that of a matrix")
+    k, table_dtype = _number(record, "w", None, 1, 1 << 32), _choice(record, "q", "float32", DTYPES, "dtype")
+    info = factored_info(name, shape, dtype, k, table_dtype, [_coded(part) for part in _part_list(record, "factored", 2, 2)])
+    for part in info.parts:
+        _check_count(part, part.n_symbols)
+    return info
+
+
+def _parse_clustered(
+    name: str,
+    record: dict[str, Any],
+    shape: tuple[int, ...],
+    dtype: str,
+    order: tuple[int, ...],
+    first: LeafInfo | None = None,
+) -> LeafInfo:
+    """A clustered leaf, or a stage. ``first``: the leaf of its group that holds the codebook."""
+    coder, code_bytes = _coded(record)
+    table_dtype = _choice(record, "q", "float32", DTYPES, "dtype")
     described = record if first is None else {"k": first.k, "d": first.d}
     k, d = _number(described, "k", None, 1, 1 << 32), _number(described, "d", 1, 1)
     info = LeafInfo(
         name,
-        kind=kind,
+        kind="clustered",
         shape=shape,
         dtype=dtype,
         coder=coder,
         code_bytes=code_bytes,
         k=k,
         d=d,
-        group=group,
         table_dtype=table_dtype if first is None else first.table_dtype,
-        axis_order=_numbers(record, "o", list(range(len(shape)))),
+        axis_order=order,
     )
     if first is None:
+        width = DTYPES[table_dtype].itemsize
         info = with_fields(info, table_bytes=k * d * width + (_LINE_BYTES if info.on_line else 0))
-    if group is not None:
-        groups.setdefault(group, info)
     return _check_count(info, info.n_symbols)
 
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from bqjax.codec import entropy, structure
 from bqjax.codec.header import read_exactly
-from bqjax.codec.records import LeafInfo
-from bqjax.leaves import Affine, Clustered, CompressedLeaf, is_compressed
+from bqjax.codec.info import LeafInfo
+from bqjax.codec.records import factored_info, residual_info
+from bqjax.leaves import Affine, Clustered, CompressedLeaf, Factored, Residual, is_compressed
 
 __all__ = ["Table", "decode_leaf", "encode_leaf"]
 
@@ -49,49 +50,80 @@ def encode_leaf(
     if leaf.dtype.name not in structure.DTYPES:
         raise ValueError(f"leaf {name!r} decodes to dtype {leaf.dtype}, which cannot be stored")
     if isinstance(leaf, Clustered):
-        indices, codebook = structure.as_array(name, leaf.indices), structure.as_array(name, leaf.codebook)
-        shape, order = tuple(map(int, leaf.shape)), tuple(map(int, leaf.axis_order))
-        on_line = [None if x is None else structure.as_array(name, x) for x in (leaf.scale, leaf.offset)]
-        leaf = Clustered(indices, codebook, shape, leaf.dtype, order, leaf.group, *on_line)
-        leaf.validate(name)
-        used, codes = entropy.encode(indices, leaf.k, coder)
-        whole = [_bytes_of(x) for x in (codebook, *on_line) if x is not None]
-        table = whole if _holds_codebook(name, leaf, whole, groups) else []
-        info = LeafInfo(
-            name,
-            kind="clustered",
-            shape=shape,
-            dtype=leaf.dtype.name,
-            coder=used,
-            code_bytes=len(codes),
-            table_bytes=sum(map(len, table)),
-            k=leaf.k,
-            d=leaf.d,
-            group=leaf.group,
-            table_dtype=codebook.dtype.name,
-            axis_order=order,
-        )
-        return info, [codes, *table]
+        return _encode_clustered(name, leaf, coder, groups)
     if isinstance(leaf, Affine):
-        codes8, scale, zero_point = (structure.as_array(name, x) for x in (leaf.codes, leaf.scale, leaf.zero_point))
-        axis = None if leaf.axis is None else int(leaf.axis)
-        Affine(codes8, scale, zero_point, axis, leaf.dtype).validate(name)
-        used, codes = entropy.encode(codes8.reshape(-1).view(np.uint8), 256, coder)
-        info = LeafInfo(
-            name,
-            kind="affine",
-            shape=codes8.shape,
-            dtype=leaf.dtype.name,
-            coder=used,
-            code_bytes=len(codes),
-            table_bytes=scale.nbytes + zero_point.nbytes,
-            k=256,
-            table_dtype=scale.dtype.name,
-            code_dtype=codes8.dtype.name,
-            axis=axis,
-        )
-        return info, [codes, _bytes_of(scale), _bytes_of(zero_point)]
+        return _encode_affine(name, leaf, coder)
+    if isinstance(leaf, Residual):
+        leaf.validate(name)
+        stages = [_encode_clustered(f"{name}, stage {i}", stage, coder, {}) for i, stage in enumerate(leaf.stages)]
+        first = stages[0][0]
+        info = residual_info(name, first.shape, first.dtype, first.axis_order, [info for info, _ in stages])
+        return info, [part for _, parts in stages for part in parts]
+    if isinstance(leaf, Factored):
+        return _encode_factored(name, leaf, coder)
     raise ValueError(f"leaf {name!r} is a {type(leaf).__name__}, which this version of the format cannot store")
+
+
+def _encode_clustered(
+    name: str, leaf: Clustered, coder: str, groups: dict[str, tuple[str, Table]]
+) -> tuple[LeafInfo, list[bytes | memoryview]]:
+    indices, codebook = structure.as_array(name, leaf.indices), structure.as_array(name, leaf.codebook)
+    shape, order = tuple(map(int, leaf.shape)), tuple(map(int, leaf.axis_order))
+    on_line = [None if x is None else structure.as_array(name, x) for x in (leaf.scale, leaf.offset)]
+    leaf = Clustered(indices, codebook, shape, leaf.dtype, order, leaf.group, *on_line)
+    leaf.validate(name)
+    used, codes = entropy.encode(indices, leaf.k, coder)
+    whole = [_bytes_of(x) for x in (codebook, *on_line) if x is not None]
+    table = whole if _holds_codebook(name, leaf, whole, groups) else []
+    info = LeafInfo(
+        name,
+        kind="clustered",
+        shape=shape,
+        dtype=leaf.dtype.name,
+        coder=used,
+        code_bytes=len(codes),
+        table_bytes=sum(map(len, table)),
+        k=leaf.k,
+        d=leaf.d,
+        group=leaf.group,
+        table_dtype=codebook.dtype.name,
+        axis_order=order,
+    )
+    return info, [codes, *table]
+
+
+def _encode_affine(name: str, leaf: Affine, coder: str) -> tuple[LeafInfo, list[bytes | memoryview]]:
+    codes8, scale, zero_point = (structure.as_array(name, x) for x in (leaf.codes, leaf.scale, leaf.zero_point))
+    axis = None if leaf.axis is None else int(leaf.axis)
+    leaf = Affine(codes8, scale, zero_point, axis, leaf.dtype, leaf.bits)
+    leaf.validate(name)
+    ((symbols, k),) = leaf.streams()
+    used, codes = entropy.encode(np.asarray(symbols), k, coder)
+    info = LeafInfo(
+        name,
+        kind="affine",
+        shape=codes8.shape,
+        dtype=leaf.dtype.name,
+        coder=used,
+        code_bytes=len(codes),
+        table_bytes=scale.nbytes + zero_point.nbytes,
+        k=k,
+        table_dtype=scale.dtype.name,
+        code_dtype=codes8.dtype.name,
+        axis=axis,
+    )
+    return info, [codes, _bytes_of(scale), _bytes_of(zero_point)]
+
+
+def _encode_factored(name: str, leaf: Factored, coder: str) -> tuple[LeafInfo, list[bytes | memoryview]]:
+    arrays = [structure.as_array(name, x) for x in (leaf.rows, leaf.left, leaf.middle, leaf.right, leaf.columns)]
+    rows, left, middle, right, columns = arrays
+    shape = tuple(map(int, leaf.shape))
+    Factored(rows, left, middle, right, columns, shape, leaf.dtype).validate(name)
+    coded = [entropy.encode(bits, 2, coder) for bits in (left, right)]
+    streams = [(used, len(codes)) for used, codes in coded]
+    info = factored_info(name, shape, leaf.dtype.name, middle.size, rows.dtype.name, streams)
+    return info, [*(codes for _, codes in coded), _bytes_of(rows), _bytes_of(middle), _bytes_of(columns)]
 
 
 def _holds_codebook(name: str, leaf: Clustered, table: list[memoryview], groups: dict[str, tuple[str, Table]]) -> bool:
@@ -131,30 +163,53 @@ def decode_leaf(file: BinaryIO, info: LeafInfo, codebooks: dict[str, list[np.nda
     Raises:
       ValueError: naming the leaf, where its stream is damaged or it breaks an invariant.
     """
-    codes = read_exactly(file, info.code_bytes)
-    try:
-        if info.kind == "array":
-            plain = entropy.unzstd(codes, info.weight_bytes) if info.coder == "zstd" else codes
-            return _from_bytes(plain, structure.DTYPES[info.dtype], info.shape)
-        symbols = entropy.decode(codes, info.n_symbols, info.k or 1, info.coder)
-    except ValueError as error:
-        raise ValueError(f"leaf {info.name!r}: {error}") from error
+    if info.kind == "array":
+        data = read_exactly(file, info.code_bytes)
+        try:
+            plain = entropy.unzstd(data, info.weight_bytes) if info.coder == "zstd" else data
+        except ValueError as error:
+            raise ValueError(f"leaf {info.name!r}: {error}") from error
+        return _from_bytes(plain, structure.DTYPES[info.dtype], info.shape)
     leaf: CompressedLeaf
+    dtype = structure.DTYPES[info.dtype]
     if info.kind == "affine":
+        integers = _read_symbols(file, info).reshape(info.shape)
         slices = () if info.axis is None else (info.shape[info.axis],)
         scale, zero_point = _read_array(file, info.table_dtype, slices), _read_array(file, "int32", slices)
-        integers = symbols.view(structure.DTYPES[info.code_dtype]).reshape(info.shape)
-        leaf = Affine(integers, scale, zero_point, info.axis, structure.DTYPES[info.dtype])
+        bits = (info.k or 1).bit_length() - 1
+        leaf = Affine.from_symbols(integers, structure.DTYPES[info.code_dtype], scale, zero_point, info.axis, dtype, bits)
+    elif info.kind == "residual":
+        leaf = Residual([_read_clustered(file, stage, {}) for stage in info.parts])
+    elif info.kind == "factored":
+        left, right = (_read_symbols(file, part).reshape(part.shape) for part in info.parts)
+        (m, k), n = left.shape, right.shape[1]
+        rows, middle, columns = (
+            _read_array(file, kind, (size,)) for kind, size in ((info.table_dtype, m), ("int16", k), (info.table_dtype, n))
+        )
+        leaf = Factored(rows, left, middle, right, columns, info.shape, dtype)
     else:
-        if info.table_bytes:
-            table = [_read_array(file, info.table_dtype, (info.k or 1, info.d))]
-            if info.on_line:
-                table += [_read_array(file, "float32", ()) for _ in range(2)]
-            if info.group is not None:
-                codebooks[info.group] = table
-        else:
-            table = codebooks[info.group or ""]
-        dtype = structure.DTYPES[info.dtype]
-        leaf = Clustered(symbols, table[0], info.shape, dtype, info.axis_order, info.group, *table[1:])
+        leaf = _read_clustered(file, info, codebooks)
     leaf.validate(info.name)
     return leaf
+
+
+def _read_symbols(file: BinaryIO, info: LeafInfo) -> np.ndarray:
+    codes = read_exactly(file, info.code_bytes)
+    try:
+        return entropy.decode(codes, info.n_symbols, info.k or 1, info.coder)
+    except ValueError as error:
+        raise ValueError(f"leaf {info.name!r}: {error}") from error
+
+
+def _read_clustered(file: BinaryIO, info: LeafInfo, codebooks: dict[str, list[np.ndarray]]) -> Clustered:
+    symbols = _read_symbols(file, info)
+    if info.table_bytes:
+        table = [_read_array(file, info.table_dtype, (info.k or 1, info.d))]
+        if info.on_line:
+            table += [_read_array(file, "float32", ()) for _ in range(2)]
+        if info.group is not None:
+            codebooks[info.group] = table
+    else:
+        table = codebooks[info.group or ""]
+    dtype = structure.DTYPES[info.dtype]
+    return Clustered(symbols, table[0], info.shape, dtype, info.axis_order, info.group, *table[1:])

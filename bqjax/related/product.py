@@ -149,8 +149,8 @@ def binarise(params: Any, rules: Sequence[Rule[None]] | None = None, *, axis: in
 
     Returns:
       The tree with, for every chosen leaf, a :class:`bqjax.leaves.Clustered` of the entries ``-a`` and ``a``; or, with an axis, a
-      :class:`bqjax.leaves.Affine` with codes -1 and 1 and scales ``a`` in float32. Slices that are zero everywhere come out
-      exact, with code 0. Traceable.
+      :class:`bqjax.leaves.Affine` with codes -1 and 1, of two bits because of the code 0, and scales ``a`` in float32. Slices
+      that are zero everywhere come out exact, with code 0. Traceable.
 
     Raises:
       ValueError: an axis that a leaf does not have, integer leaves, rules with groups or settings, NaN or infinite weights
@@ -178,7 +178,7 @@ def binarise(params: Any, rules: Sequence[Rule[None]] | None = None, *, axis: in
         if not -leaf.ndim <= operator.index(axis) < leaf.ndim:
             raise ValueError(f"leaf {name!r} has {leaf.ndim} dimensions and no axis {axis}: skip it, Rule({name!r}, skip=True)")
         codes, scale = _channel_signs(jnp.asarray(leaf), axis % leaf.ndim)
-        new[name] = Affine(codes, scale, jnp.zeros(scale.shape, jnp.int32), axis % leaf.ndim, leaf.dtype)
+        new[name] = Affine(codes, scale, jnp.zeros(scale.shape, jnp.int32), axis % leaf.ndim, leaf.dtype, bits=2)
     return replace(params, new)
 
 

@@ -125,7 +125,7 @@ def quantise(params: Any, rules: Sequence[Rule[PTQConfig | int]] | None = None, 
         check_finite(name, leaf)
         setting = _setting(rule.pattern, name, rule.setting, config or PTQConfig(), leaf.ndim)
         codes, scale, zero_point = _quantise(jnp.asarray(leaf), setting)
-        new[name] = Affine(codes, scale, zero_point, setting.axis, leaf.dtype)
+        new[name] = Affine(codes, scale, zero_point, setting.axis, leaf.dtype, int(setting.bits))
     return replace(params, new)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bqjax import codec
 from bqjax.codec import header
-from bqjax.leaves import Affine, Clustered, is_compressed
+from bqjax.leaves import Affine, Clustered, Factored, Residual, is_compressed
 from bqjax.tree import named_leaves
 
 RNG = np.random.default_rng(0)
@@ -28,6 +28,23 @@ TREE = {
         Clustered(RNG.integers(0, 5, 12).astype(np.uint8), SHARED, (3, 4), np.float32, (1, 0), "g"),
     ],
     "int8": Affine(RNG.integers(-9, 9, (4, 6)).astype(np.int8), np.ones(6, np.float32), np.zeros(6, np.int32), 1),
+    "int4": Affine(RNG.integers(-8, 8, (4, 6)).astype(np.int8), np.float32(1), np.int32(0), bits=4),
+    "sum": Residual(
+        [
+            Clustered(
+                RNG.integers(0, 3, 10).astype(np.uint8), RNG.normal(size=(3, 2)).astype(np.float32), (4, 5), np.float32, (1, 0)
+            )
+            for _ in range(2)
+        ]
+    ),
+    "product": Factored(
+        np.ones(4, np.float32),
+        RNG.integers(0, 2, (4, 3)).astype(np.uint8),
+        np.array([-5, 0, 9], np.int16),
+        RNG.integers(0, 2, (3, 6)).astype(np.uint8),
+        np.ones(6, np.float32),
+        (2, 2, 6),
+    ),
     "bn": (np.zeros((100,), np.float32), np.ones(3, np.int32)),
 }
 
@@ -142,13 +159,13 @@ def test_changed_sections_with_a_fitting_checksum(stored, tmp_path, edits, part,
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from([0, 1, "l", "t", "d", 2**60]),
-    lambda child: st.lists(child, max_size=4) | st.dictionaries(st.sampled_from("xstenqkdogcalm") | st.text(max_size=3), child),
+    lambda child: st.lists(child, max_size=4) | st.dictionaries(st.sampled_from("xstenqkdogcalmbwp") | st.text(max_size=3), child),
     max_leaves=12,
 )
 
 
 @FUZZ
-@hypothesis.given(document=JSON, record=JSON, where=st.integers(0, 6), key=st.sampled_from("xstenqkdogca"))
+@hypothesis.given(document=JSON, record=JSON, where=st.integers(0, 9), key=st.sampled_from("xstenqkdogcabwp"))
 def test_changed_descriptions_with_a_fitting_checksum(stored, tmp_path, document, record, where, key):
     _, data, tree = sections(stored)
     original = json.loads(zstandard.ZstdDecompressor().decompress(tree))
@@ -226,6 +243,10 @@ def test_hostile_headers(tmp_path, changes, message):
 
 
 RAW = {"s": [10], "t": "int8"}
+STAGE = {"k": 1, "n": 6, "e": "raw"}
+SUM = {"x": "r", "s": [10], "p": [STAGE]}
+BITS = {"n": 1, "e": "raw"}
+PRODUCT = {"x": "f", "s": [2, 1], "w": 1, "q": "float16", "p": [BITS, BITS]}  # two bytes of bits, 3 float16, an int16
 CODED = {"x": "c", "s": [10], "k": 1, "n": 6, "e": "raw"}  # with one float32 of codebook: 10 bytes
 
 
@@ -273,7 +294,28 @@ CODED = {"x": "c", "s": [10], "k": 1, "n": 6, "e": "raw"}  # with one float32 of
         ({"t": 0, "l": [{"x": "a", "s": [], "n": 2, "e": "raw", "a": 0}]}, "'a' must be"),
         ({"t": 0, "l": [{"x": "a", "s": [2], "n": 2, "e": "raw", "c": "int16"}]}, "dtype of affine codes 'int16'"),
         ({"t": 0, "l": [{"x": "a", "s": [2], "n": 2, "e": "raw"}]}, "scales must be finite and positive"),
+        ({"t": 0, "l": [{"x": "a", "s": [2], "n": 2, "e": "raw", "b": 9}]}, "'b' must be an integer from 1 to 8"),
+        ({"t": 0, "l": [CODED | {"b": 4}]}, "unknown keys, 'b'"),
         ({"t": 0, "l": [CODED | {"q": "int32"}]}, "floating-point"),
+        ({"t": 0, "l": [SUM | {"p": []}]}, "'p' must be a list of 1 to 64 JSON objects, is a list of 0"),
+        ({"t": 0, "l": [SUM | {"p": [STAGE] * 65}]}, "'p' must be a list of 1 to 64"),
+        ({"t": 0, "l": [SUM | {"p": [[]]}]}, "'p' must be"),
+        ({"t": 0, "l": [SUM | {"p": 5}]}, "'p' must be .* is 5"),
+        ({"t": 0, "l": [SUM | {"n": 5}]}, "unknown keys, 'n'"),
+        ({"t": 0, "l": [SUM | {"p": [STAGE | {"g": "g"}]}]}, "unknown keys, 'g'"),
+        ({"t": 0, "l": [SUM | {"p": [STAGE | {"k": 2**33}]}]}, "'k' must be"),
+        ({"t": 0, "l": [SUM | {"s": [2**40]}]}, "symbols cannot have 6 bytes"),
+        ({"t": 0, "l": [SUM | {"p": [STAGE, STAGE]}]}, "take 20 bytes, the data section has 10"),
+        ({"t": 0, "l": [SUM | {"o": [1]}]}, "not a permutation"),
+        ({"t": 0, "l": [PRODUCT | {"s": [2]}]}, "not that of a matrix"),
+        ({"t": 0, "l": [PRODUCT | {"p": [BITS]}]}, "'p' must be a list of 2 to 2"),
+        ({"t": 0, "l": [PRODUCT | {"p": [BITS, BITS | {"k": 2}]}]}, "unknown keys, 'k'"),
+        ({"t": 0, "l": [PRODUCT | {"w": 0}]}, "'w' must be"),
+        ({"t": 0, "l": [PRODUCT | {"w": 2**32}]}, "symbols cannot have 1 bytes"),
+        ({"t": 0, "l": [PRODUCT | {"s": [2**20, 2**20]}]}, "symbols cannot have 1 bytes"),
+        ({"t": 0, "l": [PRODUCT | {"s": [1024, 1]}]}, "take 2054 bytes"),
+        ({"t": 0, "l": [PRODUCT | {"q": "int16"}]}, "rows must be floating point"),
+        ({"t": 0, "l": [PRODUCT | {"t": "int8"}]}, "factors are of floating-point matrices"),
         (b'{"t":' + b"[" * 100_000, "cannot be read"),
         (b'{"t":' + b'["l",' * 300 + b"0" + b"]" * 300 + b',"l":[]}', "nested deeper than 200"),
         (b'{"t":0,"l":[{"s":[' + b"9" * 5000 + b"]}]}", "cannot be read"),

@@ -1,0 +1,147 @@
+"""What a file says it holds: a description of every leaf, and of the whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+from bqjax import blocks
+from bqjax.codec.structure import DTYPES
+
+__all__ = ["FileInfo", "LeafInfo"]
+
+
+@dataclass(frozen=True)
+class LeafInfo:
+    """One leaf of a file.
+
+    Attributes:
+      name: as :func:`bqjax.tree.named_leaves` gives it.
+      kind: ``"array"``, ``"clustered"``, ``"affine"``, ``"residual"`` or ``"factored"``; ``"bits"`` for a part.
+      shape: shape of the weight.
+      dtype: name of the weight's dtype.
+      coder: coder of the codes; of an array ``"raw"`` or ``"zstd"``; those of all parts.
+      code_bytes: bytes of the codes, or of the array.
+      table_bytes: bytes of codebook, scales, offset and zero points; 0 where an earlier leaf of the group holds them.
+      k: how many different codes there can be; None for arrays and sums, the middle dimension of factors.
+      d: weights per code.
+      group: the group whose codebook the leaf shares.
+      table_dtype: name of the dtype of codebook or scale.
+      code_dtype: dtype of affine codes.
+      parts: the streams of a leaf that has several: the stages of a residual leaf; the binary matrices of a factored one,
+        whose number of columns, or rows, is ``k``. Bytes of the leaf are those of its parts together, and of its own table.
+      axis: axis of affine scales.
+      axis_order: axis order of clustered leaves.
+    """
+
+    name: str
+    _: KW_ONLY
+    kind: str = "array"
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    coder: str = "ans"
+    code_bytes: int = 0
+    table_bytes: int = 0
+    k: int | None = None
+    d: int = 1
+    group: str | None = None
+    table_dtype: str = "float32"
+    code_dtype: str = "int8"
+    axis: int | None = None
+    axis_order: tuple[int, ...] = ()
+    parts: tuple[LeafInfo, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the array that the leaf decodes to."""
+        return self.size * DTYPES[self.dtype].itemsize
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in the file, without the leaf's record."""
+        return self.code_bytes + self.table_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits in the file per weight, 0 for an empty leaf."""
+        return 8 * self.bytes / max(self.size, 1)
+
+    @property
+    def on_line(self) -> bool:
+        """Whether a codebook holds integers that a scale and an offset turn into weights."""
+        return self.table_dtype in ("int8", "uint8") and self.dtype not in ("int8", "uint8")
+
+    @property
+    def n_symbols(self) -> int:
+        """Number of codes."""
+        if self.parts:
+            return sum(part.n_symbols for part in self.parts)
+        return blocks.n_blocks(self.shape, self.axis_order, self.d) if self.kind == "clustered" else self.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """What a file holds; :func:`bqjax.codec.save` returns what :func:`bqjax.codec.inspect` reads.
+
+    Attributes:
+      path: the file.
+      version: of the format.
+      file_bytes: size of the file; the truth that every ratio is computed from.
+      leaves: the leaves in the order of the tree.
+      metadata: the user's.
+      sha256: checksum of all that follows the header, as stated.
+    """
+
+    path: Path
+    version: str
+    file_bytes: int
+    leaves: tuple[LeafInfo, ...]
+    metadata: Mapping[str, str]
+    sha256: str
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of the codes of compressed leaves."""
+        return sum(leaf.code_bytes for leaf in self.leaves if leaf.kind != "array")
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of codebooks, scales and zero points."""
+        return sum(leaf.table_bytes for leaf in self.leaves)
+
+    @property
+    def array_bytes(self) -> int:
+        """Bytes of leaves that are not compressed."""
+        return sum(leaf.code_bytes for leaf in self.leaves if leaf.kind == "array")
+
+    @property
+    def overhead_bytes(self) -> int:
+        """Bytes of the header and the tree's description."""
+        return self.file_bytes - self.code_bytes - self.table_bytes - self.array_bytes
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, those of array leaves included."""
+        return sum(leaf.size for leaf in self.leaves)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the arrays that the tree decodes to."""
+        return sum(leaf.weight_bytes for leaf in self.leaves)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """All bits of the file over all weights."""
+        return 8 * self.file_bytes / max(self.weights, 1)
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of the decoded arrays over bytes of the file."""
+        return self.weight_bytes / self.file_bytes
