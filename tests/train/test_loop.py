@@ -17,7 +17,7 @@ import pytest
 
 from bqjax import codec
 from bqjax.quantizers import QuantizerConfig
-from train.checkpoint import Checkpoints
+from train.checkpoint import Checkpoints, checked_config
 from train.config import GWKPhase, TrainConfig
 from train.loop import run
 from train.main import main
@@ -180,6 +180,16 @@ def test_a_folder_of_another_config_is_refused(whole):
         ValueError, match=r"another config: quantizer\.delta is 0\.001 there and 0\.5 now; seed is 0 there and 1 now"
     ):
         run(other, folder)
+
+
+def test_a_folder_of_an_older_version_is_taken(tmp_path):
+    checked_config(tmp_path, CONFIG)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in written.items() if key != "test_examples"}))
+    checked_config(tmp_path, CONFIG)
+    with pytest.raises(ValueError, match="test_examples is None there and 5 now"):
+        checked_config(tmp_path, dataclasses.replace(CONFIG, test_examples=5))
 
 
 def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path, monkeypatch):
