@@ -10,9 +10,14 @@ A method turns array leaves of a parameter pytree into compressed leaves, :func:
 
 from bqjax._version import __version__
 from bqjax.bin_and_quant import BinConfig, Bins, bin_and_quant, gaussian_bins
+from bqjax.codebooks import codebook_gradients, quantize_codebooks, with_codebooks
 from bqjax.codec import inspect, load, save
+from bqjax.gwk import gwk_cluster
+from bqjax.gwk_blocks import GWKConfig, bits_per_weight
+from bqjax.gwk_loop import gwk_init, gwk_update, straight_through
 from bqjax.kmeans import kmeans_scalar
 from bqjax.leaves import Affine, Clustered, bits, decode, is_compressed
+from bqjax.quantizers import QuantizerConfig, ewgs_round, hessian_delta
 from bqjax.rate import bin_and_quant_at_price
 from bqjax.related.weight_sharing import kmeans_share
 from bqjax.search import RateConfig, SearchConfig, SearchInfo, search_bins, search_price
@@ -27,6 +32,8 @@ __all__ = [
     "Bins",
     "Clustered",
     "Evaluator",
+    "GWKConfig",
+    "QuantizerConfig",
     "RateConfig",
     "Rule",
     "SearchConfig",
@@ -36,8 +43,15 @@ __all__ = [
     "bin_and_quant",
     "bin_and_quant_at_price",
     "bits",
+    "bits_per_weight",
+    "codebook_gradients",
     "decode",
+    "ewgs_round",
     "gaussian_bins",
+    "gwk_cluster",
+    "gwk_init",
+    "gwk_update",
+    "hessian_delta",
     "inspect",
     "is_compressed",
     "kmeans_scalar",
@@ -45,7 +59,10 @@ __all__ = [
     "load",
     "named_leaves",
     "output_importance",
+    "quantize_codebooks",
     "save",
     "search_bins",
     "search_price",
+    "straight_through",
+    "with_codebooks",
 ]

@@ -25,7 +25,7 @@ def checked_config(folder: Path, config: Any) -> None:
 
     Args:
       folder: of the run; it is made where it does not exist.
-      config: a dataclass of plain values and dataclasses.
+      config: a dataclass of plain values and dataclasses. A plain field that the file lacks counts as its default there.
 
     Raises:
       ValueError: the folder belongs to a run of another config; the message names the fields.
@@ -39,6 +39,11 @@ def checked_config(folder: Path, config: Any) -> None:
         old = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}; name another folder") from error
+    # A field that a newer version brought: its default is what the older one did. Of those that are dataclasses only the
+    # fields within them are in the file.
+    plain = (bool, int, float, str, type(None))
+    defaults = {field.name: field.default for field in dataclasses.fields(config) if isinstance(field.default, plain)}
+    old |= {name: value for name, value in defaults.items() if name not in old}
     differing = [
         f"{key} is {old.get(key)!r} there and {new.get(key)!r} now" for key in {**old, **new} if old.get(key) != new.get(key)
     ]

@@ -8,7 +8,7 @@ import jax
 
 from bqjax.codebooks import with_codebooks
 from bqjax.gwk import gwk_cluster
-from bqjax.gwk_blocks import GWKConfig
+from bqjax.gwk_blocks import GWKConfig, Weighting
 from bqjax.gwk_loop import GWKState, gwk_init, gwk_update, straight_through
 from bqjax.leaves import decode
 from bqjax.tree import named_leaves, replace
@@ -20,6 +20,16 @@ __all__ = ["cluster", "follow", "replaced", "seen"]
 def _kernels(network: Any, names: tuple[str, ...]) -> dict[str, Any]:
     leaves = named_leaves(network)
     return {name: leaves[name] for name in names}
+
+
+def _weighting(settings: GWKPhase) -> Weighting:
+    return "coordinate" if settings.weighting == "fisher" else settings.weighting
+
+
+def _sizes(grads: Any, names: tuple[str, ...], settings: GWKPhase) -> dict[str, Any]:
+    """What the weighting goes by: gradients, or their squares."""
+    found = _kernels(grads, names)
+    return jax.tree.map(jax.numpy.square, found) if settings.weighting == "fisher" else found
 
 
 def cluster(network: Any, grads: Any, names: tuple[str, ...], settings: GWKPhase, key: jax.Array, start: Any = None) -> GWKState:
@@ -36,11 +46,12 @@ def cluster(network: Any, grads: Any, names: tuple[str, ...], settings: GWKPhase
     Raises:
       ValueError: as :func:`bqjax.gwk.gwk_cluster`.
     """
-    config = GWKConfig(bits=settings.bits, cv=settings.cv, pw=settings.pw, weighting=settings.weighting)
+    weighting = _weighting(settings)
+    config = GWKConfig(bits=settings.bits, cv=settings.cv, pw=settings.pw, weighting=weighting)
     weights = _kernels(network, names)
-    gradients = jax.tree.map(jax.numpy.zeros_like, weights) if grads is None else _kernels(grads, names)
+    gradients = jax.tree.map(jax.numpy.zeros_like, weights) if grads is None else _sizes(grads, names, settings)
     tree, _ = gwk_cluster(weights, gradients, key=key, config=config, start=None if start is None else start.tree)
-    return gwk_init(weights, gradients, tree, weighting=settings.weighting)
+    return gwk_init(weights, gradients, tree, weighting=weighting)
 
 
 def seen(network: Any, clusters: GWKState) -> Any:
@@ -54,10 +65,10 @@ def follow(clusters: GWKState, network: Any, grads: Any, settings: GWKPhase, pro
     return gwk_update(
         clusters,
         _kernels(network, names),
-        _kernels(grads, names),
+        _sizes(grads, names, settings),
         decay=settings.decay,
         frozen=progress >= settings.freeze,
-        weighting=settings.weighting,
+        weighting=_weighting(settings),
         rate=settings.rate,
     )
 

@@ -11,7 +11,7 @@ from bqjax.quantizers import QuantizerConfig
 __all__ = ["GWKPhase", "TrainConfig"]
 
 Model = Literal["digits", "resnet20", "resnet56", "mobilenet_v2"]
-Dataset = Literal["digits", "cifar10"]
+Dataset = Literal["digits", "cifar10", "imagenet2012"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,8 @@ class GWKPhase:
       epochs: of the phase.
       schedule: ``"epoch"`` replaces weights by their reconstruction after every epoch (the paper); ``"step"`` (ours, for
         short training) runs on the reconstruction in every step, with gradients straight through to latent weights.
-      cv, pw, bits, weighting: see :class:`bqjax.gwk_blocks.GWKConfig`.
+      cv, pw, bits, weighting: see :class:`bqjax.gwk_blocks.GWKConfig`. ``"fisher"`` is ``"coordinate"`` with squared
+        gradients, those of batches and not of single examples.
       decay: how slowly codebooks follow the weights; schedule "step".
       freeze: share of the phase after which each block keeps its codebook entry; schedule "step".
       rate: what a bit of entropy-coded indices weighs in the choice of entries, see :func:`bqjax.gwk.assign`; schedule
@@ -40,7 +41,7 @@ class GWKPhase:
     cv: int = 6
     pw: int = 4
     bits: int = 5
-    weighting: Literal["block", "coordinate", "none"] = "block"
+    weighting: Literal["block", "coordinate", "fisher", "none"] = "block"
     decay: float = 0.95
     freeze: float = 0.7
     rate: float = 0.0
@@ -52,6 +53,8 @@ class GWKPhase:
             raise ValueError(f"a GWK phase needs epochs, got {self.epochs}; None leaves the phase out")
         if self.schedule not in ("epoch", "step"):
             raise ValueError(f"schedule must be epoch or step, got {self.schedule!r}")
+        if self.weighting not in ("block", "coordinate", "fisher", "none"):
+            raise ValueError(f"weighting must be block, coordinate, fisher or none, got {self.weighting!r}")
         if not 0 <= self.decay < 1 or not 0 <= self.freeze <= 1:
             raise ValueError(f"decay must be from 0 to below 1 and freeze from 0 to 1, got {self.decay} and {self.freeze}")
         if self.tune_epochs < 0:
@@ -74,9 +77,12 @@ class TrainConfig:
       float_epochs: epochs of the float phase.
       epochs: epochs of the quantised phase.
       quantizer: of the layers in the quantised phase; None allows no such phase.
+      hessian_epochs: after every so many epochs of a quantised phase, the gradient scale of EWGS is measured anew for each layer
+        (:func:`bqjax.adapters.flax.hessian_deltas`); 0 keeps ``quantizer.delta``.
       gwk: the clustered phase, of the layers that are quantised; None leaves it out.
       keep_float: patterns of layers that stay as they are (the first and the last, as is usual).
       train_examples: how many of the training examples to use, drawn by the seed; None uses all.
+      test_examples: how many of the test examples to report on, always the same; None uses all.
       batch_size: examples a step, over all devices.
       learning_rate: Adam's, at the start; it falls to 0 along a cosine within each phase.
       quantizer_learning_rate: that of intervals and output scales.
@@ -96,9 +102,11 @@ class TrainConfig:
     float_epochs: int = 0
     epochs: int = 0
     quantizer: QuantizerConfig | None = None
+    hessian_epochs: int = 0
     gwk: GWKPhase | None = None
     keep_float: tuple[str, ...] = ("conv1", "linear")
     train_examples: int | None = None
+    test_examples: int | None = None
     batch_size: int = 256
     learning_rate: float = 1e-3
     quantizer_learning_rate: float = 1e-5
@@ -112,8 +120,15 @@ class TrainConfig:
             raise ValueError(f"there must be epochs: float_epochs={self.float_epochs}, epochs={self.epochs}")
         if (self.epochs or self.gwk) and self.quantizer is None:
             raise ValueError("quantised epochs and GWK need a quantizer; epochs without one are float_epochs")
-        if self.train_examples is not None and self.train_examples < 1:
-            raise ValueError(f"train_examples must be at least 1, got {self.train_examples}")
+        if self.hessian_epochs < 0:
+            raise ValueError(f"hessian_epochs must be at least 0 (0 keeps the quantizer's delta), got {self.hessian_epochs}")
+        if self.hessian_epochs and (
+            self.quantizer is None or self.quantizer.rounding != "ewgs" or self.quantizer.weight_bits is None
+        ):
+            raise ValueError(f"hessian_epochs={self.hessian_epochs} needs a quantizer of weights with rounding ewgs; leave it 0")
+        for field in ("train_examples", "test_examples"):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         for field in ("learning_rate", "quantizer_learning_rate", "weight_decay"):
@@ -126,5 +141,6 @@ class TrainConfig:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         if self.distillation and not self.weights and not self.float_epochs:
             raise ValueError("distillation needs a float network: give weights or float_epochs")
-        if (self.model == "digits") != (self.dataset == "digits"):
+        fits = {"digits": ("digits",), "mobilenet_v2": ("cifar10", "imagenet2012")}.get(self.model, ("cifar10",))
+        if self.dataset not in fits:
             raise ValueError(f"model {self.model!r} does not fit data set {self.dataset!r}")

@@ -19,7 +19,7 @@ import numpy as np
 
 from bqjax.files import atomic_write
 
-__all__ = ["cache_dir", "cifar10"]
+__all__ = ["cache_dir", "cifar10", "open_records"]
 
 N_CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
@@ -106,7 +106,7 @@ def _wrong(images: np.ndarray, labels: np.ndarray) -> str:
 
 
 def _decode(tfds_dir: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    source = _data_source(tfds_dir, split)
+    source = open_records(tfds_dir, "cifar10", split)
     n = len(source)
     images, labels, ids = np.empty((n, *IMAGE_SHAPE), np.uint8), np.empty(n, np.int32), []
     try:
@@ -128,20 +128,26 @@ def _decode(tfds_dir: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def _data_source(tfds_dir: Path, split: str) -> Any:
+def open_records(tfds_dir: Path, name: str, split: str) -> Any:
+    """The examples of a data set of TensorFlow Datasets, by number; nothing is downloaded.
+
+    Raises:
+      ValueError: it cannot be opened.
+      ImportError: tensorflow_datasets is not installed.
+    """
     try:
         # Imported here: it takes a second, and a cached data set does not need it.
         import tensorflow_datasets as tfds
 
-        return tfds.data_source("cifar10", split=split, data_dir=str(tfds_dir), download=False)
+        return tfds.data_source(name, split=split, data_dir=str(tfds_dir), download=False)
     except ImportError as error:
         raise _not_installed(error) from error
     except (ValueError, NotImplementedError, AssertionError, RuntimeError, OSError, KeyError) as error:
         raise ValueError(
-            f"TensorFlow Datasets cannot open cifar10 in {tfds_dir}, which must be complete (with dataset_info.json and "
+            f"TensorFlow Datasets cannot open {name} in {tfds_dir}, which must be complete (with dataset_info.json and "
             f"features.json) and in array_record format: {error}"
         ) from error
 
 
 def _not_installed(error: ImportError) -> ImportError:
-    return ImportError(f'reading CIFAR-10 needs tensorflow_datasets and pillow: pip install "bqjax[train]" ({error})')
+    return ImportError(f'reading images needs tensorflow_datasets and pillow: pip install "bqjax[train]" ({error})')

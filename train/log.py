@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from matplotlib.figure import Figure
 
 from bqjax.files import atomic_write
+from bqjax.quantizers import REASONS
 
-__all__ = ["MetricsLog", "draw_curves", "read_metrics"]
+__all__ = ["MetricsLog", "describe_deltas", "draw_curves", "read_metrics"]
 
 _NAME = "metrics.jsonl"
 
@@ -56,6 +58,22 @@ class MetricsLog:
         """Writes what is held back."""
         if self._events is not None:
             self._events.close()
+
+
+def describe_deltas(deltas: Mapping[str, Any], reasons: Mapping[str, Any]) -> tuple[dict[str, float], str]:
+    """What is logged of EWGS's gradient scales, measured by name of layer; a guard is named with its layers.
+
+    >>> describe_deltas({"a": 0.5, "b": 0.0}, {"a": 0, "b": 1})
+    ({'delta': 0.25, 'delta_guarded': 1.0}, 'delta 0 to 0.5, median 0.25; negative trace: delta is 0 (b)')
+    """
+    values = [float(value) for value in deltas.values()]
+    met: dict[int, list[str]] = {}
+    for name, reason in reasons.items():
+        met.setdefault(int(reason), []).append(name)
+    guards = "".join(f"; {REASONS[i]} ({', '.join(met[i])})" for i in sorted(met) if i)
+    guarded = float(sum(len(names) for i, names in met.items() if i))
+    line = f"delta {min(values):.4g} to {max(values):.4g}, median {np.median(values):.4g}{guards}"
+    return {"delta": float(np.median(values)), "delta_guarded": guarded}, line
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -25,8 +25,9 @@ from bqjax.tree import Rule
 from train.checkpoint import Checkpoints, checked_config
 from train.config import TrainConfig
 from train.export import export, from_file
-from train.log import MetricsLog, draw_curves
-from train.problems import Examples, Problem, float_network, problem
+from train.log import MetricsLog, describe_deltas, draw_curves
+from train.problems import Problem, float_network, problem
+from train.source import Batch, Source
 from train.step import TrainState, functions, phase_kind
 
 __all__ = ["run"]
@@ -60,14 +61,14 @@ def run(
     Args:
       config: of the run.
       out: folder of the run: ``config.json``, ``metrics.jsonl`` with one object an epoch, checkpoints by phase, and the
-        clustered network as ``model.bq.safetensors``.
+        network of the last quantised or clustered phase as ``model.bq.safetensors``.
       data_dir: folder of data and weights.
       progress: called as ``progress(step, total, message)`` after each step.
       say: called with one line after each epoch.
 
     Returns:
       Figures on the test data, ``"float accuracy"``, ``"ewgs accuracy"`` and so on: of the last epoch, which
-      nothing was chosen by; ``"gwk accuracy"`` and ``"tuned accuracy"`` are those of the file.
+      nothing was chosen by; all but the float one are those of the phase's file, decoded.
 
     Raises:
       ValueError: the batch is smaller than the number of devices or cannot be shared out among them; data or weights are
@@ -79,8 +80,8 @@ def run(
             f"batch_size {config.batch_size} must be a multiple of the {mesh.size} devices: {_near(config.batch_size, mesh.size)}"
         )
     data = problem(config, data_dir)
-    if len(data.train[1]) < config.batch_size:
-        raise ValueError(f"batch_size {config.batch_size} is larger than the {len(data.train[1])} training examples")
+    if len(data.train) < config.batch_size:
+        raise ValueError(f"batch_size {config.batch_size} is larger than the {len(data.train)} training examples")
     checked_config(out, config)
     own = _Run(config, data, mesh, out, progress, say)
     model, figures = float_network(config, data_dir), {}
@@ -90,7 +91,8 @@ def run(
         phase = partial(_phase, own, teacher=model if config.distillation else None)
         rules = [*(Rule(pattern, skip=True) for pattern in config.keep_float), Rule("*", config.quantizer)]
         small, _ = quantize(model, rules)
-        small = calibrate(small, data.inputs(jnp.asarray(data.train[0][:N_CALIBRATION])))
+        first = np.arange(min(N_CALIBRATION, len(data.train)))
+        small = calibrate(small, data.inputs(jnp.asarray(data.train.batch(first)[0])))
         name = config.quantizer.rounding
         if config.epochs:
             small, figures[f"{name} accuracy"], _ = phase(name, config.epochs, small)
@@ -111,7 +113,7 @@ def _phase(
 ) -> tuple[Any, float, GWKState | None]:
     """One phase, from the model it starts from to the trained one, its accuracy on the test data, and its clusters."""
     config, data, mesh, out = run.config, run.data, run.mesh, run.out
-    steps = len(data.train[1]) // config.batch_size
+    steps = len(data.train) // config.batch_size
     kind = phase_kind(config, name)
     parts = functions(config, kind, model, clusters, teacher, data, steps * epochs)
     everywhere, by_example = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS)))
@@ -122,10 +124,10 @@ def _phase(
     log = MetricsLog(out, name, done)
     for epoch in range(done, epochs):
         start, sums = time.perf_counter(), []
-        order = np.random.default_rng((config.seed, epoch)).permutation(len(data.train[1]))
+        order = np.random.default_rng((config.seed, epoch)).permutation(len(data.train))
         for i in range(steps):
             rows = order[i * config.batch_size : (i + 1) * config.batch_size]
-            batch = _put(tuple(a[rows] for a in data.train), by_example)
+            batch = _put(data.train.batch(rows, (config.seed, epoch)), by_example)
             state, out_of_step = parts.step(state, batch)
             sums.append(out_of_step)
             if run.progress is not None:
@@ -133,37 +135,46 @@ def _phase(
                 run.progress(epoch * steps + i + 1, epochs * steps, f"{name}, loss {float(sums[max(0, i - 2)]['loss']):.3f}")
         if kind == "clustered after epochs":
             state = parts.reconstructed(state, batch, epoch)
+        scales: dict[str, float] = {}
+        # The last epoch's would be of use to nobody.
+        if name != "float" and config.hessian_epochs and not (epoch + 1) % config.hessian_epochs and epoch + 1 < epochs:
+            state, deltas, reasons = parts.measured(state, batch, epoch)
+            scales, line = describe_deltas(deltas, reasons)
+            run.say(f"{name} {epoch + 1}/{epochs}: {line}")
         train = {key: float(np.mean([s[key] for s in sums])) for key in sums[0]}
         seconds = time.perf_counter() - start
         validation = _evaluated(parts.evaluate, state, data.validation, mesh)
-        log.write(epoch + 1, {f"train_{k}": v for k, v in train.items()} | validation | {"seconds": seconds})
+        log.write(epoch + 1, {f"train_{k}": v for k, v in train.items()} | validation | scales | {"seconds": seconds})
         run.say(f"{name} {epoch + 1}/{epochs}: loss {train['loss']:.4f}, validation {validation['accuracy']:.2%}, {seconds:.1f} s")
         checkpoints.save(epoch + 1, state, validation)
     checkpoints.close()
     log.close()
-    if kind != "plain":
+    scored = state
+    if name != "float" and config.quantizer is not None:
         file = out / "model.bq.safetensors"
         if jax.process_index() == 0:
-            run.say(export(file, jax.tree.map(np.asarray, state)))
+            run.say(export(file, jax.tree.map(np.asarray, state), config.quantizer))
         multihost_utils.sync_global_devices("exported")
-        state = _put(from_file(file, state), everywhere)  # what is scored is what the file decodes to
-    return parts.merge(state), _evaluated(parts.evaluate, state, data.test, mesh)["accuracy"], state.clusters
+        scored = _put(from_file(file, state), everywhere)  # what is scored is what the file decodes to
+    # A phase after a quantised one goes on from weights as they were before rounding.
+    last = state if kind == "plain" else scored
+    return parts.merge(last), _evaluated(parts.evaluate, scored, data.test, mesh)["accuracy"], last.clusters
 
 
-def _evaluated(evaluate: Callable[..., Any], state: TrainState, examples: Examples, mesh: jax.sharding.Mesh) -> dict[str, float]:
+def _evaluated(evaluate: Callable[..., Any], state: TrainState, examples: Source, mesh: jax.sharding.Mesh) -> dict[str, float]:
     totals: dict[str, float] = {}
     for batch, mask in _padded(examples, -(-EVALUATION_BATCH_SIZE // mesh.size) * mesh.size):
         sums = evaluate(state, *_put((batch, mask), NamedSharding(mesh, PartitionSpec(AXIS))))
         totals = {key: totals.get(key, 0.0) + float(value) for key, value in sums.items()}
-    return {key: value / len(examples[1]) for key, value in totals.items()}
+    return {key: value / len(examples) for key, value in totals.items()}
 
 
-def _padded(examples: Examples, size: int) -> Iterator[tuple[Examples, np.ndarray]]:
+def _padded(examples: Source, size: int) -> Iterator[tuple[Batch, np.ndarray]]:
     """Batches of one size; the last repeats its last example with a mask of 0."""
-    n = len(examples[1])
+    n = len(examples)
     for start in range(0, n, size):
         rows = np.arange(start, start + size)
-        yield tuple(a[np.minimum(rows, n - 1)] for a in examples), (rows < n).astype(np.float32)  # type: ignore[misc]
+        yield examples.batch(np.minimum(rows, n - 1)), (rows < n).astype(np.float32)
 
 
 def _put(tree: Any, sharding: NamedSharding) -> Any:

@@ -20,13 +20,16 @@ from bqjax.models.resnet import MEAN, STD, CifarResNet, load_resnet
 from train.config import TrainConfig
 from train.data import cifar10
 from train.digits import digits_splits
+from train.imagenet import imagenet
+from train.source import Arrays, Part, Source
 
-__all__ = ["Examples", "Problem", "float_network", "problem"]
+__all__ = ["Problem", "float_network", "problem"]
 
-Examples = tuple[np.ndarray, np.ndarray]
-# Of CIFAR-10's 50,000 training images; the best checkpoint is chosen by them, and nothing is trained on them.
-N_VALIDATION = 1000
+# Of the training images of a data set; the best checkpoint is chosen by them, and nothing is trained on them.
+N_VALIDATION = {"cifar10": 1000, "imagenet2012": 10_000}
 VALIDATION_SEED = 1
+# One draw for every config: results on equally many test images are on the same images.
+TEST_SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +37,14 @@ class Problem:
     """Data and what is done to it.
 
     Attributes:
-      train, validation, test: disjoint; images ``[n, h, w, c]`` as stored, labels ``[n]`` int32.
+      train, validation, test: disjoint; images as stored.
       inputs: what the network takes, of a batch of images; traceable.
       pad, flip: of the augmentation, see :func:`train.augment.augment`.
     """
 
-    train: Examples
-    validation: Examples
-    test: Examples
+    train: Source
+    validation: Source
+    test: Source
     inputs: Callable[[jax.Array], jax.Array]
     pad: int
     flip: bool
@@ -52,30 +55,37 @@ def problem(config: TrainConfig, data_dir: str | os.PathLike[str] | None) -> Pro
 
     Raises:
       ValueError: the data set needs a folder and there is none, or it is not in it; the message says how to get it. It has
-        fewer training examples than the config asks for.
+        fewer training or test examples than the config asks for.
       ImportError: a package that reads the data is not installed.
     """
     found = _problem(config, data_dir)
-    if config.train_examples is None:
-        return found
-    images, labels = found.train
-    if config.train_examples > len(labels):
-        raise ValueError(f"train_examples is {config.train_examples}, but there are {len(labels)} training examples")
-    rows = np.random.default_rng(config.seed).permutation(len(labels))[: config.train_examples]
-    return dataclasses.replace(found, train=(images[rows], labels[rows]))
+    train = _drawn("train_examples", found.train, config.train_examples, config.seed)
+    return dataclasses.replace(found, train=train, test=_drawn("test_examples", found.test, config.test_examples, TEST_SEED))
+
+
+def _drawn(field: str, source: Source, size: int | None, seed: int) -> Source:
+    if size is None:
+        return source
+    if size > len(source):
+        raise ValueError(f"{field} is {size}, but there are {len(source)} examples")
+    return Part(source, np.random.default_rng(seed).permutation(len(source))[:size])
 
 
 def _problem(config: TrainConfig, data_dir: str | os.PathLike[str] | None) -> Problem:
     if config.dataset == "digits":
-        return Problem(*digits_splits(), inputs=lambda x: x, pad=1, flip=False)
+        train, validation, test = (Arrays(*split) for split in digits_splits())
+        return Problem(train, validation, test, inputs=lambda x: x, pad=1, flip=False)
     if data_dir is None:
-        raise ValueError("--data-dir is missing: it must name a folder with tfds/cifar10")
-    images, labels = cifar10(data_dir, "train")
-    order = np.random.default_rng(VALIDATION_SEED).permutation(len(labels))
-    held, rest = order[:N_VALIDATION], order[N_VALIDATION:]
-    return Problem(
-        (images[rest], labels[rest]), (images[held], labels[held]), cifar10(data_dir, "test"), _normalised, pad=4, flip=True
-    )
+        raise ValueError(f"--data-dir is missing: it must name a folder with tfds/{config.dataset}")
+    whole: Source
+    tested: Source
+    if config.dataset == "imagenet2012":
+        whole, tested, pad = imagenet(data_dir, "train"), imagenet(data_dir, "validation"), 0
+    else:
+        whole, tested, pad = Arrays(*cifar10(data_dir, "train")), Arrays(*cifar10(data_dir, "test")), 4
+    order = np.random.default_rng(VALIDATION_SEED).permutation(len(whole))
+    held = N_VALIDATION[config.dataset]
+    return Problem(Part(whole, order[held:]), Part(whole, order[:held]), tested, _normalised, pad=pad, flip=True)
 
 
 def _normalised(images: jax.Array) -> jax.Array:
@@ -104,5 +114,6 @@ def float_network(config: TrainConfig, data_dir: str | os.PathLike[str] | None) 
     if config.model == "digits":
         return DigitsConv(rngs=rngs)
     if config.model == "mobilenet_v2":
-        return MobileNetV2(classes=10, small_images=True, rngs=rngs)
+        large = config.dataset == "imagenet2012"
+        return MobileNetV2(classes=1000 if large else 10, small_images=not large, rngs=rngs)
     return CifarResNet(20 if config.model == "resnet20" else 56, rngs=rngs)

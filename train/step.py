@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from bqjax.adapters.flax_hessian import hessian_deltas
 from bqjax.adapters.flax_quantize import QuantizerParam, quantized_layers, set_quantizers
 from bqjax.codebooks import codebooks
 from bqjax.gwk_loop import GWKState
@@ -51,6 +52,8 @@ class Functions(NamedTuple):
       start: the state at its start.
       step: ``(state, batch) -> (state, {"loss": ..., "accuracy": ...})``; takes over the buffers of the state.
       reconstructed: ``(state, batch, epoch) -> state``, weights replaced by their reconstruction.
+      measured: ``(state, batch, epoch) -> (state, delta, reason)``, EWGS's gradient scale of each layer from the Hessian on the
+        batch; the last two by name of layer, see :func:`bqjax.quantizers.hessian_delta`.
       evaluate: ``(state, batch, mask) -> {"loss": ..., "accuracy": ...}``, sums over the examples of the mask.
       merge: the model of a state, in training mode.
     """
@@ -58,6 +61,7 @@ class Functions(NamedTuple):
     start: TrainState
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     reconstructed: Callable[[TrainState, Any, int], TrainState]
+    measured: Callable[[TrainState, Any, int], tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]]
     evaluate: Callable[[TrainState, Any, jax.Array], dict[str, jax.Array]]
     merge: Callable[[TrainState], Any]
 
@@ -132,11 +136,8 @@ def functions(
             network = clustering.replaced(network, state.clusters, state.params["codebooks"])
         return nnx.merge(graphs[training], state.params["quantizers"], network, keys, state.rest)
 
-    def loss(params: Any, state: TrainState, inputs: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
-        running = merge(state._replace(params=params), key=key)
-        if rounds:
-            set_quantizers(running, progress=state.step / total)
-        logits = running(inputs)
+    def loss_of(model: Any, inputs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = model(inputs)
         mean_loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
         right = jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
         if taught is not None and config.distillation:
@@ -144,13 +145,25 @@ def functions(
             soft = jax.nn.log_softmax(jax.lax.stop_gradient(nnx.merge(*taught)(inputs)) / t)
             divergence = jnp.mean(jnp.sum(jnp.exp(soft) * (soft - jax.nn.log_softmax(logits / t)), axis=1))
             mean_loss = (1 - config.distillation) * mean_loss + config.distillation * t**2 * divergence
-        return mean_loss, (nnx.to_pure_dict(nnx.split(running, *_FILTERS)[4]), right)
+        return mean_loss, right
 
-    def gradients(state: TrainState, batch: Any) -> Any:
+    def rest_of(model: Any) -> Any:
+        return nnx.to_pure_dict(nnx.split(model, *_FILTERS)[4])
+
+    def loss(params: Any, state: TrainState, inputs: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
+        running = merge(state._replace(params=params), key=key)
+        if rounds:
+            set_quantizers(running, progress=state.step / total)
+        mean_loss, right = loss_of(running, inputs, labels)
+        return mean_loss, (rest_of(running), right)
+
+    def augmented(state: TrainState, batch: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         images, labels = batch
         augment_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
-        inputs = data.inputs(augment(augment_key, images, pad=data.pad, flip=data.flip))
-        return jax.value_and_grad(loss, has_aux=True)(state.params, state, inputs, labels, model_key)
+        return data.inputs(augment(augment_key, images, pad=data.pad, flip=data.flip)), labels, model_key
+
+    def gradients(state: TrainState, batch: Any) -> Any:
+        return jax.value_and_grad(loss, has_aux=True)(state.params, state, *augmented(state, batch))
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -171,6 +184,15 @@ def functions(
         return state._replace(params=state.params | {"network": network}, clusters=clusters)
 
     @jax.jit
+    def measured(state: TrainState, batch: Any, epoch: int) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
+        inputs, labels, model_key = augmented(state, batch)
+        model = merge(state, key=model_key)
+        key = jax.random.fold_in(jax.random.key(config.seed), epoch)
+        deltas, info = hessian_deltas(model, lambda model: loss_of(model, inputs, labels)[0], key)
+        set_quantizers(model, delta=deltas)
+        return state._replace(rest=rest_of(model)), deltas, {name: found.reason for name, found in info.items()}
+
+    @jax.jit
     def evaluate(state: TrainState, batch: Any, mask: jax.Array) -> dict[str, jax.Array]:
         images, labels = batch
         logits = merge(state, training=False)(data.inputs(images))
@@ -178,7 +200,7 @@ def functions(
         right = (jnp.argmax(logits, axis=1) == labels) & ~jnp.isnan(logits).any(axis=1)
         return {"loss": jnp.sum(losses * mask), "accuracy": jnp.sum(right * mask)}
 
-    return Functions(start, step, reconstructed, evaluate, merge)
+    return Functions(start, step, reconstructed, measured, evaluate, merge)
 
 
 def _fold(key: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -25,12 +25,23 @@ import jax
 import numpy as np
 from flax import linen, nnx
 
-from bqjax.adapters.flax_quantize import calibrate, quantize
+from bqjax.adapters.flax_hessian import hessian_deltas
+from bqjax.adapters.flax_quantize import calibrate, quantize, set_quantizers
 from bqjax.adapters.linen_quantize import linen_quantize
 from bqjax.leaves import is_compressed
 from bqjax.tree import named_leaves
 
-__all__ = ["calibrate", "linen_apply", "linen_quantize", "nnx_apply", "nnx_params", "nnx_with_params", "quantize"]
+__all__ = [
+    "calibrate",
+    "hessian_deltas",
+    "linen_apply",
+    "linen_quantize",
+    "nnx_apply",
+    "nnx_params",
+    "nnx_with_params",
+    "quantize",
+    "set_quantizers",
+]
 
 Apply = Callable[..., Any]
 

@@ -96,11 +96,15 @@ class _Quantized:
 
     def _quantize_then_promote(self, arrays: tuple[Any, Any, Any], **kwargs: Any) -> Any:
         inputs, kernel, bias = arrays
-        scalars = {name: getattr(self, name)[...] for name in SCALARS if hasattr(self, name)}
+        scalars = self.scalars()
         traced = {"delta": self.delta[...], "progress": self.progress[...]}
         inputs = fake_quantize_activations(inputs, scalars, self.config, **traced)
         kernel = fake_quantize_weights(kernel, scalars, self.config, **traced)
         return self.promote_inner((inputs, kernel, bias), **kwargs)
+
+    def scalars(self) -> dict[str, jax.Array]:
+        """The layer's learnable scalars, as :mod:`bqjax.quantizers.intervals` names them."""
+        return {name: getattr(self, name)[...] for name in SCALARS if hasattr(self, name)}
 
     def _observe(self, x: jax.Array, *args: Any, **kwargs: Any) -> None:
         """Starts of the activations' interval, and the scale at which the output keeps its mean magnitude."""

@@ -11,6 +11,7 @@ from bqjax.quantizers.intervals import (
     fake_quantize_activations,
     fake_quantize_weights,
     libra_parameter_binarization,
+    rounded_weights,
     start_activations,
     start_weights,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "irnet_round",
     "libra_parameter_binarization",
     "round_unit",
+    "rounded_weights",
     "start_activations",
     "start_weights",
     "ste_round",

@@ -29,6 +29,7 @@ __all__ = [
     "fake_quantize_activations",
     "fake_quantize_weights",
     "libra_parameter_binarization",
+    "rounded_weights",
     "start_activations",
     "start_weights",
 ]
@@ -119,8 +120,40 @@ def fake_quantize_weights(
         return scale * weights
     if config.rounding == "irnet":
         return scale * libra_parameter_binarization(weights, progress)
+    return scale * (2 * rounded_weights(weights, quantizer, config, delta=delta, progress=progress) - 1)
+
+
+def rounded_weights(
+    weights: jax.Array,
+    quantizer: Scalars,
+    config: QuantizerConfig,
+    *,
+    delta: jax.Array | float | None = None,
+    progress: jax.Array | float = 0.0,
+) -> jax.Array:
+    """Weights on the grid of their bits, before they are put back into units: ``round(clip((w - l) / (u - l), 0, 1))``.
+
+    Args:
+      weights: ``[...]`` floating point.
+      quantizer: the layer's scalars, see the module.
+      config: of the layer; its weights are quantised in an interval, which those of IR-Net are not.
+      delta, progress: as in :func:`~bqjax.quantizers.rounding.round_unit`.
+
+    Returns:
+      ``[...]`` in [0, 1], of the dtype of ``weights``.
+
+    Raises:
+      ValueError: the config has no interval of weights; as :func:`~bqjax.quantizers.rounding.round_unit`.
+
+    Example:
+      >>> quantizer = {"weight_lower": jnp.float32(-1), "weight_upper": jnp.float32(1)}
+      >>> rounded_weights(jnp.array([-3.0, -0.2, 0.4]), quantizer, QuantizerConfig(weight_bits=1)).tolist()
+      [0.0, 0.0, 1.0]
+    """
+    if config.weight_bits is None or config.rounding == "irnet":
+        raise ValueError(f"weights have no interval with weight_bits={config.weight_bits} and rounding {config.rounding!r}")
     unit = _unit(weights, quantizer["weight_lower"], quantizer["weight_upper"])
-    return scale * (2 * round_unit(unit, config.weight_bits, config, delta=delta, progress=progress) - 1)
+    return round_unit(unit, config.weight_bits, config, delta=delta, progress=progress)
 
 
 def fake_quantize_activations(

@@ -185,13 +185,16 @@ def round_unit(
     return ste_round(x, bits)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _value_and_slope(value: jax.Array, smooth: jax.Array) -> jax.Array:
-    """``value``, with the gradient of ``smooth``; adding ``value - smooth`` to it would not give ``value`` to the bit."""
+    """``value``, with the derivatives of ``smooth``; adding ``value - smooth`` to it would not give ``value`` to the bit."""
     return value
 
 
-_value_and_slope.defvjp(lambda value, smooth: (value, None), lambda _, g: (jnp.zeros_like(g), g))
+@_value_and_slope.defjvp
+def _slope_of_smooth(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    # Through itself, so that second derivatives are those of ``smooth`` too.
+    return _value_and_slope(*primals), tangents[1]
 
 
 def _level(x: jax.Array, bits: int) -> jax.Array:

@@ -86,6 +86,12 @@ def test_one_interface_one_value(rounding):
     assert np.array_equal(default[1], other[1]) == (rounding != "ewgs")
 
 
+def test_straight_through_twice():
+    """Curvature behind the rounding is seen, which measuring the Hessian of a quantised network needs."""
+    hessian = jax.hessian(lambda x: jnp.sum(ste_round(x, 2) ** 3))(jnp.array([0.4, 0.9]))
+    np.testing.assert_allclose(hessian, np.diag(6 * np.array([1 / 3, 1])), rtol=1e-6)
+
+
 def test_traced_delta_under_jit_and_vmap():
     grads = jax.jit(jax.vmap(jax.grad(lambda x, d: ewgs_round(x, 1, d)), in_axes=(None, 0)))(
         jnp.float32(0.25), jnp.array([0.0, 1.0])

@@ -17,7 +17,7 @@ import pytest
 
 from bqjax import codec
 from bqjax.quantizers import QuantizerConfig
-from train.checkpoint import Checkpoints
+from train.checkpoint import Checkpoints, checked_config
 from train.config import GWKPhase, TrainConfig
 from train.loop import run
 from train.main import main
@@ -32,6 +32,7 @@ CONFIG = TrainConfig(
     keep_float=("conv1", "fc2"),
     batch_size=64,
     learning_rate=3e-3,
+    hessian_epochs=2,
     distillation=0.5,
 )
 SOURCE = """
@@ -78,19 +79,24 @@ def start(config, folder, **environment):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("whole")
-    figures = run(CONFIG, folder, say=lambda line: None)
-    return folder, figures
+    folder, said = tmp_path_factory.mktemp("whole"), []
+    figures = run(CONFIG, folder, say=said.append)
+    return folder, figures, said
 
 
 def test_training_learns(whole):
-    folder, figures = whole
+    folder, figures, said = whole
     records = lines(folder)
     assert [(r["phase"], r["epoch"]) for r in records] == [(p, e) for p in ("float", "ewgs") for e in range(1, 5)]
     assert records[3]["train_loss"] < 0.75 * records[0]["train_loss"]
     assert figures["float accuracy"] > 0.7
     assert figures["ewgs accuracy"] > 0.7
-    again = run(CONFIG, folder, say=lambda line: pytest.fail(f"a finished run trained again: {line}"))
+    # EWGS's scale is measured once, in the middle, and what it met is said.
+    assert [r["epoch"] for r in records if "delta" in r] == [2]
+    assert [line for line in said if line.startswith("ewgs 2/4: delta ")]
+    stored = {leaf.name: leaf for leaf in codec.inspect(folder / "model.bq.safetensors").leaves}
+    assert (stored["network/conv2/kernel"].k, stored["network/conv2/kernel"].code_bytes) == (2, 3 * 3 * 16 * 32 // 8)
+    again = run(CONFIG, folder, say=lambda line: None if "model.bq" in line else pytest.fail(f"trained again: {line}"))
     assert again == figures
     assert lines(folder) == records
 
@@ -112,7 +118,8 @@ def test_resumed_after_a_kill_the_numbers_are_the_same(whole, tmp_path):
     before = len(lines(folder))
     said = []
     figures = run(CONFIG, folder, say=said.append)
-    assert said and len(said) < 8, (before, said)
+    epochs = [line for line in said if "validation" in line]
+    assert epochs and len(epochs) < 8, (before, said)
     assert lines(folder) == lines(whole[0])
     assert figures == whole[1]
 
@@ -144,9 +151,10 @@ def test_clustered_weights(schedule, tmp_path):
     pytest.importorskip("bqjax.gwk")
     gwk = GWKPhase(epochs=4, schedule=schedule, cv=4, pw=8, bits=5)
     if schedule == "step":
-        gwk = dataclasses.replace(gwk, rate=0.2, tune_epochs=2)
+        gwk = dataclasses.replace(gwk, rate=0.2, tune_epochs=2, weighting="fisher")
     quantizer = QuantizerConfig(weight_bits=8, activation_bits=8)
     config = dataclasses.replace(CONFIG, float_epochs=6, epochs=0, quantizer=quantizer, gwk=gwk, keep_float=("conv1", "fc?"))
+    config = dataclasses.replace(config, hessian_epochs=0)
     said = []
     figures = run(config, tmp_path, say=said.append)
     assert figures["gwk accuracy"] > 0.6
@@ -166,12 +174,22 @@ def test_clustered_weights(schedule, tmp_path):
 
 
 def test_a_folder_of_another_config_is_refused(whole):
-    folder, _ = whole
+    folder = whole[0]
     other = dataclasses.replace(CONFIG, seed=1, quantizer=dataclasses.replace(CONFIG.quantizer, delta=0.5))
     with pytest.raises(
         ValueError, match=r"another config: quantizer\.delta is 0\.001 there and 0\.5 now; seed is 0 there and 1 now"
     ):
         run(other, folder)
+
+
+def test_a_folder_of_an_older_version_is_taken(tmp_path):
+    checked_config(tmp_path, CONFIG)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in written.items() if key != "test_examples"}))
+    checked_config(tmp_path, CONFIG)
+    with pytest.raises(ValueError, match="test_examples is None there and 5 now"):
+        checked_config(tmp_path, dataclasses.replace(CONFIG, test_examples=5))
 
 
 def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path, monkeypatch):
@@ -246,6 +264,12 @@ def test_a_batch_smaller_than_the_devices(monkeypatch, tmp_path):
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"float_epochs": 0}, "distillation needs a float network"),
         ({"dataset": "cifar10"}, "does not fit data set"),
+        ({"hessian_epochs": -1}, "hessian_epochs must be at least 0"),
+        (
+            {"quantizer": QuantizerConfig(weight_bits=1, rounding="dsq")},
+            "hessian_epochs=2 needs a quantizer of weights with rounding",
+        ),
+        ({"test_examples": 0}, "test_examples must be at least 1"),
     ],
 )
 def test_bad_configs(change, message):
