@@ -15,13 +15,17 @@ import numpy as np
 from flax import nnx
 
 from bqjax.models.digits import DigitsConv
+from bqjax.models.mnist import MNIST_NETWORKS, MnistConv
 from bqjax.models.mobilenet import MobileNetV2
 from bqjax.models.resnet import MEAN, STD, CifarResNet, load_resnet
 from train.config import TrainConfig
 from train.data import cifar10
 from train.digits import digits_splits
+from train.gray import gray_splits
+from train.idx import IDX_DATASETS
+from train.transfer import load_network
 
-__all__ = ["Examples", "Problem", "float_network", "problem"]
+__all__ = ["Examples", "Problem", "float_network", "problem", "teacher_network"]
 
 Examples = tuple[np.ndarray, np.ndarray]
 # Of CIFAR-10's 50,000 training images; the best checkpoint is chosen by them, and nothing is trained on them.
@@ -68,6 +72,9 @@ def problem(config: TrainConfig, data_dir: str | os.PathLike[str] | None) -> Pro
 def _problem(config: TrainConfig, data_dir: str | os.PathLike[str] | None) -> Problem:
     if config.dataset == "digits":
         return Problem(*digits_splits(), inputs=lambda x: x, pad=1, flip=False)
+    if config.dataset in (*IDX_DATASETS, "digits28"):
+        fashion = config.dataset == "fashion_mnist"  # clothes can be mirrored, digits cannot
+        return Problem(*gray_splits(config.dataset, data_dir), inputs=lambda x: x.astype(jnp.float32) / 255, pad=1, flip=fashion)
     if data_dir is None:
         raise ValueError("--data-dir is missing: it must name a folder with tfds/cifar10")
     images, labels = cifar10(data_dir, "train")
@@ -91,6 +98,8 @@ def float_network(config: TrainConfig, data_dir: str | os.PathLike[str] | None) 
       ValueError: the weights are missing or of another network.
     """
     rngs = nnx.Rngs(config.seed)
+    if config.anew and config.initial is None:
+        raise ValueError("anew says what is not taken from the file of initial: name that, too")
     if config.weights is not None:
         depth = {"resnet20": 20, "resnet56": 56}.get(config.model)
         if depth is None:
@@ -101,8 +110,26 @@ def float_network(config: TrainConfig, data_dir: str | os.PathLike[str] | None) 
         if model.depth != depth:
             raise ValueError(f"{config.weights} holds a network of depth {model.depth}, not {depth}")
         return nnx.view(model, use_running_average=False)
-    if config.model == "digits":
+    model = _fresh(config.model, rngs)
+    return model if config.initial is None else load_network(model, config.initial, config.anew)
+
+
+def teacher_network(config: TrainConfig) -> Any:
+    """The network of ``config.teacher``.
+
+    Raises:
+      ValueError: there is no such file, or it is of another network.
+    """
+    if config.teacher is None:
+        raise ValueError("the config names no teacher")
+    return load_network(_fresh(config.teacher_model or config.model, nnx.Rngs(config.seed)), config.teacher)
+
+
+def _fresh(model: str, rngs: nnx.Rngs) -> Any:
+    if model == "digits":
         return DigitsConv(rngs=rngs)
-    if config.model == "mobilenet_v2":
+    if model in MNIST_NETWORKS:
+        return MnistConv(model, rngs=rngs)
+    if model == "mobilenet_v2":
         return MobileNetV2(classes=10, small_images=True, rngs=rngs)
-    return CifarResNet(20 if config.model == "resnet20" else 56, rngs=rngs)
+    return CifarResNet(20 if model == "resnet20" else 56, rngs=rngs)
