@@ -182,7 +182,22 @@ class Interrupted(Exception):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def compiled_once(tmp_path_factory):
+    """A stage that goes on compiles the same functions again."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, compiled_once):
     """The pipeline, interrupted in the second epoch of its second stage, and gone on with."""
     folder = tmp_path_factory.mktemp("pipeline")
     said: list[str] = []
