@@ -42,19 +42,14 @@ config = PipelineConfig(
         Stage(
             name="teacher",
             train=training(model="mnist_large", float_epochs=4, learning_rate=1e-3),
-            methods=(INT8, PRICE),
-        ),
-        Stage(
-            name="teacher pruned 80 %",
-            start="teacher",
-            train=training(model="mnist_large", float_epochs=1, learning_rate=5e-4, pruning=PRUNED),
-            methods=(FLOAT, INT8, PRICE),
+            methods=(INT8,),
         ),
         Stage(
             name="student",
+            start="teacher",  # of which it has the convolutions
             teacher="teacher",
-            train=training(model="mnist_small", float_epochs=4, learning_rate=2e-3, distillation=0.7),
-            methods=(FLOAT, INT8, BLOCKS, PRICE, PLAN),
+            train=training(model="mnist_small", float_epochs=2, learning_rate=2e-3, anew=("fc*",), distillation=0.7),
+            methods=(FLOAT, INT8, BLOCKS, PRICE),
         ),
         Stage(
             name="student pruned 80 %",
@@ -68,6 +63,12 @@ config = PipelineConfig(
                 pruning=PRUNED,
             ),
             methods=(FLOAT, INT8, PRICE, PLAN),
+        ),
+        Stage(
+            name="teacher pruned 80 %",
+            start="teacher",
+            train=training(model="mnist_large", float_epochs=1, learning_rate=5e-4, pruning=PRUNED),
+            methods=(FLOAT, INT8),
         ),
     ),
 )
