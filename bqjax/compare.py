@@ -194,6 +194,7 @@ def run(
     folder: Path,
     *,
     force: bool = False,
+    before: Reference | None = None,
     progress_for: Callable[[str], contextlib.AbstractContextManager[Progress | None]] | None = None,
 ) -> Comparison:
     """Runs every method of a config that has no kept row, and gives all rows.
@@ -204,13 +205,18 @@ def run(
       folder: keeps rows, compressed files and measurements of searches; made where missing. The error of a row that failed
         is kept beside it in full.
       force: run kept rows again.
+      before: what rows are compared with, where that is another network than the task's own, on the same examples.
       progress_for: ``progress_for(label)`` gives a context with the progress of one row.
 
     Raises:
       ValueError: the network cannot be scored uncompressed. What a method raises is kept in its entry.
     """
-    before = experiment.reference(task)
     of_task = task_fingerprint(task)
+    if before is None:
+        before = experiment.reference(task)
+    else:
+        other = digest([before.predictions, before.parts, np.int64(before.float_bytes), np.int64(before.n_params)])
+        of_task = hashlib.sha256(f"{of_task}\0{other}".encode()).hexdigest()[:32]
     folder.mkdir(parents=True, exist_ok=True)
     key = jax.random.key(config.seed)
     entries: list[Entry] = []

@@ -22,7 +22,7 @@ from bqjax.sensitivity.importance import output_importance
 from bqjax.task import Task
 from bqjax.tree import Rule
 
-__all__ = ["BinAndQuant", "Compressed", "GaussianBins", "KMeans", "Method"]
+__all__ = ["BinAndQuant", "Compressed", "GaussianBins", "KMeans", "Method", "Uncompressed"]
 
 
 class Compressed(NamedTuple):
@@ -131,3 +131,15 @@ class KMeans:
         self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
     ) -> Compressed:
         return Compressed(kmeans_share(task.params, self.k, self.rules))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uncompressed:
+    """The parameters as they are; what the file saves are repeated bytes, such as the zeros of pruned weights."""
+
+    label: str = "float32"
+
+    def compress(
+        self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
+    ) -> Compressed:
+        return Compressed(task.params)

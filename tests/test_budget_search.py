@@ -14,6 +14,7 @@ import pytest
 from test_experiment import forward, tiny_task
 
 from bqjax import codec, decode, experiment
+from bqjax.budget_method import WithinBudget
 from bqjax.budget_search import find_plan
 from bqjax.layer_curves import LayerCurves, units
 from bqjax.planned import BudgetConfig
@@ -103,6 +104,15 @@ def test_a_size_is_kept_and_used(target, tmp_path):
     drop = accuracy(task().params, task().calibration) - accuracy(params, task().calibration)
     assert plan.drop == pytest.approx(drop, abs=1e-6)
     assert plan.method.label == "p" and sum(u.size for u in plan.units) == 200
+
+
+def test_a_budget_as_a_method(tmp_path):
+    method = WithinBudget(target_bytes=1000, budget=CONFIG, label="p")
+    made = method.compress(task(), key=KEY, state_path=str(STATE))
+    assert 700 < codec.save(tmp_path / "file", made.tree).file_bytes <= 1000
+    for wrong in ({}, {"target_bytes": 1000, "max_drop": 0.01}):
+        with pytest.raises(ValueError, match="either max_drop or target_bytes"):
+            WithinBudget(**wrong)
 
 
 def test_a_larger_file_does_less_damage():

@@ -25,7 +25,7 @@ LAYERS = [
     {"experiment", "sweeps"},
     {"tflite_experiment", "compare", "layer_curves"},
     {"budget_search"},
-    {"report"},
+    {"report", "budget_method"},
     {"commands"},
     {"sweep_command", "tflite_command", "compare_command", "budget_command", "weights_command"},
     {"cli"},

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bqjax.quantizers import QuantizerConfig
+from train.transfer import Pruning
 
 __all__ = ["GWKPhase", "TrainConfig"]
 
-Model = Literal["digits", "resnet20", "resnet56", "mobilenet_v2"]
-Dataset = Literal["digits", "cifar10", "imagenet2012"]
+Model = Literal["digits", "resnet20", "resnet56", "mobilenet_v2", "mnist_5x5", "mnist_large", "mnist_small"]
+Dataset = Literal["digits", "cifar10", "imagenet2012", "mnist", "fashion_mnist", "digits28"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,10 @@ class TrainConfig:
       model: the network.
       dataset: what it is trained on.
       weights: a safetensors file in the data folder to start from, in PyTorch's names; None starts from random weights.
+      initial: or a file of another run's float network, its ``model.safetensors``.
+      anew: patterns of leaves that are not taken from ``initial`` but drawn anew: the head of another task.
+      freeze: patterns of leaves that do not train (``conv*``), in any phase; BatchNorm among them keeps its statistics.
+      pruning: weights that become zero in the float phase; None prunes nothing.
       float_epochs: epochs of the float phase.
       epochs: epochs of the quantised phase.
       quantizer: of the layers in the quantised phase; None allows no such phase.
@@ -87,8 +92,10 @@ class TrainConfig:
       learning_rate: Adam's, at the start; it falls to 0 along a cosine within each phase.
       quantizer_learning_rate: that of intervals and output scales.
       weight_decay: added to gradients as ``weight_decay * w``, quantiser parameters excepted.
-      distillation: share of the loss that compares with the float network (of the end of the float phase, or
-        ``weights``) instead of the labels; 0 is none.
+      distillation: share of the loss that compares with a teacher instead of the labels; 0 is none. The teacher of quantised
+        phases is the float network (of the end of the float phase, or ``weights``).
+      teacher: a file of another run's float network, which then teaches in all phases, the float one too.
+      teacher_model: what network that is; None is ``model``.
       temperature: of both networks' outputs in that comparison.
       seed: every draw follows from it and the step, the order of the data from it and the epoch.
 
@@ -99,6 +106,10 @@ class TrainConfig:
     model: Model = "resnet20"
     dataset: Dataset = "cifar10"
     weights: str | None = None
+    initial: str | None = None
+    anew: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+    pruning: Pruning | None = None
     float_epochs: int = 0
     epochs: int = 0
     quantizer: QuantizerConfig | None = None
@@ -112,6 +123,8 @@ class TrainConfig:
     quantizer_learning_rate: float = 1e-5
     weight_decay: float = 1e-4
     distillation: float = 0.0
+    teacher: str | None = None
+    teacher_model: Model | None = None
     temperature: float = 4.0
     seed: int = 0
 
@@ -139,8 +152,22 @@ class TrainConfig:
             raise ValueError(f"distillation is a share from 0 to 1, got {self.distillation}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
-        if self.distillation and not self.weights and not self.float_epochs:
+        if self.distillation and not (self.weights or self.initial or self.teacher or self.float_epochs):
             raise ValueError("distillation needs a float network: give weights or float_epochs")
-        fits = {"digits": ("digits",), "mobilenet_v2": ("cifar10", "imagenet2012")}.get(self.model, ("cifar10",))
-        if self.dataset not in fits:
+        if self.teacher and not self.distillation:
+            raise ValueError("a teacher needs distillation, the share of the loss that compares with it")
+        if self.teacher_model and not self.teacher:
+            raise ValueError("teacher_model says what network the file of teacher holds: name the file, too")
+        if self.weights and self.initial:
+            raise ValueError("weights and initial are two starts: give one of them")
+        if self.pruning is not None and (not self.float_epochs or self.epochs or self.gwk):
+            raise ValueError("pruning is for the float phase, and quantised phases would not keep its zeros: set float_epochs only")
+        if self.dataset not in fitting(self.model):
             raise ValueError(f"model {self.model!r} does not fit data set {self.dataset!r}")
+
+
+def fitting(model: str) -> tuple[str, ...]:
+    """The data sets whose images a network takes."""
+    if model.startswith("mnist"):
+        return "mnist", "fashion_mnist", "digits28"
+    return {"digits": ("digits",), "mobilenet_v2": ("cifar10", "imagenet2012")}.get(model, ("cifar10",))

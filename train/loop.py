@@ -26,9 +26,10 @@ from train.checkpoint import Checkpoints, checked_config
 from train.config import TrainConfig
 from train.export import export, from_file
 from train.log import MetricsLog, describe_deltas, draw_curves
-from train.problems import Problem, float_network, problem
+from train.problems import Problem, float_network, problem, teacher_network
 from train.source import Batch, Source
 from train.step import TrainState, functions, phase_kind
+from train.transfer import save_network
 
 __all__ = ["run"]
 
@@ -60,8 +61,8 @@ def run(
 
     Args:
       config: of the run.
-      out: folder of the run: ``config.json``, ``metrics.jsonl`` with one object an epoch, checkpoints by phase, and the
-        network of the last quantised or clustered phase as ``model.bq.safetensors``.
+      out: folder of the run: ``config.json``, ``metrics.jsonl`` with one object an epoch, checkpoints by phase, the float
+        network as ``model.safetensors``, and that of the last quantised or clustered phase as ``model.bq.safetensors``.
       data_dir: folder of data and weights.
       progress: called as ``progress(step, total, message)`` after each step.
       say: called with one line after each epoch.
@@ -85,10 +86,13 @@ def run(
     checked_config(out, config)
     own = _Run(config, data, mesh, out, progress, say)
     model, figures = float_network(config, data_dir), {}
+    teacher = None if config.teacher is None else teacher_network(config)
     if config.float_epochs:
-        model, figures["float accuracy"], _ = _phase(own, "float", config.float_epochs, model)
+        model, figures["float accuracy"], _ = _phase(own, "float", config.float_epochs, model, teacher=teacher)
+        if jax.process_index() == 0:
+            save_network(out / "model.safetensors", model)
     if config.quantizer is not None:
-        phase = partial(_phase, own, teacher=model if config.distillation else None)
+        phase = partial(_phase, own, teacher=(teacher or model) if config.distillation else None)
         rules = [*(Rule(pattern, skip=True) for pattern in config.keep_float), Rule("*", config.quantizer)]
         small, _ = quantize(model, rules)
         first = np.arange(min(N_CALIBRATION, len(data.train)))

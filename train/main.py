@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import tyro
@@ -15,10 +17,11 @@ from rich.console import Console
 from bqjax.commands import load_config, progress_bar
 from train.config import TrainConfig
 from train.loop import run
+from train.pipeline import PipelineConfig, run_pipeline
 from train.speech import run_speech
 from train.speech_config import SpeechConfig
 
-__all__ = ["Flags", "main"]
+__all__ = ["Flags", "PipelineFlags", "main"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class Flags:
     """Trains a network as a config file says. Fields of the config can be given as flags, too: --epochs 20.
 
     Attributes:
-      config: a Python file that defines ``config = TrainConfig(...)`` or ``SpeechConfig(...)``; it is run.
+      config: a Python file that defines ``config = TrainConfig(...)``, ``SpeechConfig(...)`` or ``PipelineConfig(...)``; it is run.
       data_dir: folder with the data sets and weights.
       out: folder of the run, out/NAME of the config file by default; started again, a run goes on from its last epoch.
       distributed: one process of several: jax.distributed finds the others from its environment variables
@@ -39,28 +42,43 @@ class Flags:
     distributed: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class PipelineFlags:
+    """What can be changed of a pipeline by flags.
+
+    Attributes:
+      seeds: all of it is done once for each.
+      train_examples: how many of the training examples to use; None uses all.
+    """
+
+    seeds: tuple[int, ...]
+    train_examples: int | None = None
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status, 2 for what the user can put right."""
     flags, rest = tyro.cli(Flags, args=args, prog="python -m train", return_unknown_args=True)
     console = Console(stderr=True)
     try:
-        config = load_config(flags.config, TrainConfig, SpeechConfig)
-        config = tyro.cli(
-            type(config),
+        config = load_config(flags.config, TrainConfig, SpeechConfig, PipelineConfig)
+        piped = isinstance(config, PipelineConfig)
+        changed = tyro.cli(
+            PipelineFlags if piped else type(config),
             args=rest,
-            default=config,
+            default=PipelineFlags(seeds=config.seeds, train_examples=config.train_examples) if piped else config,
             prog=f"python -m train --config {flags.config}",
             config=(tyro.conf.AvoidSubcommands,),  # --gwk.schedule and not a subcommand of its own
         )
+        config = dataclasses.replace(config, **dataclasses.asdict(changed)) if piped else changed
         if flags.distributed:
-            if isinstance(config, SpeechConfig):
-                raise ValueError("speech recognition is trained by one process: leave --distributed out")
+            if not isinstance(config, TrainConfig):
+                raise ValueError("speech recognition and pipelines are trained by one process: leave --distributed out")
             jax.distributed.initialize(
                 os.environ.get("JAX_COORDINATOR_ADDRESS"), _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
             )
         out = flags.out or Path("out") / flags.config.stem
         with progress_bar(console, flags.config.stem) as progress:
-            train = run_speech if isinstance(config, SpeechConfig) else run
+            train: Any = {SpeechConfig: run_speech, PipelineConfig: run_pipeline, TrainConfig: run}[type(config)]
             figures = train(config, out, flags.data_dir, progress=progress, say=lambda line: console.print(line, markup=False))
     except (ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,19 @@ import numpy as np
 from flax import nnx
 
 from bqjax.models.digits import DigitsConv
+from bqjax.models.mnist import MNIST_NETWORKS, MnistConv
 from bqjax.models.mobilenet import MobileNetV2
 from bqjax.models.resnet import MEAN, STD, CifarResNet, load_resnet
 from train.config import TrainConfig
 from train.data import cifar10
 from train.digits import digits_splits
+from train.gray import gray_splits
+from train.idx import IDX_DATASETS
 from train.imagenet import imagenet
-from train.source import Arrays, Part, Source
+from train.source import Arrays, Batch, Part, Source
+from train.transfer import load_network
 
-__all__ = ["Problem", "float_network", "problem"]
+__all__ = ["Problem", "float_network", "problem", "teacher_network"]
 
 # Of the training images of a data set; the best checkpoint is chosen by them, and nothing is trained on them.
 N_VALIDATION = {"cifar10": 1000, "imagenet2012": 10_000}
@@ -71,10 +75,18 @@ def _drawn(field: str, source: Source, size: int | None, seed: int) -> Source:
     return Part(source, np.random.default_rng(seed).permutation(len(source))[:size])
 
 
+def _arrays(splits: Sequence[Batch]) -> tuple[Arrays, Arrays, Arrays]:
+    train, validation, test = (Arrays(*split) for split in splits)
+    return train, validation, test
+
+
 def _problem(config: TrainConfig, data_dir: str | os.PathLike[str] | None) -> Problem:
     if config.dataset == "digits":
-        train, validation, test = (Arrays(*split) for split in digits_splits())
-        return Problem(train, validation, test, inputs=lambda x: x, pad=1, flip=False)
+        return Problem(*_arrays(digits_splits()), inputs=lambda x: x, pad=1, flip=False)
+    if config.dataset in (*IDX_DATASETS, "digits28"):
+        fashion = config.dataset == "fashion_mnist"  # clothes can be mirrored, digits cannot
+        splits = _arrays(gray_splits(config.dataset, data_dir))
+        return Problem(*splits, inputs=lambda x: x.astype(jnp.float32) / 255, pad=1, flip=fashion)
     if data_dir is None:
         raise ValueError(f"--data-dir is missing: it must name a folder with tfds/{config.dataset}")
     whole: Source
@@ -101,6 +113,8 @@ def float_network(config: TrainConfig, data_dir: str | os.PathLike[str] | None) 
       ValueError: the weights are missing or of another network.
     """
     rngs = nnx.Rngs(config.seed)
+    if config.anew and config.initial is None:
+        raise ValueError("anew says what is not taken from the file of initial: name that, too")
     if config.weights is not None:
         depth = {"resnet20": 20, "resnet56": 56}.get(config.model)
         if depth is None:
@@ -111,9 +125,27 @@ def float_network(config: TrainConfig, data_dir: str | os.PathLike[str] | None) 
         if model.depth != depth:
             raise ValueError(f"{config.weights} holds a network of depth {model.depth}, not {depth}")
         return nnx.view(model, use_running_average=False)
-    if config.model == "digits":
+    model = _fresh(config.model, config.dataset, rngs)
+    return model if config.initial is None else load_network(model, config.initial, config.anew)
+
+
+def teacher_network(config: TrainConfig) -> Any:
+    """The network of ``config.teacher``.
+
+    Raises:
+      ValueError: there is no such file, or it is of another network.
+    """
+    if config.teacher is None:
+        raise ValueError("the config names no teacher")
+    return load_network(_fresh(config.teacher_model or config.model, config.dataset, nnx.Rngs(config.seed)), config.teacher)
+
+
+def _fresh(model: str, dataset: str, rngs: nnx.Rngs) -> Any:
+    if model == "digits":
         return DigitsConv(rngs=rngs)
-    if config.model == "mobilenet_v2":
-        large = config.dataset == "imagenet2012"
+    if model in MNIST_NETWORKS:
+        return MnistConv(model, rngs=rngs)
+    if model == "mobilenet_v2":
+        large = dataset == "imagenet2012"
         return MobileNetV2(classes=1000 if large else 10, small_images=not large, rngs=rngs)
-    return CifarResNet(20 if config.model == "resnet20" else 56, rngs=rngs)
+    return CifarResNet(20 if model == "resnet20" else 56, rngs=rngs)

@@ -15,7 +15,7 @@ from bqjax.adapters.flax_hessian import hessian_deltas
 from bqjax.adapters.flax_quantize import QuantizerParam, quantized_layers, set_quantizers
 from bqjax.codebooks import codebooks
 from bqjax.gwk_loop import GWKState
-from train import clustering
+from train import clustering, transfer
 from train.augment import augment
 from train.config import GWKPhase, TrainConfig
 from train.problems import Problem
@@ -75,7 +75,7 @@ def phase_kind(config: TrainConfig, name: str) -> PhaseKind:
     return "clustered in steps" if config.gwk.schedule == "step" else "clustered after epochs"
 
 
-def _optimizer(config: TrainConfig, kind: PhaseKind, total: int) -> optax.GradientTransformation:
+def _optimizer(config: TrainConfig, kind: PhaseKind, total: int, network: Any) -> optax.GradientTransformation:
     def adam(rate: float, decay: float) -> optax.GradientTransformation:
         # Decay in the gradient and not beside it, as in the training that the published figures come from.
         return optax.chain(optax.add_decayed_weights(decay), optax.adam(optax.cosine_decay_schedule(rate, total)))
@@ -86,7 +86,13 @@ def _optimizer(config: TrainConfig, kind: PhaseKind, total: int) -> optax.Gradie
         rate = config.gwk.tune_learning_rate
         rates["codebooks"] = adam(rate, 0.0)
     rates |= {"network": adam(rate, config.weight_decay), "quantizers": adam(config.quantizer_learning_rate, 0.0)}
-    return optax.partition(rates, {name: name for name in rates})
+    labels: dict[str, Any] = {name: name for name in rates}
+    if config.freeze:
+        labels["network"], rates["frozen"] = transfer.freezing(network, config.freeze), optax.set_to_zero()
+    optimizer = optax.partition(rates, labels)
+    if config.pruning is not None:
+        return transfer.pruned_optimizer(optimizer, config.pruning, network, config.freeze, total)
+    return optimizer
 
 
 def functions(
@@ -107,9 +113,10 @@ def functions(
         training: nnx.view(model, use_running_average=not training, deterministic=not training, raise_if_not_found=False)
         for training in (True, False)
     }
-    graphs = {training: nnx.split(modes[training], *_FILTERS)[0] for training in modes}
     _, *states = nnx.split(modes[True], *_FILTERS)
     quantizers, network, rng, rest = (nnx.to_pure_dict(s) for s in states)
+    modes[True] = transfer.with_frozen_statistics(modes[True], network, config.freeze)
+    graphs = {training: nnx.split(modes[training], *_FILTERS)[0] for training in modes}
     rounds = bool(quantized_layers(model))
     params = {"network": network, "quantizers": quantizers}
     kernels = tuple(f"{layer}/kernel" for layer in quantized_layers(model))
@@ -119,7 +126,7 @@ def functions(
         clusters = clustering.cluster(network, None, kernels, gwk, jax.random.key(config.seed))
     if tuning and clusters is not None:
         params["codebooks"] = codebooks(clusters.tree)
-    optimizer = _optimizer(config, kind, total)
+    optimizer = _optimizer(config, kind, total, network)
     start = TrainState(params, rest, optimizer.init(params), jnp.int32(0), clusters)
     taught = (
         None
