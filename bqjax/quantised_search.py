@@ -3,7 +3,8 @@
 1. Once: moments of every layer's inputs, and the importance of its outputs (no labels).
 2. At a price, each layer gets a grid of its own and codes with error compensation (:mod:`bqjax.lattice`); its bias takes
    up what the mean of its outputs has moved.
-3. Bisection finds the highest price at which the network loses no more than it may.
+3. Bisection and a scan around its end (:mod:`bqjax.price_search`) find the highest price at which the network loses no more
+   than it may.
 4. Layers are gone through in descending order of size, as in the paper: one that costs too much by itself stays as it was.
 
 Reference: Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), III-B; what is ours is said in docs/tflite.md.
@@ -23,6 +24,7 @@ import numpy as np
 
 from bqjax.lattice import QuantisedLayer, quantise_layer
 from bqjax.layer_stats import Layer, Measured, Moments, layer_stats, to_rows, to_weight
+from bqjax.price_search import highest_within
 from bqjax.progress import Progress
 from bqjax.sensitivity.evaluate import Score, signed
 from bqjax.sensitivity.importance import output_importance
@@ -43,6 +45,8 @@ class QuantisedConfig:
       compensate: later weights of a layer make good the errors of earlier ones.
       correct_bias: biases take up the mean of what the outputs move.
       steps: of the bisection, each compresses and scores the network once.
+      scan: prices tried after it, from the one that it accepted to twice the lowest that it refused, see
+        :func:`bqjax.price_search.highest_within`; 0 takes what the bisection found.
       passes: over a layer, see :func:`bqjax.lattice.quantise_layer`.
       step_scale: likewise.
       damping: of the inputs' second moment, a share of its mean diagonal.
@@ -54,6 +58,7 @@ class QuantisedConfig:
     compensate: bool = True
     correct_bias: bool = True
     steps: int = 7
+    scan: int = 8
     passes: int = 3
     step_scale: float = 1.0
     damping: float = 0.01
@@ -64,6 +69,8 @@ class QuantisedConfig:
         for what in ("steps", "passes"):
             if getattr(self, what) < 1:
                 raise ValueError(f"{what} must be at least 1, got {getattr(self, what)}")
+        if self.scan < 0:
+            raise ValueError(f"scan must not be negative, got {self.scan}")
         for what in ("max_drop", "layer_drop"):
             value = getattr(self, what)
             if value is not None and not (value >= 0 and math.isfinite(value)):
@@ -321,14 +328,17 @@ def _report(name: str, old: np.ndarray, new: QuantisedLayer | None, reason: str,
 
 
 def _highest_price(search: _Search, baseline: Mapping[str, float], progress: Progress | None) -> float:
-    """Bisection on the logarithm of the price; what is returned was measured to keep the limit."""
-    unit, low, high = search.unit(), 0.0, 12.0
-    for step in range(search.config.steps):
-        middle = (low + high) / 2
-        price = unit * 2**middle
+    """The highest price that was measured to keep the limit, 0 where none did; searched on its logarithm."""
+    unit, config, tried = search.unit(), search.config, 0
+
+    def lost(exponent: float) -> float:
+        nonlocal tried
+        price = unit * 2**exponent
         after = search.score(search.with_layers(search.at(price)), f"all {price.hex()}")
-        lost = search.drop(baseline, after)
-        low, high = (middle, high) if lost <= search.config.max_drop + 1e-9 else (low, middle)
+        drop, tried = search.drop(baseline, after), tried + 1
         if progress:
-            progress(step + 1, search.config.steps, f"grid of {2 ** (middle / 2):.1f} steps: drop {lost:+.4f}")
-    return unit * 2**low
+            progress(tried, config.steps + config.scan, f"grid of {2 ** (exponent / 2):.2f} steps: drop {drop:+.4f}")
+        return drop
+
+    found = highest_within(lost, config.max_drop, low=0.0, high=12.0, steps=config.steps, scan=config.scan)
+    return 0.0 if found is None else unit * 2**found
