@@ -15,14 +15,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.lattice import QuantisedLayer, quantise_layer
+from bqjax.lattice import QuantisedLayer, quantise_layer, quantise_layer_by_output
 from bqjax.layer_stats import Layer, Measured, Moments, layer_stats, to_rows, to_weight
 from bqjax.price_search import highest_within
 from bqjax.progress import Progress
@@ -44,6 +44,8 @@ class QuantisedConfig:
         it was (the paper: 0.01); None tries no layer by itself.
       compensate: later weights of a layer make good the errors of earlier ones.
       correct_bias: biases take up the mean of what the outputs move.
+      by_output: outputs of a convolution or dense layer that matter more get a finer grid of their own where that pays, see
+        :func:`bqjax.lattice.quantise_layer_by_output`.
       steps: of the bisection, each compresses and scores the network once.
       scan: prices tried after it, from the one that it accepted to twice the lowest that it refused, see
         :func:`bqjax.price_search.highest_within`; 0 takes what the bisection found.
@@ -57,6 +59,7 @@ class QuantisedConfig:
     layer_drop: float | None = 0.01
     compensate: bool = True
     correct_bias: bool = True
+    by_output: bool = False
     steps: int = 7
     scan: int = 8
     passes: int = 3
@@ -109,7 +112,7 @@ class QuantisedReport:
       accepted: False where it was left as it was, for ``reason``.
       values: how many different codes it has now.
       bits: per code, at their entropy.
-      step: of the grid, in steps of the old codes.
+      step: of the grid, the coarsest where there are several, in steps of the old codes.
       drop: of the metric by this layer, after those before it; None where it was not tried by itself.
     """
 
@@ -125,13 +128,14 @@ class QuantisedReport:
 
 @dataclass(frozen=True)
 class QuantisedInfo:
-    """Report of a search; metrics are on calibration data."""
+    """Report of a search; metrics are on calibration data. ``classes`` has ``[outputs]`` of layers with several grids."""
 
     price: float
     baseline: Mapping[str, float]
     final: Mapping[str, float]
     layers: tuple[QuantisedReport, ...]
     seconds: float
+    classes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def measure_layers(
@@ -208,7 +212,9 @@ class _Search:
 
     def layer(self, name: str, price: float) -> QuantisedLayer | None:
         config = self.config
-        return quantise_layer(
+        # Outputs of a depthwise layer have a few weights each: too few for tables of their own.
+        by_output = config.by_output and self.network.layers[name].kind != "DEPTHWISE_CONV_2D"
+        return (quantise_layer_by_output if by_output else quantise_layer)(
             self.rows[name],
             self.zero_point(name),
             self._stats[name],
@@ -317,13 +323,14 @@ def search_codes(
             if progress:
                 progress(i + 1, len(order), f"{name}: {reason}")
         final = search.score(params, f"final {price.hex()} {[r.accepted for r in reports]}")
-    return params, QuantisedInfo(price, baseline, final, tuple(reports), time.monotonic() - start)
+    several = {r.name: layers[r.name].classes[0] for r in reports if r.accepted and layers[r.name].classes.max()}
+    return params, QuantisedInfo(price, baseline, final, tuple(reports), time.monotonic() - start, several)
 
 
 def _report(name: str, old: np.ndarray, new: QuantisedLayer | None, reason: str, drop: float | None) -> QuantisedReport:
     counts = np.unique(old if new is None else new.codes, return_counts=True)[1]
     bits = float(-(counts * np.log2(counts / old.size)).sum()) if new is None else new.bits
-    step = 1.0 if new is None else new.steps[0]
+    step = 1.0 if new is None else max(new.steps)
     return QuantisedReport(name, old.size, new is not None, reason, len(counts), bits / old.size, step, drop)
 
 

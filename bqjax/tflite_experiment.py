@@ -237,7 +237,16 @@ def run(
         for name, leaf in kmeans_share(codes, method.k, [Rule[int]("*")]).items():
             tree[name]["codes"] = leaf
     seconds = time.monotonic() - start
-    save_model(path, on.model, tree, coder=coder, force=force, metadata={"method": label})
+    save_model(
+        path,
+        on.model,
+        tree,
+        classes=info.classes if info else None,
+        searched={layer.name: (layer.reason, layer.drop) for layer in info.layers} if info else None,
+        coder=coder,
+        force=force,
+        metadata={"method": label},
+    )
     after = predictions(load_model(path), on.examples.inputs)
     labels, size = on.examples.labels, Path(path).stat().st_size
     right, was = (after == labels).astype(np.float64), (on.before == labels).astype(np.float64)

@@ -3,6 +3,8 @@
 bqjax compress --config configs/tflite_mobilenet_v2.py --data ../shared/data --out out/tflite_mobilenet_v2.bq.safetensors
 """
 
+from dataclasses import replace
+
 from bqjax.quantised_search import QuantisedConfig
 from bqjax.tflite_experiment import TFLiteConfig, beside
 
@@ -13,5 +15,6 @@ config = TFLiteConfig(
     model="tflite/mobilenet_v2_1.0_224_quant.tflite",
     examples="imagenet_sample/imagenet_sample_224.zip",
     method=METHOD,
-    beside=beside(METHOD),
+    # What each part is worth is seen by bisection alone, in half the time.
+    beside=beside(replace(METHOD, scan=0)),
 )
