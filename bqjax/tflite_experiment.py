@@ -178,12 +178,12 @@ def prepare(
     operator the network is that of :func:`bqjax.tflite_network.interpreted_network`.
 
     Raises:
-      ValueError: fewer than two examples, or examples of another shape or type than the model's input.
+      ValueError: fewer than two examples, examples of another shape or type than the model's input, or a model that LiteRT refuses.
     """
     search, test = halves(len(examples.labels), seed)
+    before = predictions(model.content, examples.inputs)  # first, so that LiteRT refuses what it cannot run
     missing = unsupported(model.graph) if twin else "the twin is not asked for"
     network = interpreted_network(model) if missing else twin_network(model, scored_by)
-    before = predictions(model.content, examples.inputs)
     cut = batches(examples.inputs[search], before[search].astype(np.int32), min(batch_size, len(search)))
     key = jax.random.key(seed)
     found: dict[str, Any] = {}
