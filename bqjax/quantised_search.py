@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -199,9 +200,12 @@ class _Search:
             for name, layer in network.layers.items()
         }
 
-    def score(self, params: Any, what: str) -> dict[str, float]:
+    def score(self, params: Callable[[], Any], what: str) -> dict[str, float]:
+        """Metrics of ``params()``, which is not called where the journal knows them: new codes take longer than their score."""
+
         def measure() -> dict[str, float]:
-            out = jax.device_get([self._score(params, batch) for batch in self._batches])
+            made = params()
+            out = jax.device_get([self._score(made, batch) for batch in self._batches])
             total = sum(float(n) for _, n in out)
             return {metric: sum(float(sums[metric]) for sums, _ in out) / total for metric in out[0][0]}
 
@@ -294,7 +298,7 @@ def search_codes(
     }
     with Journal(state_path, fingerprint) as journal:
         search = _Search(network, batches, measured, config, metric, journal)
-        baseline = search.score(network.params, "baseline")
+        baseline = search.score(lambda: network.params, "baseline")
         price = config.price
         if price is None:
             price = _highest_price(search, baseline, progress)
@@ -310,7 +314,8 @@ def search_codes(
                 tried = {**params, name: search.leaves(name, new)}
                 if config.layer_drop is not None:
                     after = search.score(
-                        tried, f"{price.hex()} {name} after {sorted(n for n in order[:i] if params[n] is not network.params[n])}"
+                        partial(dict, tried),
+                        f"{price.hex()} {name} after {sorted(n for n in order[:i] if params[n] is not network.params[n])}",
                     )
                     drop = search.drop(before, after)
                     if drop > config.layer_drop + 1e-9:
@@ -322,7 +327,7 @@ def search_codes(
             reports.append(_report(name, search.rows[name], new, reason, drop))
             if progress:
                 progress(i + 1, len(order), f"{name}: {reason}")
-        final = search.score(params, f"final {price.hex()} {[r.accepted for r in reports]}")
+        final = search.score(lambda: params, f"final {price.hex()} {[r.accepted for r in reports]}")
     several = {r.name: layers[r.name].classes[0] for r in reports if r.accepted and layers[r.name].classes.max()}
     return params, QuantisedInfo(price, baseline, final, tuple(reports), time.monotonic() - start, several)
 
@@ -341,7 +346,7 @@ def _highest_price(search: _Search, baseline: Mapping[str, float], progress: Pro
     def lost(exponent: float) -> float:
         nonlocal tried
         price = unit * 2**exponent
-        after = search.score(search.with_layers(search.at(price)), f"all {price.hex()}")
+        after = search.score(lambda: search.with_layers(search.at(price)), f"all {price.hex()}")
         drop, tried = search.drop(baseline, after), tried + 1
         if progress:
             progress(tried, config.steps + config.scan, f"grid of {2 ** (exponent / 2):.2f} steps: drop {drop:+.4f}")

@@ -129,7 +129,8 @@ def save_model(
     if within:
         stored["within"] = f"{len(within)} {sum(spans[name][1] for name in within)}"
     if searched:
-        stored["layers"] = json.dumps(dict(searched), separators=(",", ":"), allow_nan=False)
+        short = {name: (what, None if drop is None else round(drop, 4)) for name, (what, drop) in searched.items()}
+        stored["layers"] = json.dumps(short, separators=(",", ":"), allow_nan=False)
     parts_of = {"flatbuffer": np.frombuffer(packed, np.uint8), "weights": {n: split.get(n, coded[n]) for n in names}}
     if split:
         parts_of["classes"] = exact(np.concatenate([(classes or {})[n] for n in names if n in split]).astype(np.uint8))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bqjax.quantised_search
 from bqjax.layer_stats import to_rows
 from bqjax.quantised_search import QuantisedConfig, QuantisedNetwork, measure_layers, search_codes
 from bqjax.task import batches, classification_score
@@ -148,7 +149,7 @@ def test_grids_by_output_that_do_not_pay_change_nothing(measured):
     jax.tree.map(np.testing.assert_array_equal, plain[0], by_output[0])
 
 
-def test_an_interrupted_search_goes_on_and_finds_the_same(measured, tmp_path):
+def test_an_interrupted_search_goes_on_and_finds_the_same(measured, tmp_path, monkeypatch):
     net, data, found = measured
     config, path = QuantisedConfig(max_drop=0.03), tmp_path / "state.jsonl"
     whole, _ = search_codes(net, data, found, config)
@@ -164,7 +165,11 @@ def test_an_interrupted_search_goes_on_and_finds_the_same(measured, tmp_path):
         search_codes(net, data, found, config, state_path=str(path), progress=stop)
     lines = len(path.read_text().splitlines())
     assert lines >= 4
+    made, make = [], bqjax.quantised_search.quantise_layer
+    monkeypatch.setattr(bqjax.quantised_search, "quantise_layer", lambda *a, **k: made.append(1) or make(*a, **k))
     again, _ = search_codes(net, data, found, config, state_path=str(path))
+    # Codes of the prices that the state has scores of are not made again; those of the price taken are.
+    assert len(made) == len(net.layers) * (config.steps + config.scan - 4 + 1)
     for name in whole:
         np.testing.assert_array_equal(again[name]["codes"], whole[name]["codes"])
     with pytest.raises(ValueError, match=r"another run \(config changed\)"):
