@@ -4,7 +4,8 @@ The codes of an already quantised layer lie on a fine grid. Its bins here are th
 ``sqrt(12 price / (h ln 2))`` where quantising noise and storage are in balance for a weight of curvature ``h`` (at high
 rates a step ``s`` costs ``h s^2 / 24`` and saves ``log2 s`` bits). Within that grid the values are then chosen by
 :func:`bqjax.compensation.compensated_values` at the cost that each one's index really has.
-Outputs that matter more than others of their layer can have a finer grid (:func:`row_classes`).
+Outputs that matter more than others of their layer can have a finer grid (:func:`row_classes`), where what that saves is
+more than the tables cost (:func:`quantise_layer_by_output`).
 
 References:
   Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), III-B: bins on the integer codes of a quantised model.
@@ -14,7 +15,7 @@ References:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,9 @@ import numpy as np
 
 from bqjax.compensation import compensated_values
 
-__all__ = ["LayerStats", "QuantisedLayer", "even_values", "quantise_layer", "row_classes"]
+__all__ = ["LayerStats", "QuantisedLayer", "even_values", "quantise_layer", "quantise_layer_by_output", "row_classes"]
 
+_TABLE_BITS, _VALUE_BITS = 400.0, 16.0  # of a class in the file: its record, and each value with its frequency
 _MANY_BITS = 24.0  # for a value that nothing has taken yet: dear, not forbidden
 
 
@@ -169,3 +171,27 @@ def quantise_layer(
     new = np.take_along_axis(table[classes], chosen, axis=2).astype(np.int64)
     damage = float((np.asarray(stats.importance, np.float64) * np.asarray(error, np.float64)).sum() / 2)
     return QuantisedLayer(new, classes, damage, float((counts * _entropy(counts)).sum()), tuple(steps.tolist()))
+
+
+def quantise_layer_by_output(
+    codes: np.ndarray, zero_point: int, stats: LayerStats, price: float, **settings: Any
+) -> QuantisedLayer | None:
+    """As :func:`quantise_layer`, with one grid for all outputs or one for each class of them, whichever costs less.
+
+    Args:
+      codes, zero_point, stats, price: see :func:`quantise_layer`.
+      settings: its other arguments, but ``classes``.
+    """
+    together = quantise_layer(codes, zero_point, stats, price, **settings)
+    classes = row_classes(stats, min_rows=max(1, codes.shape[0] * codes.shape[1] // 8))
+    apart = quantise_layer(codes, zero_point, stats, price, classes=classes, **settings) if classes.max() else None
+    if together is None or apart is None:
+        return together
+    return min(together, apart, key=lambda layer: layer.damage + price * (layer.bits + _table_bits(layer)))
+
+
+def _table_bits(layer: QuantisedLayer) -> float:
+    """What a layer costs in the file beside its indices: the classes of the outputs, and a table for each."""
+    outputs = np.bincount(layer.classes.reshape(-1))
+    values = sum(len(np.unique(layer.codes[layer.classes == c])) for c in range(len(outputs)))
+    return float((outputs * _entropy(outputs[None])[0]).sum()) + _TABLE_BITS * len(outputs) + _VALUE_BITS * values

@@ -3,7 +3,8 @@
 1. Once: moments of every layer's inputs, and the importance of its outputs (no labels).
 2. At a price, each layer gets a grid of its own and codes with error compensation (:mod:`bqjax.lattice`); its bias takes
    up what the mean of its outputs has moved.
-3. Bisection finds the highest price at which the network loses no more than it may.
+3. Bisection and a scan around its end (:mod:`bqjax.price_search`) find the highest price at which the network loses no more
+   than it may.
 4. Layers are gone through in descending order of size, as in the paper: one that costs too much by itself stays as it was.
 
 Reference: Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), III-B; what is ours is said in docs/tflite.md.
@@ -14,15 +15,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.lattice import QuantisedLayer, quantise_layer
+from bqjax.lattice import QuantisedLayer, quantise_layer, quantise_layer_by_output
 from bqjax.layer_stats import Layer, Measured, Moments, layer_stats, to_rows, to_weight
+from bqjax.price_search import highest_within
 from bqjax.progress import Progress
 from bqjax.sensitivity.evaluate import Score, signed
 from bqjax.sensitivity.importance import output_importance
@@ -42,7 +45,11 @@ class QuantisedConfig:
         it was (the paper: 0.01); None tries no layer by itself.
       compensate: later weights of a layer make good the errors of earlier ones.
       correct_bias: biases take up the mean of what the outputs move.
+      by_output: outputs of a convolution or dense layer that matter more get a finer grid of their own where that pays, see
+        :func:`bqjax.lattice.quantise_layer_by_output`.
       steps: of the bisection, each compresses and scores the network once.
+      scan: prices tried after it, from the one that it accepted to twice the lowest that it refused, see
+        :func:`bqjax.price_search.highest_within`; 0 takes what the bisection found.
       passes: over a layer, see :func:`bqjax.lattice.quantise_layer`.
       step_scale: likewise.
       damping: of the inputs' second moment, a share of its mean diagonal.
@@ -53,7 +60,9 @@ class QuantisedConfig:
     layer_drop: float | None = 0.01
     compensate: bool = True
     correct_bias: bool = True
+    by_output: bool = False
     steps: int = 7
+    scan: int = 8
     passes: int = 3
     step_scale: float = 1.0
     damping: float = 0.01
@@ -64,6 +73,8 @@ class QuantisedConfig:
         for what in ("steps", "passes"):
             if getattr(self, what) < 1:
                 raise ValueError(f"{what} must be at least 1, got {getattr(self, what)}")
+        if self.scan < 0:
+            raise ValueError(f"scan must not be negative, got {self.scan}")
         for what in ("max_drop", "layer_drop"):
             value = getattr(self, what)
             if value is not None and not (value >= 0 and math.isfinite(value)):
@@ -102,7 +113,7 @@ class QuantisedReport:
       accepted: False where it was left as it was, for ``reason``.
       values: how many different codes it has now.
       bits: per code, at their entropy.
-      step: of the grid, in steps of the old codes.
+      step: of the grid, the coarsest where there are several, in steps of the old codes.
       drop: of the metric by this layer, after those before it; None where it was not tried by itself.
     """
 
@@ -118,13 +129,14 @@ class QuantisedReport:
 
 @dataclass(frozen=True)
 class QuantisedInfo:
-    """Report of a search; metrics are on calibration data."""
+    """Report of a search; metrics are on calibration data. ``classes`` has ``[outputs]`` of layers with several grids."""
 
     price: float
     baseline: Mapping[str, float]
     final: Mapping[str, float]
     layers: tuple[QuantisedReport, ...]
     seconds: float
+    classes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def measure_layers(
@@ -188,9 +200,12 @@ class _Search:
             for name, layer in network.layers.items()
         }
 
-    def score(self, params: Any, what: str) -> dict[str, float]:
+    def score(self, params: Callable[[], Any], what: str) -> dict[str, float]:
+        """Metrics of ``params()``, which is not called where the journal knows them: new codes take longer than their score."""
+
         def measure() -> dict[str, float]:
-            out = jax.device_get([self._score(params, batch) for batch in self._batches])
+            made = params()
+            out = jax.device_get([self._score(made, batch) for batch in self._batches])
             total = sum(float(n) for _, n in out)
             return {metric: sum(float(sums[metric]) for sums, _ in out) / total for metric in out[0][0]}
 
@@ -201,7 +216,9 @@ class _Search:
 
     def layer(self, name: str, price: float) -> QuantisedLayer | None:
         config = self.config
-        return quantise_layer(
+        # Outputs of a depthwise layer have a few weights each: too few for tables of their own.
+        by_output = config.by_output and self.network.layers[name].kind != "DEPTHWISE_CONV_2D"
+        return (quantise_layer_by_output if by_output else quantise_layer)(
             self.rows[name],
             self.zero_point(name),
             self._stats[name],
@@ -281,7 +298,7 @@ def search_codes(
     }
     with Journal(state_path, fingerprint) as journal:
         search = _Search(network, batches, measured, config, metric, journal)
-        baseline = search.score(network.params, "baseline")
+        baseline = search.score(lambda: network.params, "baseline")
         price = config.price
         if price is None:
             price = _highest_price(search, baseline, progress)
@@ -297,7 +314,8 @@ def search_codes(
                 tried = {**params, name: search.leaves(name, new)}
                 if config.layer_drop is not None:
                     after = search.score(
-                        tried, f"{price.hex()} {name} after {sorted(n for n in order[:i] if params[n] is not network.params[n])}"
+                        partial(dict, tried),
+                        f"{price.hex()} {name} after {sorted(n for n in order[:i] if params[n] is not network.params[n])}",
                     )
                     drop = search.drop(before, after)
                     if drop > config.layer_drop + 1e-9:
@@ -309,26 +327,30 @@ def search_codes(
             reports.append(_report(name, search.rows[name], new, reason, drop))
             if progress:
                 progress(i + 1, len(order), f"{name}: {reason}")
-        final = search.score(params, f"final {price.hex()} {[r.accepted for r in reports]}")
-    return params, QuantisedInfo(price, baseline, final, tuple(reports), time.monotonic() - start)
+        final = search.score(lambda: params, f"final {price.hex()} {[r.accepted for r in reports]}")
+    several = {r.name: layers[r.name].classes[0] for r in reports if r.accepted and layers[r.name].classes.max()}
+    return params, QuantisedInfo(price, baseline, final, tuple(reports), time.monotonic() - start, several)
 
 
 def _report(name: str, old: np.ndarray, new: QuantisedLayer | None, reason: str, drop: float | None) -> QuantisedReport:
     counts = np.unique(old if new is None else new.codes, return_counts=True)[1]
     bits = float(-(counts * np.log2(counts / old.size)).sum()) if new is None else new.bits
-    step = 1.0 if new is None else new.steps[0]
+    step = 1.0 if new is None else max(new.steps)
     return QuantisedReport(name, old.size, new is not None, reason, len(counts), bits / old.size, step, drop)
 
 
 def _highest_price(search: _Search, baseline: Mapping[str, float], progress: Progress | None) -> float:
-    """Bisection on the logarithm of the price; what is returned was measured to keep the limit."""
-    unit, low, high = search.unit(), 0.0, 12.0
-    for step in range(search.config.steps):
-        middle = (low + high) / 2
-        price = unit * 2**middle
-        after = search.score(search.with_layers(search.at(price)), f"all {price.hex()}")
-        lost = search.drop(baseline, after)
-        low, high = (middle, high) if lost <= search.config.max_drop + 1e-9 else (low, middle)
+    """The highest price that was measured to keep the limit, 0 where none did; searched on its logarithm."""
+    unit, config, tried = search.unit(), search.config, 0
+
+    def lost(exponent: float) -> float:
+        nonlocal tried
+        price = unit * 2**exponent
+        after = search.score(lambda: search.with_layers(search.at(price)), f"all {price.hex()}")
+        drop, tried = search.drop(baseline, after), tried + 1
         if progress:
-            progress(step + 1, search.config.steps, f"grid of {2 ** (middle / 2):.1f} steps: drop {lost:+.4f}")
-    return unit * 2**low
+            progress(tried, config.steps + config.scan, f"grid of {2 ** (exponent / 2):.2f} steps: drop {drop:+.4f}")
+        return drop
+
+    found = highest_within(lost, config.max_drop, low=0.0, high=12.0, steps=config.steps, scan=config.scan)
+    return 0.0 if found is None else unit * 2**found

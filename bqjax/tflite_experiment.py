@@ -178,12 +178,12 @@ def prepare(
     operator the network is that of :func:`bqjax.tflite_network.interpreted_network`.
 
     Raises:
-      ValueError: fewer than two examples, or examples of another shape or type than the model's input.
+      ValueError: fewer than two examples, examples of another shape or type than the model's input, or a model that LiteRT refuses.
     """
     search, test = halves(len(examples.labels), seed)
+    before = predictions(model.content, examples.inputs)  # first, so that LiteRT refuses what it cannot run
     missing = unsupported(model.graph) if twin else "the twin is not asked for"
     network = interpreted_network(model) if missing else twin_network(model, scored_by)
-    before = predictions(model.content, examples.inputs)
     cut = batches(examples.inputs[search], before[search].astype(np.int32), min(batch_size, len(search)))
     key = jax.random.key(seed)
     found: dict[str, Any] = {}
@@ -237,7 +237,16 @@ def run(
         for name, leaf in kmeans_share(codes, method.k, [Rule[int]("*")]).items():
             tree[name]["codes"] = leaf
     seconds = time.monotonic() - start
-    save_model(path, on.model, tree, coder=coder, force=force, metadata={"method": label})
+    save_model(
+        path,
+        on.model,
+        tree,
+        classes=info.classes if info else None,
+        searched={layer.name: (layer.reason, layer.drop) for layer in info.layers} if info else None,
+        coder=coder,
+        force=force,
+        metadata={"method": label},
+    )
     after = predictions(load_model(path), on.examples.inputs)
     labels, size = on.examples.labels, Path(path).stat().st_size
     right, was = (after == labels).astype(np.float64), (on.before == labels).astype(np.float64)

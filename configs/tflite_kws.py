@@ -6,7 +6,7 @@ bqjax compress --config configs/tflite_kws.py --data ../shared/data --out out/tf
 from bqjax.quantised_search import QuantisedConfig
 from bqjax.tflite_experiment import TFLiteConfig, beside
 
-METHOD = QuantisedConfig(max_drop=0.02, layer_drop=0.02)
+METHOD = QuantisedConfig(max_drop=0.02, layer_drop=0.02, scan=0)
 config = TFLiteConfig(
     model="tflite/kws_ds_cnn_int8.tflite",
     examples="kws/kws01.npz",

@@ -3,15 +3,18 @@
 bqjax compress --config configs/tflite_mobilenet_v2.py --data ../shared/data --out out/tflite_mobilenet_v2.bq.safetensors
 """
 
+from dataclasses import replace
+
 from bqjax.quantised_search import QuantisedConfig
 from bqjax.tflite_experiment import TFLiteConfig, beside
 
 # The least changes of codes turn more than 1 % of the predictions, of which few were right before and wrong after. The
 # layers are not tried one by one: that would score the network 53 times more.
-METHOD = QuantisedConfig(max_drop=0.02, layer_drop=None, steps=9)
+METHOD = QuantisedConfig(max_drop=0.02, layer_drop=None, steps=6)
 config = TFLiteConfig(
     model="tflite/mobilenet_v2_1.0_224_quant.tflite",
     examples="imagenet_sample/imagenet_sample_224.zip",
     method=METHOD,
-    beside=beside(METHOD, parts=False),
+    # What each part is worth is seen by bisection alone, in half the time.
+    beside=beside(replace(METHOD, scan=0)),
 )

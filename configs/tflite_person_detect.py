@@ -6,7 +6,7 @@ bqjax compress --config configs/tflite_person_detect.py --data ../shared/data --
 from bqjax.quantised_search import QuantisedConfig
 from bqjax.tflite_experiment import TFLiteConfig, beside
 
-METHOD = QuantisedConfig(max_drop=0.02, layer_drop=0.02)
+METHOD = QuantisedConfig(max_drop=0.02, layer_drop=0.02, scan=0)
 config = TFLiteConfig(
     model="tflite/person_detect.tflite",
     examples="vww/vww_500.zip",

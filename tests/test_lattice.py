@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bqjax.lattice import even_values, quantise_layer, row_classes
+from bqjax.lattice import even_values, quantise_layer, quantise_layer_by_output, row_classes
 from bqjax.layer_stats import Measured, layer_stats
 
 
@@ -112,3 +112,19 @@ def test_small_classes_join_their_neighbours():
     classes = row_classes(stats, min_rows=20)
     assert classes.min() == 0 and np.bincount(classes[0]).min() >= 20 and (np.diff(classes[0]) >= 0).all()
     assert row_classes(stats, min_rows=65).max() == 0
+
+
+@pytest.mark.parametrize(("spread", "several"), [(1000.0, True), (1.05, False)])
+def test_outputs_get_grids_of_their_own_where_that_pays(spread, several):
+    codes, zero_point, stats, _ = layer(rows=200)
+    importance = np.where(np.arange(200) < 100, 1.0, spread)
+    stats = stats._replace(importance=jnp.asarray(importance[None], jnp.float32))
+    price = price_for(12.0, stats)
+    found = quantise_layer_by_output(codes, zero_point, stats, price)
+    together = quantise_layer(codes, zero_point, stats, price)
+    if several:
+        assert found.classes.max() > 0 and found.damage + price * found.bits < together.damage + price * together.bits
+    else:
+        np.testing.assert_array_equal(found.codes, together.codes)
+        assert found.classes.max() == 0
+    assert quantise_layer_by_output(codes, zero_point, stats, 0.0) is None

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the bottom. A module may import from its own package and from lower layers, never sideways or up.
 LAYERS = [
-    {"_version", "files", "blocks", "audio", "transcripts", "progress", "quantizers", "budget"},
+    {"_version", "files", "blocks", "audio", "transcripts", "progress", "quantizers", "budget", "price_search"},
     {"leaves"},
     {"tree", "segments", "histogram", "tiles", "seeding", "gradient_stats"},
     {"kmeans", "vector_kmeans", "gwk_blocks", "sorted_weights", "codec", "adapters"},

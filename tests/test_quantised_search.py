@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bqjax.quantised_search
 from bqjax.layer_stats import to_rows
 from bqjax.quantised_search import QuantisedConfig, QuantisedNetwork, measure_layers, search_codes
 from bqjax.task import batches, classification_score
@@ -131,7 +132,24 @@ def test_a_price_of_nothing_changes_nothing(measured):
     assert all(r.reason == "no code is worth giving up at this price" for r in info.layers)
 
 
-def test_an_interrupted_search_goes_on_and_finds_the_same(measured, tmp_path):
+def test_where_no_price_keeps_the_limit_nothing_is_given_up(measured):
+    net, data, found = measured
+    # One step of the bisection tries a grid of 8 steps alone, at which some predictions change.
+    params, info = search_codes(net, data, found, QuantisedConfig(max_drop=0.0, steps=1, scan=0))
+    assert info.price == 0.0 and all(params[name] is net.params[name] for name in params)
+
+
+def test_grids_by_output_that_do_not_pay_change_nothing(measured):
+    net, data, found = measured
+    price = search_codes(net, data, found, QuantisedConfig(max_drop=0.1, steps=3, scan=0))[1].price
+    plain, by_output = (
+        search_codes(net, data, found, QuantisedConfig(price=price, layer_drop=None, by_output=b)) for b in (False, True)
+    )
+    assert not by_output[1].classes  # layers as small as these do not pay for a second table
+    jax.tree.map(np.testing.assert_array_equal, plain[0], by_output[0])
+
+
+def test_an_interrupted_search_goes_on_and_finds_the_same(measured, tmp_path, monkeypatch):
     net, data, found = measured
     config, path = QuantisedConfig(max_drop=0.03), tmp_path / "state.jsonl"
     whole, _ = search_codes(net, data, found, config)
@@ -147,7 +165,11 @@ def test_an_interrupted_search_goes_on_and_finds_the_same(measured, tmp_path):
         search_codes(net, data, found, config, state_path=str(path), progress=stop)
     lines = len(path.read_text().splitlines())
     assert lines >= 4
+    made, make = [], bqjax.quantised_search.quantise_layer
+    monkeypatch.setattr(bqjax.quantised_search, "quantise_layer", lambda *a, **k: made.append(1) or make(*a, **k))
     again, _ = search_codes(net, data, found, config, state_path=str(path))
+    # Codes of the prices that the state has scores of are not made again; those of the price taken are.
+    assert len(made) == len(net.layers) * (config.steps + config.scan - 4 + 1)
     for name in whole:
         np.testing.assert_array_equal(again[name]["codes"], whole[name]["codes"])
     with pytest.raises(ValueError, match=r"another run \(config changed\)"):
@@ -159,6 +181,7 @@ def test_an_interrupted_search_goes_on_and_finds_the_same(measured, tmp_path):
     [
         ({"price": -1.0}, "price must be finite"),
         ({"price": float("nan")}, "price must be finite"),
+        ({"scan": -1}, "scan must not be negative"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"damping": 0.0}, "damping must be positive"),
         ({"step_scale": float("inf")}, "step_scale must be positive"),

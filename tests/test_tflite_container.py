@@ -17,7 +17,7 @@ from bqjax.kmeans import kmeans_scalar
 from bqjax.leaves import Clustered, bits, decode
 from bqjax.rate import bin_and_quant_at_price
 from bqjax.related.weight_sharing import kmeans_share
-from bqjax.tflite_container import _FILTERS, described, exact, kept_within, load_model, save_model
+from bqjax.tflite_container import _FILTERS, described, exact, kept_within, load_model, save_model, searched_layers
 from bqjax.tree import Rule
 
 # --- integer leaves ---------------------------------------------------------------------------------------------------
@@ -219,6 +219,44 @@ def test_a_shared_buffer_is_stored_once(tmp_path):
         save_model(tmp_path / "m", model, {names[0]: {"codes": leaf}}, force=True)
 
 
+def test_outputs_with_grids_of_their_own_are_restored_from_fewer_bytes(built, tmp_path, capsys):
+    from bqjax.adapters.tflite.model import rewritten
+
+    name = next(iter(built.params))
+    codes = built.params[name]["codes"]
+    numbers = np.arange(len(codes)) % 2
+    new = np.where(numbers[:, None, None, None] == 0, np.sign(codes) * 40, codes // 4 * 4).astype(codes.dtype)
+    tree = {name: {"codes": exact(new)}}
+    searched = {n: ("accepted", 0.0125) if n == name else ("not worth it", None) for n in built.params}
+    together = save_model(tmp_path / "t", built, tree)
+    apart = save_model(tmp_path / "a", built, tree, classes={name: numbers}, searched=searched)
+    assert apart.file_bytes < 0.95 * together.file_bytes
+    leaves = {leaf.name: leaf for leaf in apart.leaves}
+    assert leaves[f"weights/{name}/outputs of class 0"].k == 3 and leaves["classes"].size == len(codes)
+    content = rewritten(built, {name: {"codes": new}})
+    assert load_model(tmp_path / "t") == load_model(tmp_path / "a") == content
+    # Classes that do not differ do not pay.
+    same = save_model(tmp_path / "s", built, {name: {"codes": exact(codes)}}, classes={name: numbers})
+    assert "classes" not in {leaf.name for leaf in same.leaves}
+    assert run("inspect", tmp_path / "a") == 0
+    shown = capsys.readouterr().out
+    weights = sum(layer["codes"].size for layer in built.params.values())
+    assert shown.count("accepted") == 2 and shown.count("+1.25") == 2 and f"{weights:,} weights" in shown
+    assert shown.count("not worth it") == len(built.params) - 1 and "within flatbuffer" in shown
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 1], [0, 1], [0, 0, 0, 1], [0, 0, 1, 1, 1], [0, 0, 2, 1], []])
+def test_classes_that_do_not_fit_are_refused(numbers, tmp_path):
+    parts = {"outputs of class 0": exact(np.int8([[1, 2], [3, 4]])), "outputs of class 1": exact(np.int8([[5, 6], [7, 8]]))}
+    container(tmp_path / "m")
+    metadata, tree = codec.inspect(tmp_path / "m").metadata, codec.load(tmp_path / "m")
+    for given, message in ((numbers, r"damaged \.tflite container"), ([0, 1, 0, 1], "do not add up")):
+        classes = exact(np.array(given, np.uint8)) if given else np.zeros(0, np.uint8)
+        codec.save(tmp_path / "m", {**tree, "weights": {"0": parts}, "classes": classes}, metadata=metadata, force=True)
+        with pytest.raises(ValueError, match=message):
+            load_model(tmp_path / "m")
+
+
 REST = bytes(range(256)) * 4
 LAYERS = (np.array([1, 2, 3, 4], np.int8),)
 
@@ -288,6 +326,13 @@ def test_what_is_shown_of_metadata():
     assert described({"within": "3 1200", "offsets": "x"}) == {"within": "3 1200", "offsets": "x"}
     for odd in ("", "3", "a b", "3 -1", "\u0663 4", "9" * 5000 + " 1"):
         assert kept_within({"kind": "tflite", "within": odd}) == (0, 0)
+
+
+def test_what_a_search_did_is_taken_from_metadata_that_fit():
+    assert searched_layers({"kind": "tflite", "layers": '{"a":["x",0.5],"b":["y",null]}'}) == {"a": ("x", 0.5), "b": ("y", None)}
+    for odd in ("", "[]", "3", '{"a":1}', '{"a":["x"]}', '{"a":["x",[]]}', "[" * 5000):
+        assert searched_layers({"kind": "tflite", "layers": odd}) == {}
+    assert searched_layers({"layers": '{"a":["x",0.5]}'}) == {}
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

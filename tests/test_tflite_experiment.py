@@ -51,6 +51,9 @@ def test_compress_decompress_and_run(model_and_data, tmp_path, capsys):
     )
     assert interpret(smaller, x).shape == interpret(content, x).shape
     capsys.readouterr()
+    assert main(["inspect", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "drop, points" in shown and "accepted" in shown
     assert main([*arguments, "--out", str(out)]) == 2
     assert "exists: pass --force" in capsys.readouterr().err
 

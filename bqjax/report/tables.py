@@ -12,7 +12,7 @@ import rich.text
 from bqjax import codec
 from bqjax.experiment import Reference, Row
 from bqjax.search import SearchInfo
-from bqjax.tflite_container import kept_within
+from bqjax.tflite_container import kept_within, searched_layers
 
 __all__ = ["Table", "file_table", "markdown", "results_table", "rich_table", "search_table"]
 
@@ -83,24 +83,38 @@ def results_table(task_name: str, metric: str, before: Reference, rows: Sequence
 
 
 def file_table(info: codec.FileInfo, title: str) -> Table:
-    """What ``bqjax inspect`` shows: a line a leaf, then the total."""
+    """What ``bqjax inspect`` shows: a line a leaf, then the total; of a ``.tflite`` model also what a search did to the layers."""
     lines = []
     model = info.metadata.get("kind") == "tflite"
+    searched = searched_layers(info.metadata)
+    without = dict(searched)  # layers that have no leaf of their own
+    size = kept_within(info.metadata)[1]
     for leaf in info.leaves:
         values = "" if leaf.k is None else str(leaf.k)
-        rest_of_model = model and leaf.kind == "array"  # packed bytes, not weights
-        per_weight = f"{leaf.bits_per_weight:.3f}" if leaf.size and not rest_of_model else ""
+        weights = not model or leaf.name.startswith("weights/")  # the rest of a model is packed bytes
+        size += leaf.size if weights else 0
+        per_weight = f"{leaf.bits_per_weight:.3f}" if leaf.size and weights else ""
         shape = "x".join(map(str, leaf.shape)) or "scalar"
-        lines.append(
-            (leaf.name, shape, leaf.dtype, leaf.kind, values, leaf.coder or "", leaf.group or "", per_weight, f"{leaf.bytes:,}")
-        )
-    size = sum(leaf.size for leaf in info.leaves if not (model and leaf.kind == "array")) + kept_within(info.metadata)[1]
+        layer = leaf.name.removeprefix("weights/")
+        layer = layer if layer in searched else layer.rpartition("/")[0]  # a class of its outputs
+        done = _done(*searched.get(layer, ("", None))) if weights else ("", "")
+        without.pop(layer, None)
+        stored = leaf.kind, values, leaf.coder or "", leaf.group or ""
+        lines.append((leaf.name, shape, leaf.dtype, *stored, per_weight, f"{leaf.bytes:,}", *done))
+    lines += [(name, "", "", "within flatbuffer", "", "", "", "", "", *_done(*what)) for name, what in without.items()]
     rest = info.file_bytes - sum(leaf.bytes for leaf in info.leaves)
-    lines.append(("structure and header", "", "", "", "", "", "", "", f"{rest:,}"))
+    lines.append(("structure and header", "", "", "", "", "", "", "", f"{rest:,}", "", ""))
     per_weight = f"{8 * info.file_bytes / size:.3f}" if size else ""
-    lines.append(("total", f"{size:,} weights", "", "", "", "", "", per_weight, f"{info.file_bytes:,}"))
-    columns = ("leaf", "shape", "dtype", "stored as", "values", "coder", "group", "bits/weight", "bytes")
-    return Table(title, columns, lines)
+    lines.append(("total", f"{size:,} weights", "", "", "", "", "", per_weight, f"{info.file_bytes:,}", "", ""))
+    columns = ("leaf", "shape", "dtype", "stored as", "values", "coder", "group", "bits/weight", "bytes", "drop, points", "search")
+    # Columns that would be empty are left out.
+    shown = len(columns) if searched else len(columns) - 2
+    return Table(title, columns[:shown], [line[:shown] for line in lines])
+
+
+def _done(what: str, drop: float | None) -> tuple[str, str]:
+    """Cells of a searched layer."""
+    return "" if drop is None else f"{100 * drop:+.2f}", what
 
 
 def search_table(info: SearchInfo) -> Table:
@@ -139,7 +153,9 @@ def rich_table(table: Table) -> Any:
     title, caption = rich.text.Text(table.title), rich.text.Text(table.caption) if table.caption else None
     out = rich.table.Table(title=title, caption=caption, box=rich.box.SIMPLE_HEAD, title_justify="left")
     for i, column in enumerate(table.columns):
-        out.add_column(rich.text.Text(column), justify="left" if i == 0 or column == "why" else "right", overflow="fold")
+        out.add_column(
+            rich.text.Text(column), justify="left" if i == 0 or column in ("why", "search") else "right", overflow="fold"
+        )
     for row in table.rows:
         out.add_row(*map(rich.text.Text, row))  # as it is: brackets in names are no markup
     return out

@@ -113,11 +113,11 @@ def parse(content: bytes) -> Graph:
         raise ValueError(f"damaged .tflite file ({type(error).__name__}: {error}): get a whole copy") from error
 
 
-def _quantised_axis(name: str, axis: int, shape: tuple[int, ...], channels: int) -> int:
+def _quantised_axis(name: str, axis: int, shape: tuple[int, ...], channels: int, repaired: list[str]) -> int:
     if 0 <= axis < len(shape) and shape[axis] == channels:
         return axis
     if len(shape) == 1 and shape[0] == channels:
-        warnings.warn(f"tensor {name!r}: quantized_dimension {axis} of a vector is read as 0", stacklevel=2)
+        repaired.append(f"tensor {name!r}: quantized_dimension {axis} of a vector is read as 0")
         return 0
     raise ValueError(f"tensor {name!r}: quantized_dimension {axis} does not fit {channels} scales and shape {shape}")
 
@@ -129,7 +129,7 @@ def _graph(schema: Any, content: bytes) -> Graph:
     if len(model.subgraphs) != 1:
         raise ValueError(f"the model has {len(model.subgraphs)} subgraphs: convert it to one without control flow")
     subgraph = model.subgraphs[0]
-    tensors = []
+    tensors, repaired = [], list[str]()
     for t in subgraph.tensors:
         q = t.quantization
         quantised = q is not None and q.scale is not None and len(q.scale)
@@ -157,13 +157,16 @@ def _graph(schema: Any, content: bytes) -> Graph:
                 dtype=dtype,
                 scale=np.asarray(q.scale, np.float32) if quantised else None,
                 zero_point=np.asarray(q.zeroPoint, np.int64) if quantised else None,
-                axis=_quantised_axis(name, int(q.quantizedDimension), shape, len(q.scale))
+                axis=_quantised_axis(name, int(q.quantizedDimension), shape, len(q.scale), repaired)
                 if quantised and len(q.scale) > 1
                 else None,
                 data=data,
                 buffer=int(t.buffer),
             )
         )
+    if repaired:
+        others = f", and so of {len(repaired) - 1} others" if len(repaired) > 1 else ""
+        warnings.warn(f"{repaired[0]}{others}; LiteRT refuses to run such a file", stacklevel=2)
     operators = []
     for o in subgraph.operators:
         if any(not -1 <= i < len(tensors) for i in (*o.inputs, *o.outputs)):

@@ -33,16 +33,19 @@ def interpret(content: bytes, inputs: np.ndarray, *, kernels: Kernels = "default
       ``[n, ...]`` of the output's dtype, the batch of 1 dropped.
 
     Raises:
-      ValueError: the model has several inputs or outputs, or the examples are of another shape or dtype.
+      ValueError: LiteRT refuses the model, it has several inputs or outputs, or the examples are of another shape or dtype.
       ImportError: ai-edge-litert is not installed.
     """
     require_litert()
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     resolver = OpResolverType.AUTO if kernels == "default" else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    # bytes: a bytearray is refused.
-    interpreter = Interpreter(model_content=bytes(content), num_threads=threads, experimental_op_resolver_type=resolver)
-    interpreter.allocate_tensors()
+    try:
+        # bytes: a bytearray is refused.
+        interpreter = Interpreter(model_content=bytes(content), num_threads=threads, experimental_op_resolver_type=resolver)
+        interpreter.allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"LiteRT cannot run the model, convert it again ({_first(error)})") from error
     sources, results = interpreter.get_input_details(), interpreter.get_output_details()
     if len(sources) != 1 or len(results) != 1:
         raise ValueError(f"a model of one input and one output is needed, this has {len(sources)} and {len(results)}")
@@ -52,8 +55,17 @@ def interpret(content: bytes, inputs: np.ndarray, *, kernels: Kernels = "default
         expected = f"{np.dtype(source['dtype'])} {shape}"
         raise ValueError(f"the model takes examples of {expected}, got {inputs.dtype} {inputs.shape[1:]}")
     out = np.empty((len(inputs), *result["shape"][1:]), result["dtype"])
-    for i in range(len(inputs)):
-        interpreter.set_tensor(source["index"], inputs[i : i + 1])
-        interpreter.invoke()
-        out[i] = interpreter.get_tensor(result["index"])[0]
+    try:
+        for i in range(len(inputs)):
+            interpreter.set_tensor(source["index"], inputs[i : i + 1])
+            interpreter.invoke()
+            out[i] = interpreter.get_tensor(result["index"])[0]
+    except RuntimeError as error:
+        raise ValueError(f"LiteRT failed on an example, convert the model again ({_first(error)})") from error
     return out
+
+
+def _first(error: Exception) -> str:
+    """The start of what LiteRT says, which lists every tensor that it dislikes."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:200]} ..."

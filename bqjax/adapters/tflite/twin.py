@@ -184,6 +184,8 @@ def unsupported(graph: Graph) -> str | None:
     for position, operator in enumerate(graph.operators):
         if operator.kind not in OPERATORS or len(operator.outputs) != 1:
             return f"operator {position}, {operator.kind}, is not supported by the JAX twin"
+        if operator.kind in WEIGHTED and (len(operator.inputs) < 2 or operator.inputs[1] < 0):
+            return f"operator {position}, {operator.kind}, has no weights"
         if operator.kind in WEIGHTED and graph.tensors[operator.inputs[1]].data is None:
             return f"operator {position}, {operator.kind}, computes its weights, which the JAX twin does not support"
     return None

@@ -58,3 +58,25 @@ def test_a_model_of_two_inputs():
     total = b.operator("ADD", [first, second], b.activation([1, 4]), "AddOptions")
     with pytest.raises(ValueError, match="a model of one input and one output is needed, this has 2 and 1"):
         interpret(b.finish_many([first, second], [total]), np.zeros((1, 4), np.int8))
+
+
+@pytest.mark.parametrize("change", ["stride", "inputs"])
+def test_a_model_that_litert_refuses_is_refused_with_its_reason(change):
+    from bqjax.adapters.tflite.model import parse_model
+    from bqjax.adapters.tflite.twin import unsupported
+
+    b = Builder()
+    x = b.activation([1, 4, 4, 2])
+    y = b.conv(x, [3, 3, 3, 2], [1, 4, 4, 3])
+    if change == "stride":
+        b.operators[0].builtinOptions.strideW = 0
+    else:
+        b.operators[0].inputs = b.operators[0].inputs[:1]
+    content = b.finish(x, y)
+    with pytest.raises(ValueError, match="LiteRT cannot run the model, convert it again"):
+        interpret(content, np.zeros((1, 4, 4, 2), np.int8))
+    if change == "inputs":
+        with pytest.raises(ValueError, match="nothing to compress"):
+            parse_model(content)
+    else:
+        assert unsupported(parse_model(content).graph) is None
