@@ -7,7 +7,7 @@ from bqjax.bin_and_quant import BinConfig
 from bqjax.budget_method import WithinBudget
 from bqjax.gwk import GWKConfig
 from bqjax.gwk_method import GWK
-from bqjax.methods import GaussianBins, Uncompressed
+from bqjax.methods import GaussianBins, KMeans, Uncompressed
 from bqjax.planned import BudgetConfig
 from bqjax.related.ptq import PTQConfig
 from bqjax.related_methods import PTQ
@@ -21,12 +21,15 @@ FLOAT = Uncompressed(label="float32")
 # Not the first convolution, of 144 weights. Few epochs: most of them for what is left to recover in.
 PRUNED = Pruning(sparsity=0.8, end=0.3, leaves=("conv2/kernel", "fc?/kernel"))
 INT8 = PTQ(config=PTQConfig(bits=8), label="int8")
-# Ours in the place of int8. Limits are on the 2,000 held-out images: 0.2 points, and 0.005 of the loss.
+KMEANS = KMeans(k=16, label="k-means, 16")
+# Ours in the place of int8. On 2,000 held-out images accuracy moves by chance: the limit that counts is 0.005 of the loss.
 PRICE = GaussianBins(
-    bins=BinConfig(n_bins=16, sigma_scale=1.6), rate=RateConfig(max_drop=0.002, max_rank_drop=0.005), label="B&Q at a price"
+    bins=BinConfig(n_bins=32, sigma_scale=2.0),
+    rate=RateConfig(max_drop=0.01, max_rank_drop=0.005, draws=2, steps=6),
+    label="B&Q at a price",
 )
 PLAN = WithinBudget(
-    max_drop=0.002, budget=BudgetConfig(blocks=((4, 8),), prices=(-8.0, -5.0, -2.0), refine=1), label="planned, drop 0.2"
+    max_drop=0.005, budget=BudgetConfig(blocks=((4, 8),), prices=(-8.0, -5.0, -2.0), refine=1), label="planned, drop 0.5"
 )
 BLOCKS = GWK(
     config=GWKConfig(bits=8, cv=4, pw=4), rules=(Rule("conv2/kernel"), Rule("fc1/kernel")), label="GWK, 8 bits for 4 weights"
@@ -42,13 +45,13 @@ config = PipelineConfig(
         Stage(
             name="teacher",
             train=training(model="mnist_large", float_epochs=4, learning_rate=1e-3),
-            methods=(INT8,),
+            methods=(INT8, KMEANS),
         ),
         Stage(
             name="student",
             start="teacher",  # of which it has the convolutions
             teacher="teacher",
-            train=training(model="mnist_small", float_epochs=2, learning_rate=2e-3, anew=("fc*",), distillation=0.7),
+            train=training(model="mnist_small", float_epochs=10, learning_rate=2e-3, anew=("fc*",), distillation=0.7),
             methods=(FLOAT, INT8, BLOCKS, PRICE),
         ),
         Stage(
@@ -57,7 +60,7 @@ config = PipelineConfig(
             teacher="teacher",
             train=training(
                 model="mnist_small",
-                float_epochs=2,
+                float_epochs=6,
                 learning_rate=1e-3,
                 distillation=0.7,
                 pruning=PRUNED,
@@ -67,7 +70,7 @@ config = PipelineConfig(
         Stage(
             name="teacher pruned 80 %",
             start="teacher",
-            train=training(model="mnist_large", float_epochs=1, learning_rate=5e-4, pruning=PRUNED),
+            train=training(model="mnist_large", float_epochs=2, learning_rate=5e-4, pruning=PRUNED),
             methods=(FLOAT, INT8),
         ),
     ),
