@@ -71,7 +71,7 @@ config = PipelineConfig(
             name="teacher pruned 80 %",
             start="teacher",
             train=training(model="mnist_large", float_epochs=2, learning_rate=5e-4, pruning=PRUNED),
-            methods=(FLOAT, INT8),
+            methods=(FLOAT, INT8, KMEANS, PRICE),
         ),
     ),
 )
