@@ -158,6 +158,7 @@ def steps(batch: int, repeats: int) -> list[dict[str, Any]]:
         ("dkm, 4 bits", DKMConfig(k=16)),
         ("dkm, 4 bits x 4", DKMConfig(k=16, d=4)),
         ("idkm, 2 bits", DKMConfig(k=4, implicit=True)),
+        ("idkm, 4 bits", DKMConfig(k=16, implicit=True)),
     ):
 
         def through(params: Any, codebooks: Any, config: DKMConfig = config) -> Any:
