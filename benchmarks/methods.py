@@ -28,10 +28,12 @@ import numpy as np
 import psutil
 
 from bqjax.related.deep_compression import DeepCompressionConfig, deep_compress
+from bqjax.related.diba import DiBAConfig, diba
 from bqjax.related.dkm import DKMConfig, dkm
 from bqjax.related.product import ProductConfig, binarise, product_quantise
 from bqjax.related.pruning import GradualPruning, gradual_pruning, magnitude_masks
 from bqjax.related.ptq import PTQConfig, correct_biases, quantise
+from bqjax.related.residual import ResidualConfig, residual_quantise
 from bqjax.related.weight_sharing import kmeans_share
 
 FULL, QUICK = (25_088, 4_096), (1_024, 1_024)
@@ -79,6 +81,8 @@ METHODS: dict[str, Run] = {
     "int8, bias corrected": corrected,
     "k-means, 16": lambda p: kmeans_share(p, 16),
     "product, 256 x 4": lambda p: product_quantise(p, key=KEY, config=ProductConfig(k=256, d=4)),
+    "residual, 2 x 256 x 8": lambda p: residual_quantise(p, key=KEY, config=ResidualConfig(k=256, d=8, refits=1)),
+    "DiBA, middle 256": lambda p: diba(p, key=KEY, config=DiBAConfig(middle=256, rounds=5)),
     "signs": binarise,
     "signs of channels": lambda p: binarise(p, axis=-1),
     "masks": lambda p: magnitude_masks(p, 0.8),
@@ -154,6 +158,7 @@ def steps(batch: int, repeats: int) -> list[dict[str, Any]]:
         ("dkm, 4 bits", DKMConfig(k=16)),
         ("dkm, 4 bits x 4", DKMConfig(k=16, d=4)),
         ("idkm, 2 bits", DKMConfig(k=4, implicit=True)),
+        ("idkm, 4 bits", DKMConfig(k=16, implicit=True)),
     ):
 
         def through(params: Any, codebooks: Any, config: DKMConfig = config) -> Any:

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bqjax.segments import over_pieces
+
 __all__ = ["coarsen", "histogram", "optimal_groups"]
 
 # First-level cells are the leading 14 bits of a value's ordered bit pattern: 32 cells an octave in float32.
@@ -68,17 +70,12 @@ def histogram(x: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.A
     rest_shift = 32 - _COARSE_BITS - 16
     size = n_coarse + _FINE_CELLS
 
-    def count(cells: jax.Array, weights: jax.Array | None, size: int) -> jax.Array:
-        # Counts are integers: a float32 accumulator would stop at 2^24 equal values.
-        if weights is None:
-            return jnp.zeros(size, jnp.int32).at[cells].add(1, mode="promise_in_bounds").astype(dtype)
-        return jnp.zeros(size, dtype).at[cells].add(weights, mode="promise_in_bounds")
-
     edges = _from_key(lax.iota(jnp.uint32, n_coarse) << (32 - _COARSE_BITS), dtype)
     # The patterns of NaN lie beyond those of the infinities.
     finite = jnp.isfinite(edges) | jnp.isfinite(jnp.append(edges[1:], edges[-1]))
     sample = _sample(x)
-    mass = count(_to_key(x[sample]) >> (32 - _COARSE_BITS), None if weights is None else weights[sample], n_coarse)
+    heights = jnp.ones(sample.shape, dtype) if weights is None else weights[sample]
+    mass = jnp.zeros(n_coarse, dtype).at[_to_key(x[sample]) >> (32 - _COARSE_BITS)].add(heights, mode="promise_in_bounds")
     mass = jnp.where(finite, mass, 0)
     width = jnp.where(mass > 0, jnp.abs(jnp.append(edges[1:], edges[-1]) - edges), 0)
     width = jnp.where(jnp.isfinite(width), width, jnp.finfo(dtype).max / 4)
@@ -91,10 +88,15 @@ def histogram(x: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.A
     base = end - (jnp.int32(1) << log_parts)
     table = base.astype(jnp.uint32) << 5 | (16 - log_parts).astype(jnp.uint32)
 
-    key = _to_key(x)
-    entry = table.at[key >> (32 - _COARSE_BITS)].get(mode="promise_in_bounds")
-    rest = (key >> rest_shift) & jnp.uint32(2**16 - 1)
-    counted = count((entry >> 5) + (rest >> (entry & 31)), weights, size)
+    def count_piece(counts: jax.Array, _: Any, x: jax.Array, *weights: jax.Array) -> jax.Array:
+        key = _to_key(x)
+        entry = table.at[key >> (32 - _COARSE_BITS)].get(mode="promise_in_bounds")
+        rest = (key >> rest_shift) & jnp.uint32(2**16 - 1)
+        return counts.at[(entry >> 5) + (rest >> (entry & 31))].add(weights[0] if weights else 1, mode="promise_in_bounds")
+
+    # Counts are integers: a float32 accumulator would stop at 2^24 equal values.
+    empty = jnp.zeros(size, jnp.int32 if weights is None else dtype)
+    counted = over_pieces(count_piece, empty, x, *(() if weights is None else (weights,))).astype(dtype)
 
     # The first-level cell of each cell: marks at the first cells, summed up.
     cell = lax.iota(jnp.int32, size)

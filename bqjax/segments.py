@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +21,11 @@ __all__ = ["segment_means"]
 
 # Up to this k comparing with every segment's number beats a scatter.
 _COMPARING_MAX_K = 16
-_CHUNK = 2**14
-_LANES = 64
+CHUNK = 2**14
+LANES = 64
 _SCATTER_ROWS = 64
+# Values that a pass works on at a time: what it holds of them is small beside the values.
+_PIECE = 2**18
 
 
 def check_k(k: int) -> int:
@@ -77,8 +80,8 @@ def uniform_if_zero(weights: jax.Array) -> jax.Array:
 
 def _chunked(x: jax.Array, fill: Any) -> jax.Array:
     """``[n]`` -> ``[chunks, 1, rows, lanes]``, padded."""
-    chunk = min(_CHUNK, -(-x.size // _LANES) * _LANES)
-    return jnp.pad(x, (0, -x.size % chunk), constant_values=fill).reshape(-1, 1, chunk // _LANES, _LANES)
+    chunk = min(CHUNK, -(-x.size // LANES) * LANES)
+    return jnp.pad(x, (0, -x.size % chunk), constant_values=fill).reshape(-1, 1, chunk // LANES, LANES)
 
 
 def pairwise(x: jax.Array) -> jax.Array:
@@ -89,14 +92,67 @@ def pairwise(x: jax.Array) -> jax.Array:
     return x.sum(0)
 
 
+def lane_sums(x: jax.Array) -> jax.Array:
+    """``[chunks, lanes]``: sums of short chunks of a vector, the first step of :func:`total_of`."""
+    return _chunked(x, 0).sum((1, 2))
+
+
+def total_of_lanes(lanes: jax.Array) -> jax.Array:
+    return pairwise(pairwise(lanes))
+
+
 def total_of(x: jax.Array) -> jax.Array:
     """Sum of a vector, pairwise over short chunks."""
-    return pairwise(pairwise(_chunked(x, 0).sum((1, 2))))
+    return total_of_lanes(lane_sums(x))
+
+
+def over_pieces(step: Callable[..., Any], carry: Any, *arrays: jax.Array) -> Any:
+    """``carry = step(carry, start, *pieces)`` over pieces, from ``start`` on, of arrays of one length; the last may be shorter."""
+    n = arrays[0].shape[0]
+    whole = n // _PIECE
+
+    def one(i: Any, carry: Any) -> Any:
+        return step(carry, i * _PIECE, *(lax.dynamic_slice_in_dim(a, i * _PIECE, _PIECE) for a in arrays))
+
+    carry = lax.fori_loop(0, whole, one, carry) if whole else carry
+    return step(carry, whole * _PIECE, *(a[whole * _PIECE :] for a in arrays)) if n % _PIECE else carry
+
+
+def map_pieces(f: Callable[..., jax.Array], dtype: Any, *arrays: jax.Array) -> jax.Array:
+    """``f`` of vectors, value by value, in pieces."""
+
+    def put(out: jax.Array, start: Any, *pieces: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice_in_dim(out, f(*pieces).astype(dtype), start, 0)
+
+    return over_pieces(put, jnp.zeros(arrays[0].shape, dtype), *arrays)
 
 
 class Sums(NamedTuple):
     mass: jax.Array  # [k] sum of weights
     residual: jax.Array  # [k] sum of weight * (value - offset of its segment)
+
+
+def scattered_sums(read: Callable[..., tuple[jax.Array, ...]], offset: jax.Array, *arrays: jax.Array) -> Sums:
+    """Sums about an offset for each segment, piece by piece.
+
+    Args:
+      read: of pieces of ``arrays``, their values, segment numbers (``k`` counts nowhere) and, where there are any, weights.
+      offset: ``[k]``.
+    """
+    k, dtype, weighted = offset.shape[0], offset.dtype, len(jax.eval_shape(read, *arrays)) > 2
+
+    def add(tables: tuple[jax.Array, jax.Array], _: Any, *piece: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x, segments, *weights = read(*piece)
+        # Rows bound the number of additions into any one accumulator.
+        rows = lax.iota(jnp.int32, x.size) % _SCATTER_ROWS * (k + 1) + segments.astype(jnp.int32)
+        r = x - offset[jnp.minimum(segments, np.array(k - 1, segments.dtype))]
+        terms = (weights[0], weights[0] * r) if weights else (np.int32(1), r)
+        mass, residual = (t.at[rows].add(term, mode="promise_in_bounds") for t, term in zip(tables, terms, strict=True))
+        return mass, residual
+
+    size = _SCATTER_ROWS * (k + 1)
+    start = jnp.zeros(size, dtype if weighted else jnp.int32), jnp.zeros(size, dtype)
+    return Sums(*(pairwise(t.reshape(_SCATTER_ROWS, k + 1))[:k].astype(dtype) for t in over_pieces(add, start, *arrays)))
 
 
 def segment_sums(x: jax.Array, segments: jax.Array, weights: jax.Array | None, offset: jax.Array) -> Sums:
@@ -107,15 +163,8 @@ def segment_sums(x: jax.Array, segments: jax.Array, weights: jax.Array | None, o
     k, dtype = offset.shape[0], x.dtype
     segments = segments.astype(index_dtype(k + 1))
     if k > _COMPARING_MAX_K:
-        # Rows bound the number of additions into any one accumulator.
-        rows = lax.iota(jnp.int32, x.size) % _SCATTER_ROWS * (k + 1) + segments.astype(jnp.int32)
-
-        def add(term: Any) -> jax.Array:
-            table = jnp.zeros(_SCATTER_ROWS * (k + 1), jnp.result_type(term)).at[rows].add(term, mode="promise_in_bounds")
-            return pairwise(table.reshape(_SCATTER_ROWS, k + 1))[:k].astype(dtype)
-
-        r = x - offset[jnp.minimum(segments, np.array(k - 1, segments.dtype))]
-        return Sums(add(np.int32(1)), add(r)) if weights is None else Sums(add(weights), add(weights * r))
+        operands = (x, segments) + (() if weights is None else (weights,))
+        return scattered_sums(lambda *piece: piece, offset, *operands)
 
     numbers = lax.iota(segments.dtype, k)[:, None, None]
     centre = offset[:, None, None]

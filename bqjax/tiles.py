@@ -7,6 +7,7 @@ the nearest cache. Memory is linear in the points, whatever the number of centro
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jax import lax
 
 from bqjax.leaves import index_dtype
 
-__all__ = ["Tiles", "assign_tile", "errors", "reseed", "table", "tiled"]
+__all__ = ["Tiles", "assign_tile", "errors", "nearest_and_error", "reseed", "table", "tiled"]
 
 # Points of a tile: best scores, indices and coordinates of one stay in the second-level cache.
 _TILE = 4096
@@ -39,11 +40,21 @@ def _tile_shape(n: int) -> tuple[int, int]:
     return tiles, -(-size // 16) * 16
 
 
-def tiled(a: jax.Array, fill: float = 0) -> jax.Array:
-    """``[n, c] -> [tiles, c, t]``."""
+def tiled(a: jax.Array, prepare: Callable[[jax.Array], jax.Array] = lambda piece: piece) -> jax.Array:
+    """``[n, c] -> [tiles, c, t]`` of ``prepare(a)``, row by row, with zeros behind the end."""
     tiles, size = _tile_shape(a.shape[0])
-    a = jnp.pad(a, ((0, tiles * size - a.shape[0]), (0, 0)), constant_values=fill)
-    return a.reshape(tiles, size, -1).transpose(0, 2, 1)
+    before, columns = (tiles - 1) * size, a.shape[1]
+
+    # Tile by tile: XLA would make a second copy of all points for a transposition of them.
+    def put(i: Any, out: jax.Array) -> jax.Array:
+        tile = prepare(lax.dynamic_slice_in_dim(a, i * size, size)).T
+        return lax.dynamic_update_slice_in_dim(out, tile[None], i, 0)
+
+    last = jnp.pad(prepare(a[before:]), ((0, before + size - a.shape[0]), (0, 0)))
+    if tiles == 1:
+        return last.T[None]
+    out = lax.fori_loop(0, tiles - 1, put, jnp.zeros((tiles, columns, size), a.dtype))
+    return lax.dynamic_update_slice_in_dim(out, last.T[None], tiles - 1, 0)
 
 
 def _at(a: jax.Array, i: Any) -> jax.Array:
@@ -118,15 +129,25 @@ def table(points: Tiles, codebook: jax.Array) -> jax.Array:
     return lax.fori_loop(0, -(-tiles // run), add_run, jnp.zeros((k, width), points.x.dtype))
 
 
-def errors(points: Tiles, codebook: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Index ``[tiles, t]`` (smallest unsigned type) of the nearest entry, and weighted squared error ``[tiles, t]``."""
+def nearest_and_error(points: Tiles, codebook: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Index ``[tiles, t]`` (smallest unsigned type) of the nearest entry, and weighted squared errors ``[tiles]``."""
 
     def tile(operand: Tiles) -> tuple[jax.Array, jax.Array]:
-        index = assign_tile(operand.x, operand.metric, codebook)
-        error = (jnp.square(operand.x - codebook[index].T) * operand.weights).sum(0)
-        return index.astype(index_dtype(codebook.shape[0])), error
+        index, error = _tile_errors(operand, codebook)
+        return index, error.sum()
 
     return lax.map(tile, points)
+
+
+def _tile_errors(tile: Tiles, codebook: jax.Array) -> tuple[jax.Array, jax.Array]:
+    index = assign_tile(tile.x, tile.metric, codebook)
+    error = (jnp.square(tile.x - codebook[index].T) * tile.weights).sum(0)
+    return index.astype(index_dtype(codebook.shape[0])), error
+
+
+def errors(points: Tiles, codebook: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Index ``[tiles, t]`` (smallest unsigned type) of the nearest entry, and weighted squared error ``[tiles, t]``."""
+    return lax.map(lambda tile: _tile_errors(tile, codebook), points)
 
 
 def reseed(points: Tiles, codebook: jax.Array, empty: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +24,8 @@ from jax import lax
 
 from bqjax.leaves import index_dtype
 from bqjax.seeding import Points, seeds, thin
-from bqjax.segments import check_k, concrete
-from bqjax.tiles import Tiles, assign_tile, errors, reseed, table, tiled
+from bqjax.segments import check_k, concrete, over_pieces
+from bqjax.tiles import Tiles, assign_tile, nearest_and_error, reseed, table, tiled
 
 __all__ = ["VectorKMeans", "kmeans_vector", "nearest_block", "weighted_sums"]
 
@@ -54,8 +55,8 @@ class VectorKMeans(NamedTuple):
     repaired: jax.Array
 
 
-def _tiles(points: Points) -> Tiles:
-    return Tiles(tiled(points.x), tiled(points.weights), None if points.metric is None else tiled(points.metric))
+def _tiles(points: Points, move: Callable[[jax.Array], jax.Array] = lambda x: x) -> Tiles:
+    return Tiles(tiled(points.x, move), tiled(points.weights), None if points.metric is None else tiled(points.metric))
 
 
 class _State(NamedTuple):
@@ -111,6 +112,7 @@ def _kmeans_vector(
     full_iterations = max(1, iterations // _SAMPLE_FACTOR) if sampled else iterations
     seed_key, sample_key, thin_key = jax.random.split(key, 3)
     sample = thin(points, sample_size, sample_key)
+    sample = sample._replace(x=_moved(sample.x, mask, centre, scale))
     if start is None:
         codebook = seeds(thin(sample, max(_SEEDING, _SEEDING_PER_ENTRY * k), thin_key), k, seed_key)
     else:
@@ -119,21 +121,36 @@ def _kmeans_vector(
     state = _State(codebook, jnp.zeros((), x.dtype), zero, zero)
     if iterations > full_iterations:
         state = _lloyd(_tiles(sample), state, _SAMPLE_FACTOR * (iterations - full_iterations), tolerance)
-    tiles = _tiles(points)
+    tiles = _tiles(points, lambda x: _moved(x, mask, centre, scale))
     state = _lloyd(tiles, state, full_iterations, tolerance)
-    indices, squares = errors(tiles, state.codebook)
+    indices, squares = nearest_and_error(tiles, state.codebook)
     factor = d if points.weights.shape[1] == 1 else 1
-    mse = squares.sum(1).sum() / (tiles.weights.sum((1, 2)).sum() * factor) / scale / scale
+    mse = squares.sum() / (tiles.weights.sum((1, 2)).sum() * factor) / scale / scale
     # Rounding on the way back must not leave the range of the points.
-    counted = points.weights > 0
-    low = jnp.where(counted, x, jnp.inf).min(0, keepdims=True)
-    high = jnp.where(counted, x, -jnp.inf).max(0, keepdims=True)
+    low, high = over_pieces(_widened, (jnp.full((1, d), jnp.inf, x.dtype), jnp.full((1, d), -jnp.inf, x.dtype)), x, points.weights)
     codebook = jnp.where(low <= high, jnp.clip(state.codebook / scale + centre, low, high), 0)
     return VectorKMeans(codebook, indices.reshape(-1)[:n], mse, state.iterations, state.repaired)
 
 
+def _widened(ends: tuple[jax.Array, jax.Array], _: Any, x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Least and largest coordinates of points that count."""
+    counted = weights > 0
+    low = jnp.where(counted, x, jnp.inf).min(0, keepdims=True)
+    high = jnp.where(counted, x, -jnp.inf).max(0, keepdims=True)
+    return jnp.minimum(ends[0], low), jnp.maximum(ends[1], high)
+
+
+def _moved(x: jax.Array, mask: jax.Array | None, centre: jax.Array, scale: jax.Array) -> jax.Array:
+    """Coordinates of :func:`_prepared`, which has moved those with a mask itself."""
+    return x if mask is not None else (x - centre) * scale
+
+
 def _prepared(x: jax.Array, weights: jax.Array | None, mask: jax.Array | None) -> tuple[Points, jax.Array, jax.Array]:
-    """Points about their weighted mean and of order 1, so that scores lose nothing to cancellation, with mean and scale."""
+    """Points with weights and metric, and the mean and scale that :func:`_moved` takes.
+
+    Coordinates about the weighted mean and of order 1 lose nothing to cancellation in scores. Without a mask they are moved where
+    they are used, so that there is no copy of all of them beside the tiles.
+    """
     n, d = x.shape
     real = None if mask is None else mask.astype(x.dtype)
     if weights is None:
@@ -154,13 +171,13 @@ def _prepared(x: jax.Array, weights: jax.Array | None, mask: jax.Array | None) -
         metric = real
     mass = weights.sum(0)
     centre = jnp.where(mass > 0, (x * weights).sum(0) / jnp.where(mass > 0, mass, 1), 0)[None]
-    x = x - centre
     if real is not None:
-        x = x * real
-    extent = jnp.abs(x).max()
+        x = (x - centre) * real
+    offset = centre if real is None else jnp.zeros_like(centre)
+    extent = over_pieces(lambda most, _, x: jnp.maximum(most, jnp.abs(x - offset).max()), jnp.zeros((), x.dtype), x)
     # A power of two: scaling rounds nothing.
     scale = jnp.where(extent > 0, jnp.exp2(-jnp.round(jnp.log2(jnp.where(extent > 0, extent, 1)))), 1)
-    return Points(x * scale, weights, metric), centre, scale
+    return Points(x if mask is None else x * scale, weights, metric), centre, scale
 
 
 def _count(value: Any, what: str) -> int:
@@ -299,7 +316,7 @@ def nearest_block(points: Any, codebook: Any, *, mask: Any = None, price: Any = 
 @jax.jit
 def _nearest_block(x: jax.Array, codebook: jax.Array, mask: jax.Array | None, price: jax.Array | None) -> jax.Array:
     points, centre, scale = _prepared(x, None, mask)
-    tiles = _tiles(points)
+    tiles = _tiles(points, lambda x: _moved(x, mask, centre, scale))
     entries = (codebook - centre) * scale
     price = None if price is None else price * scale * scale
     indices = lax.map(lambda t: assign_tile(t.x, t.metric, entries, price).astype(index_dtype(codebook.shape[0])), tiles)

@@ -9,8 +9,10 @@ from bqjax.gwk import GWKConfig
 from bqjax.gwk_method import GWK
 from bqjax.methods import BinAndQuant, GaussianBins, KMeans
 from bqjax.related.deep_compression import DeepCompressionConfig
+from bqjax.related.diba import DiBAConfig
 from bqjax.related.ptq import PTQConfig
-from bqjax.related_methods import PTQ, Binary, DeepCompression
+from bqjax.related.residual import ResidualConfig
+from bqjax.related_methods import PTQ, Binary, DeepCompression, DiBA, ResidualQuantisation
 from bqjax.search import RateConfig, SearchConfig
 from bqjax.tree import Rule
 from train.digits import digits_task
@@ -43,5 +45,10 @@ config = CompareConfig(
             for s in (0.3, 0.5, 0.7)
         ),
         Binary(label="signs, a scale a channel"),
+        *(
+            ResidualQuantisation(config=ResidualConfig(stages=t, k=k, d=d), rules=RULES, label=f"RQ, {t} stages of {k} for {d}")
+            for t, k, d in ((2, 8, 2), (2, 16, 4), (3, 16, 4))
+        ),
+        *(DiBA(config=DiBAConfig(bits=b), rules=RULES, label=f"DiBA, {b:g} bits") for b in (1, 2, 3)),
     ),
 )

@@ -11,6 +11,7 @@ import pytest
 
 from bqjax import kmeans
 from bqjax.kmeans import kmeans_scalar, nearest
+from bqjax.lloyd import lloyd as iterate
 from bqjax.segments import segment_means
 
 SMALL = 1000  # every (n, k) is compiled once for all tests: few are used
@@ -225,7 +226,7 @@ def test_entries_differ_while_distinct_values_remain(n, k):
 def test_clusters_without_members_are_filled():
     x = sample("normal", 1000, seed=12)
     start = jnp.full(16, x.max())
-    codebook, _ = kmeans._lloyd(jnp.asarray(x), None, start, 200, 200, 1e-5)
+    codebook, _ = iterate(jnp.asarray(x), None, start, 200, 200, 1e-5)
     assert np.unique(np.asarray(codebook)).size == 16
     assert set(np.unique(nearest(x, codebook))) == set(range(16))
 

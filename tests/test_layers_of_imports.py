@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"_version", "files", "blocks", "audio", "transcripts", "progress", "quantizers", "budget", "price_search"},
     {"leaves"},
-    {"tree", "segments", "histogram", "tiles", "seeding", "gradient_stats"},
+    {"tree", "segments", "tiles", "seeding", "gradient_stats"},
+    {"histogram", "lloyd"},
     {"kmeans", "vector_kmeans", "gwk_blocks", "sorted_weights", "codec", "adapters"},
     {"bin_and_quant", "compensation", "sensitivity", "tflite_container", "gwk", "codebooks"},
     {"rate", "rate_blocks", "lattice", "gwk_loop"},

@@ -8,9 +8,11 @@ import pytest
 
 from bqjax import decode
 from bqjax.related.deep_compression import DeepCompressionConfig, deep_compress
+from bqjax.related.diba import DiBAConfig, diba
 from bqjax.related.product import ProductConfig, binarise, product_quantise
 from bqjax.related.ptq import PTQConfig, quantise
-from bqjax.related_methods import PTQ, Binary, DeepCompression, ProductQuantisation
+from bqjax.related.residual import ResidualConfig, residual_quantise
+from bqjax.related_methods import PTQ, Binary, DeepCompression, DiBA, ProductQuantisation, ResidualQuantisation
 from bqjax.task import Task
 from bqjax.tree import Rule
 
@@ -24,6 +26,14 @@ METHODS = [
     (
         ProductQuantisation(config=ProductConfig(k=8, d=4), rules=RULES),
         lambda p: product_quantise(p, RULES, key=KEY, config=ProductConfig(k=8, d=4)),
+    ),
+    (
+        ResidualQuantisation(config=ResidualConfig(stages=2, k=8, d=4, refits=0), rules=RULES),
+        lambda p: residual_quantise(p, RULES, key=KEY, config=ResidualConfig(stages=2, k=8, d=4, refits=0)),
+    ),
+    (
+        DiBA(config=DiBAConfig(middle=3, rounds=1), rules=RULES),
+        lambda p: diba(p, RULES, key=KEY, config=DiBAConfig(middle=3, rounds=1)),
     ),
     (Binary(rules=RULES), lambda p: binarise(p, RULES, axis=-1)),
     (

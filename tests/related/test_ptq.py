@@ -143,14 +143,17 @@ def test_biases_make_up_for_what_layers_lose():
         assert np.abs(got - wanted).max() < 0.2 * np.abs(plain - wanted).max()
 
 
-def test_biases_of_grouped_convolutions():
-    kernel, mean = weights(3, 3, 2, 6), np.float32([1, 2, 3, 4])  # two groups of two inputs and three outputs
-    tree = {"kernel": kernel, "bias": np.zeros(6, np.float32)}
+# Of four inputs: two groups of two with three outputs each; depthwise, with two outputs an input.
+@pytest.mark.parametrize("shape", [(3, 3, 2, 6), (3, 3, 1, 8)])
+def test_biases_of_grouped_and_depthwise_convolutions(shape):
+    kernel, mean, groups = weights(*shape), np.float32([1, 2, 3, 4]), 4 // shape[2]
+    tree = {"kernel": kernel, "bias": np.zeros(shape[-1], np.float32)}
     compressed = quantise(tree, config=PTQConfig(bits=2))
     x = np.broadcast_to(mean, (1, 3, 3, 4)).astype(np.float32)
 
     def out(w):
-        return lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2)
+        layout = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=layout, feature_group_count=groups)
 
     lost = out(kernel) - out(decode(compressed)["kernel"])
     np.testing.assert_allclose(correct_biases(tree, compressed, {"kernel": mean})["bias"], lost[0, 0, 0], rtol=1e-4, atol=1e-5)
