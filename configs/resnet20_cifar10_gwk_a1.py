@@ -11,7 +11,7 @@ config = TrainConfig(
     model="resnet20",
     dataset="cifar10",
     weights="weights/resnet20_cifar10.safetensors",
-    quantizer=QuantizerConfig(weight_bits=8, activation_bits=1),
+    quantizer=QuantizerConfig(weight_bits=8, activation_bits=1, activation_start="mse"),
     # Binary activations first, as float weights cannot be clustered through a network that does not work yet.
     epochs=100,
     gwk=GWKPhase(epochs=100, schedule="step", cv=6, pw=4, bits=6, freeze=0.8, tune_epochs=20),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -69,7 +70,9 @@ def start_weights(weights: jax.Array, config: QuantizerConfig) -> dict[str, jax.
 def start_activations(activations: jax.Array, config: QuantizerConfig) -> dict[str, jax.Array]:
     """Starts of an activation quantiser: the interval ``[min(a), 3 std(a) / sqrt(1 - 2 / pi)]``.
 
-    The second is three standard deviations of the normal distribution whose half the activations are after a relu.
+    The second is three standard deviations of the normal distribution whose half the activations are after a relu. With
+    ``activation_start="mse"`` it is instead that of 49 ends, each 2^(-1/8) of the one before from ``max(a)`` on, at which the
+    squared error of the quantised activations is least.
 
     Args:
       activations: ``[...]``, the layer's inputs for a batch.
@@ -89,8 +92,22 @@ def start_activations(activations: jax.Array, config: QuantizerConfig) -> dict[s
     if not isinstance(activations, jax.core.Tracer) and not bool(jnp.isfinite(activations).all()):
         raise ValueError("the activations hold NaN or infinite values: check the batch and the weights of the network")
     lower = jnp.min(activations)
-    upper = 3 * jnp.std(activations) / math.sqrt(1 - 2 / math.pi)
+    if config.activation_start == "mse":
+        upper = _least_error(activations, lower, config.activation_bits)
+    else:
+        upper = 3 * jnp.std(activations) / math.sqrt(1 - 2 / math.pi)
     return {"activation_lower": lower, "activation_upper": jnp.maximum(upper, lower + _MIN_WIDTH)}
+
+
+@partial(jax.jit, static_argnames="bits")
+def _least_error(x: jax.Array, lower: jax.Array, bits: int) -> jax.Array:
+    ends = lower + (jnp.max(x) - lower) * 2.0 ** (-jnp.arange(49) / 8)
+
+    def error(upper: jax.Array) -> jax.Array:
+        width, steps = jnp.maximum(upper - lower, _MIN_WIDTH), 2**bits - 1
+        return jnp.mean((x - lower - width * jnp.round(jnp.clip((x - lower) / width, 0, 1) * steps) / steps) ** 2)
+
+    return ends[jnp.argmin(jax.lax.map(error, ends))]
 
 
 def fake_quantize_weights(

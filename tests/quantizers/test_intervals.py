@@ -46,6 +46,23 @@ def test_activations_and_their_start():
     assert np.abs(out - np.minimum(A, start["activation_upper"])).max() <= start["activation_upper"] / 255 / 2 * 1.001
 
 
+@pytest.mark.parametrize("bits", [1, 3])
+def test_activations_start_where_the_error_is_least(bits):
+    """Against a fine search in NumPy; the ends tried are 9 % apart, so that the error is near the least and not at it."""
+    config = QuantizerConfig(activation_bits=bits, activation_start="mse")
+    start = start_activations(jnp.asarray(A), config)
+
+    def error(upper):
+        return np.mean((A - upper * np.round(np.clip(A / upper, 0, 1) * (2**bits - 1)) / (2**bits - 1)) ** 2)
+
+    best = min(error(upper) for upper in np.linspace(0.01, 1, 500) * A.max())
+    assert best * 0.999 <= error(float(start["activation_upper"])) <= 1.02 * best
+    assert start["activation_lower"] == A.min() == 0
+    wide = start_activations(jnp.asarray(A), QuantizerConfig(activation_bits=bits))
+    assert error(float(start["activation_upper"])) < error(float(wide["activation_upper"]))
+    assert start_activations(jnp.zeros(3), config)["activation_upper"] > 0  # nothing to choose from
+
+
 def test_negative_inputs_keep_their_offset_or_not():
     x, scalars = jnp.linspace(-1, 1, 21), {"activation_lower": jnp.float32(-1), "activation_upper": jnp.float32(1)}
     kept = fake_quantize_activations(x, scalars, QuantizerConfig())
