@@ -39,11 +39,10 @@ def checked_config(folder: Path, config: Any) -> None:
         old = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}; name another folder") from error
-    # A field that a newer version brought: its default is what the older one did. Of those that are dataclasses only the
-    # fields within them are in the file.
-    plain = (bool, int, float, str, type(None))
-    defaults = {field.name: field.default for field in dataclasses.fields(config) if isinstance(field.default, plain)}
-    old |= {name: value for name, value in defaults.items() if name not in old}
+    # A field that a newer version brought: its default is what the older one did.
+    # A whole dataclass that is not there (no quantiser, and now one) is another config, though.
+    there = {name.rpartition(".")[0] for name in old} | {""}
+    old |= {name: value for name, value in _defaults(config).items() if name not in old and name.rpartition(".")[0] in there}
     differing = [
         f"{key} is {old.get(key)!r} there and {new.get(key)!r} now" for key in {**old, **new} if old.get(key) != new.get(key)
     ]
@@ -55,6 +54,18 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in tree.items():
         out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Defaults of plain fields, also of those of dataclasses within, by the names that they have in the file."""
+    out: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            out |= _defaults(value, f"{name}.")
+        elif isinstance(field.default, bool | int | float | str | None):
+            out[name] = field.default
     return out
 
 

@@ -359,14 +359,14 @@ def test_a_second_and_two_hundred_megabytes_are_enough(tmp_path):
         from bqjax import codec
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for path in sys.argv[1:]:
-            start = time.perf_counter()
+            start = time.process_time()  # others may use the cores, too
             try:
                 codec.load(path)
                 outcome = "loaded"
             except ValueError as error:
                 outcome = "refused"
             rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            print(path.rsplit("/")[-1], outcome, time.perf_counter() - start, rss / 1024)
+            print(path.rsplit("/")[-1], outcome, time.process_time() - start, rss / 1024)
     """)
     paths = [str(tmp_path / name) for name in worst]
     done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, timeout=60)

@@ -186,10 +186,16 @@ def test_a_folder_of_an_older_version_is_taken(tmp_path):
     checked_config(tmp_path, CONFIG)
     path = tmp_path / "config.json"
     written = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in written.items() if key != "test_examples"}))
+    path.write_text(json.dumps({key: value for key, value in written.items() if key not in ("test_examples", "quantizer.delta")}))
     checked_config(tmp_path, CONFIG)
+    with pytest.raises(ValueError, match=r"quantizer\.delta is 0\.001 there and 0\.5 now"):
+        checked_config(tmp_path, dataclasses.replace(CONFIG, quantizer=dataclasses.replace(CONFIG.quantizer, delta=0.5)))
     with pytest.raises(ValueError, match="test_examples is None there and 5 now"):
         checked_config(tmp_path, dataclasses.replace(CONFIG, test_examples=5))
+    none = {key: value for key, value in written.items() if not key.startswith("quantizer.")} | {"quantizer": None}
+    path.write_text(json.dumps(none))
+    with pytest.raises(ValueError, match="another config"):
+        checked_config(tmp_path, CONFIG)
 
 
 def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path, monkeypatch):
