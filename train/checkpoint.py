@@ -64,8 +64,8 @@ def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
         value, name = getattr(config, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
             out |= _defaults(value, f"{name}.")
-        elif isinstance(field.default, bool | int | float | str | None):
-            out[name] = field.default
+        elif isinstance(field.default, bool | int | float | str | tuple | None):
+            out[name] = list(field.default) if isinstance(field.default, tuple) else field.default
     return out
 
 

@@ -184,9 +184,9 @@ def test_a_folder_of_another_config_is_refused(whole):
 
 def test_a_folder_of_an_older_version_is_taken(tmp_path):
     checked_config(tmp_path, CONFIG)
-    path = tmp_path / "config.json"
+    path, added = tmp_path / "config.json", ("test_examples", "freeze", "quantizer.delta")
     written = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in written.items() if key not in ("test_examples", "quantizer.delta")}))
+    path.write_text(json.dumps({key: value for key, value in written.items() if key not in added}))
     checked_config(tmp_path, CONFIG)
     with pytest.raises(ValueError, match=r"quantizer\.delta is 0\.001 there and 0\.5 now"):
         checked_config(tmp_path, dataclasses.replace(CONFIG, quantizer=dataclasses.replace(CONFIG.quantizer, delta=0.5)))
