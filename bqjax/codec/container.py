@@ -34,7 +34,7 @@ from bqjax.codec import entropy, header, structure
 from bqjax.codec.header import read_exactly
 from bqjax.codec.info import FileInfo, LeafInfo
 from bqjax.codec.records import parse_records, to_record
-from bqjax.codec.streams import Table, decode_leaf, encode_leaf
+from bqjax.codec.streams import ReadGroup, WrittenGroup, decode_leaf, encode_leaf
 from bqjax.files import atomic_write
 from bqjax.leaves import is_compressed
 from bqjax.tree import named_leaves
@@ -103,7 +103,7 @@ def save(
     if not all(type(x) is str for item in metadata.items() for x in item):
         raise ValueError("metadata must map strings to strings")
     document, leaves = structure.flatten(tree)
-    groups: dict[str, tuple[str, Table]] = {}
+    groups: dict[str, WrittenGroup] = {}
     infos = []
     digest = hashlib.sha256()
     with atomic_write(path, force=force) as file:
@@ -156,8 +156,8 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
         document, infos, _ = _read_tree(file, head)
         _verify(file, head)
         file.seek(head.data_offset)
-        codebooks: dict[str, list[np.ndarray]] = {}
-        leaves = {info.name: decode_leaf(file, info, codebooks) for info in infos}
+        groups: dict[str, ReadGroup] = {}
+        leaves = {info.name: decode_leaf(file, info, groups) for info in infos}
         if like is None:
             return structure.unflatten(document, leaves.__getitem__)
         return _into(like, leaves)
@@ -179,9 +179,9 @@ def read_leaves(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
         _, infos, _ = _read_tree(file, head)
         _verify(file, head)
         file.seek(head.data_offset)
-        codebooks: dict[str, list[np.ndarray]] = {}
+        groups: dict[str, ReadGroup] = {}
         for info in infos:
-            yield info.name, decode_leaf(file, info, codebooks)
+            yield info.name, decode_leaf(file, info, groups)
 
 
 def inspect(path: str | os.PathLike[str]) -> FileInfo:

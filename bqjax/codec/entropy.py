@@ -1,12 +1,13 @@
 """Entropy coders for the integer codes of one leaf.
 
-==========  =====================================================================================================
-``raw``     bit array of ``ceil(log2 k)`` bits a symbol (:mod:`bqjax.codec.bitpack`)
-``zstd``    zstandard, level 19, of symbols of 1, 2 or 4 bytes: finds repetitions, which the others do not look for
-``ans``     asymmetric numeral systems with the leaf's own symbol frequencies: within 0.5 % of the entropy
-``huffman`` canonical Huffman code of the leaf's own frequencies (:mod:`bqjax.codec.huffman`)
-``auto``    the smallest of these
-==========  =====================================================================================================
+============  ===================================================================================================
+``raw``       bit array of ``ceil(log2 k)`` bits a symbol (:mod:`bqjax.codec.bitpack`)
+``zstd``      zstandard, level 19, of symbols of 1, 2 or 4 bytes: finds repetitions, which the others do not look for
+``ans``       asymmetric numeral systems with the leaf's own symbol frequencies: within 0.5 % of the entropy
+``huffman``   canonical Huffman code of the leaf's own frequencies (:mod:`bqjax.codec.huffman`)
+``adaptive``  the same numeral systems without a table, by the symbols so far (:mod:`bqjax.codec.adaptive`)
+``auto``      the smallest of these
+============  ===================================================================================================
 
 A stream does not say how long it is, how many symbols it holds or out of how many: the container does. Two rules
 hold for every stream, so that a reader can judge a claimed number of symbols by the bytes that are there, before it
@@ -23,15 +24,27 @@ import constriction
 import numpy as np
 import zstandard
 
-from bqjax.codec import bitpack, huffman
+from bqjax.codec import adaptive, bitpack, huffman
 from bqjax.leaves import index_dtype
 
-__all__ = ["CODERS", "SYMBOLS_PER_BYTE", "decode", "encode", "min_bytes", "unzstd", "zstd", "zstd_size"]
+__all__ = [
+    "CODERS",
+    "MODEL_LIMIT",
+    "SYMBOLS_PER_BYTE",
+    "count_symbols",
+    "decode",
+    "encode",
+    "min_bytes",
+    "unzstd",
+    "zstd",
+    "zstd_size",
+]
 
-CODERS = ("raw", "zstd", "ans", "huffman")
+CODERS = ("raw", "zstd", "ans", "huffman", "adaptive")
+_TABLED = ("ans", "huffman", "adaptive")  # that count symbols
 SYMBOLS_PER_BYTE = 1024
 
-_MODEL_LIMIT = 1 << 16  # kinds of symbols that a frequency table is kept for
+MODEL_LIMIT = 1 << 16  # kinds of symbols that a frequency table is kept for
 _CHUNK = 1 << 20
 _ZSTD_LEVEL = 19
 _ZSTD_MAX_WINDOW = 1 << 23  # what level 19 uses at most
@@ -86,14 +99,15 @@ def unzstd(data: bytes | memoryview, size: int) -> bytes:
     return content
 
 
-def encode(symbols: np.ndarray, k: int, coder: str = "auto") -> tuple[str, bytes]:
+def encode(symbols: np.ndarray, k: int, coder: str = "auto", earlier: np.ndarray | None = None) -> tuple[str, bytes]:
     """Encodes the codes of one leaf.
 
     Args:
       symbols: integers in ``[0, k)``, any shape, taken in C order.
       k: how many kinds of symbols there may be, 1 to ``2**32``.
-      coder: ``"raw"``, ``"zstd"``, ``"ans"``, ``"huffman"`` or ``"auto"``. Where ``"ans"`` or ``"huffman"`` cannot do
-        it (more than 65,536 kinds) or there is nothing to code (``k = 1``), ``"raw"`` takes its place.
+      coder: one of the table above. Where one that counts cannot do it (more than 65,536 kinds) or there is nothing to code
+        (``k = 1``), ``"raw"`` takes its place.
+      earlier: ``[k]`` numbers of occurrences in earlier leaves of the group, which ``"adaptive"`` may start from.
 
     Returns:
       The coder used, never ``"auto"``, and its bytes.
@@ -115,16 +129,21 @@ def encode(symbols: np.ndarray, k: int, coder: str = "auto") -> tuple[str, bytes
     if symbols.size and not 0 <= int(symbols.min()) <= int(symbols.max()) < k:
         raise ValueError(f"symbols must lie in [0, {k}), got {int(symbols.min())} to {int(symbols.max())}")
     symbols = symbols.astype(index_dtype(k), copy=False)
-    if not symbols.size or k == 1 or (coder in ("ans", "huffman") and k > _MODEL_LIMIT):
+    if not symbols.size or k == 1 or (coder in _TABLED and k > MODEL_LIMIT):
         coder = "raw"
+
+    def encoded(name: str) -> bytes:
+        data = adaptive.encode_payload(symbols, k, earlier) if name == "adaptive" else _ENCODERS[name](symbols, k)
+        return data.ljust(min_bytes(symbols.size), b"\0")
+
     if coder != "auto":
-        return coder, _padded(_ENCODERS[coder](symbols, k), symbols.size)
-    usable = CODERS if k <= _MODEL_LIMIT else ("raw", "zstd")
-    candidates = ((name, _padded(_ENCODERS[name](symbols, k), symbols.size)) for name in usable)
+        return coder, encoded(coder)
+    usable = CODERS if k <= MODEL_LIMIT else ("raw", "zstd")
+    candidates = ((name, encoded(name)) for name in usable)
     return min(candidates, key=lambda named: len(named[1]))
 
 
-def decode(data: bytes | memoryview, n: int, k: int, coder: str) -> np.ndarray:
+def decode(data: bytes | memoryview, n: int, k: int, coder: str, earlier: np.ndarray | None = None) -> np.ndarray:
     """Inverse of :func:`encode`.
 
     Whatever the bytes are, the answer is ``n`` symbols below ``k`` or one ``ValueError``, and no more memory is taken
@@ -135,13 +154,14 @@ def decode(data: bytes | memoryview, n: int, k: int, coder: str) -> np.ndarray:
       n: number of symbols.
       k: kinds of symbols.
       coder: the coder that :func:`encode` used.
+      earlier: what it was given.
 
     Returns:
       ``[n]`` symbols of ``index_dtype(k)``.
 
     Raises:
-      ValueError: an unknown coder, too few bytes for ``n`` symbols, or a stream that the coder did not write. ``ans``
-        finds a meaning in almost every stream; damage there is the checksum's to find.
+      ValueError: an unknown coder, too few bytes for ``n`` symbols, or a stream that the coder did not write. ``ans`` and
+        ``adaptive`` find a meaning in almost every stream; damage there is the checksum's to find.
     """
     if coder not in CODERS:
         raise ValueError(f"unknown coder {coder!r}: choose from {', '.join(CODERS)}")
@@ -151,9 +171,9 @@ def decode(data: bytes | memoryview, n: int, k: int, coder: str) -> np.ndarray:
         raise ValueError(f"{n} symbols cannot have {len(data)} bytes: a stream has at least one byte per {SYMBOLS_PER_BYTE}")
     if not n or k == 1:
         return np.zeros(n, index_dtype(k))
-    if coder in ("ans", "huffman") and k > _MODEL_LIMIT:
-        raise ValueError(f"{coder} streams have at most {_MODEL_LIMIT} kinds of symbols, not {k}")
-    symbols = _DECODERS[coder](data, n, k)
+    if coder in _TABLED and k > MODEL_LIMIT:
+        raise ValueError(f"{coder} streams have at most {MODEL_LIMIT} kinds of symbols, not {k}")
+    symbols = adaptive.decode_payload(data, n, k, earlier) if coder == "adaptive" else _DECODERS[coder](data, n, k)
     if int(symbols.max()) >= k:
         raise ValueError(f"symbol {int(symbols.max())} in a stream of {k} kinds")
     return symbols
@@ -164,11 +184,7 @@ def _check_kinds(k: int) -> None:
         raise ValueError(f"the number of kinds must be between 1 and 2**32, got {k}")
 
 
-def _padded(data: bytes, n: int) -> bytes:
-    return data.ljust(min_bytes(n), b"\0")
-
-
-def _count(symbols: np.ndarray, k: int) -> np.ndarray:
+def count_symbols(symbols: np.ndarray, k: int) -> np.ndarray:
     """``[k]`` numbers of occurrences, piecewise: bincount makes eight-byte integers of what it counts."""
     counts = np.zeros(k, np.int64)
     for start in range(0, symbols.size, _CHUNK):
@@ -248,7 +264,7 @@ def _model(frequencies: np.ndarray) -> Any:
 
 
 def _encode_ans(symbols: np.ndarray, k: int) -> bytes:
-    counts = _count(symbols, k)
+    counts = count_symbols(symbols, k)
     used = np.flatnonzero(counts)
     scaled = np.maximum(counts >> max(int(counts.max()).bit_length() - 31, 0), counts > 0)
     options = []
@@ -292,7 +308,7 @@ def _decode_ans(data: memoryview, n: int, k: int) -> np.ndarray:
 
 
 def _encode_huffman(symbols: np.ndarray, k: int) -> bytes:
-    counts = _count(symbols, k)
+    counts = count_symbols(symbols, k)
     lengths = huffman.code_lengths(counts)
     table = _encode_table(lengths)
     if np.count_nonzero(counts) == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -12,11 +12,35 @@ from bqjax.codec.info import LeafInfo
 from bqjax.codec.records import factored_info, residual_info
 from bqjax.leaves import Affine, Clustered, CompressedLeaf, Factored, Residual, is_compressed
 
-__all__ = ["Table", "decode_leaf", "encode_leaf"]
+__all__ = ["ReadGroup", "WrittenGroup", "decode_leaf", "encode_leaf"]
 
 _THOROUGH_BYTES = 1 << 20
 
-Table = tuple[str, tuple[int, ...], bytes]  # dtype and shape of a codebook, and its bytes with scale and offset
+_Table = tuple[str, tuple[int, ...], bytes]  # dtype and shape of a codebook, and its bytes with scale and offset
+
+
+class WrittenGroup(NamedTuple):
+    """What a group's first leaf has written for all, and how often each entry was used in its leaves so far (None: too many)."""
+
+    first: str
+    table: _Table
+    counts: np.ndarray | None
+
+
+class ReadGroup(NamedTuple):
+    """The codebook of a group, with scale and offset where it has them, and how often each entry was used so far."""
+
+    table: list[np.ndarray]
+    counts: np.ndarray | None
+
+
+def _no_counts(k: int) -> np.ndarray | None:
+    return np.zeros(k, np.int64) if k <= entropy.MODEL_LIMIT else None
+
+
+def _counted(counts: np.ndarray | None, symbols: np.ndarray) -> None:
+    if counts is not None:
+        counts += entropy.count_symbols(symbols, counts.size)
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
@@ -24,16 +48,14 @@ def _bytes_of(array: np.ndarray) -> memoryview:
     return array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data
 
 
-def encode_leaf(
-    name: str, leaf: Any, coder: str, groups: dict[str, tuple[str, Table]]
-) -> tuple[LeafInfo, list[bytes | memoryview]]:
+def encode_leaf(name: str, leaf: Any, coder: str, groups: dict[str, WrittenGroup]) -> tuple[LeafInfo, list[bytes | memoryview]]:
     """A leaf's description and its bytes: codes (or values), then table.
 
     Args:
       name: of the leaf.
       leaf: an array or a compressed leaf.
       coder: for codes.
-      groups: name of the first leaf of each group so far, and its codebook; grows.
+      groups: those of the leaves so far; grows.
 
     Raises:
       ValueError: naming the leaf, where it is not valid or cannot be stored.
@@ -65,16 +87,18 @@ def encode_leaf(
 
 
 def _encode_clustered(
-    name: str, leaf: Clustered, coder: str, groups: dict[str, tuple[str, Table]]
+    name: str, leaf: Clustered, coder: str, groups: dict[str, WrittenGroup]
 ) -> tuple[LeafInfo, list[bytes | memoryview]]:
     indices, codebook = structure.as_array(name, leaf.indices), structure.as_array(name, leaf.codebook)
     shape, order = tuple(map(int, leaf.shape)), tuple(map(int, leaf.axis_order))
     on_line = [None if x is None else structure.as_array(name, x) for x in (leaf.scale, leaf.offset)]
     leaf = Clustered(indices, codebook, shape, leaf.dtype, order, leaf.group, *on_line)
     leaf.validate(name)
-    used, codes = entropy.encode(indices, leaf.k, coder)
     whole = [_bytes_of(x) for x in (codebook, *on_line) if x is not None]
     table = whole if _holds_codebook(name, leaf, whole, groups) else []
+    counts = None if leaf.group is None else groups[leaf.group].counts
+    used, codes = entropy.encode(indices, leaf.k, coder, None if table else counts)
+    _counted(counts, indices)
     info = LeafInfo(
         name,
         kind="clustered",
@@ -126,7 +150,7 @@ def _encode_factored(name: str, leaf: Factored, coder: str) -> tuple[LeafInfo, l
     return info, [*(codes for _, codes in coded), _bytes_of(rows), _bytes_of(middle), _bytes_of(columns)]
 
 
-def _holds_codebook(name: str, leaf: Clustered, table: list[memoryview], groups: dict[str, tuple[str, Table]]) -> bool:
+def _holds_codebook(name: str, leaf: Clustered, table: list[memoryview], groups: dict[str, WrittenGroup]) -> bool:
     """Whether the leaf is the first of its group, or in none. Compares the codebook with the group's."""
     if leaf.group is None:
         return True
@@ -134,9 +158,9 @@ def _holds_codebook(name: str, leaf: Clustered, table: list[memoryview], groups:
         raise ValueError(f"leaf {name!r}: a group is named by a string, got {leaf.group!r}")
     codebook = (leaf.codebook.dtype.name, leaf.codebook.shape, b"".join(table))
     if leaf.group not in groups:
-        groups[leaf.group] = name, codebook
+        groups[leaf.group] = WrittenGroup(name, codebook, _no_counts(leaf.k))
         return True
-    first, shared = groups[leaf.group]
+    first, shared, _ = groups[leaf.group]
     if shared != codebook:
         raise ValueError(f"leaves {first!r} and {name!r} name one group, {leaf.group!r}, but their codebooks differ")
     return False
@@ -152,13 +176,13 @@ def _from_bytes(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndar
     return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
 
 
-def decode_leaf(file: BinaryIO, info: LeafInfo, codebooks: dict[str, list[np.ndarray]]) -> np.ndarray | CompressedLeaf:
+def decode_leaf(file: BinaryIO, info: LeafInfo, groups: dict[str, ReadGroup]) -> np.ndarray | CompressedLeaf:
     """Reads the leaf that begins at the file's position.
 
     Args:
       file: open for reading.
       info: its description, checked by :func:`bqjax.codec.records.parse_records`.
-      codebooks: those of the groups so far, each with scale and offset where it has them; grows.
+      groups: those of the leaves so far; grows.
 
     Raises:
       ValueError: naming the leaf, where its stream is damaged or it breaks an invariant.
@@ -188,28 +212,31 @@ def decode_leaf(file: BinaryIO, info: LeafInfo, codebooks: dict[str, list[np.nda
         )
         leaf = Factored(rows, left, middle, right, columns, info.shape, dtype)
     else:
-        leaf = _read_clustered(file, info, codebooks)
+        leaf = _read_clustered(file, info, groups)
     leaf.validate(info.name)
     return leaf
 
 
-def _read_symbols(file: BinaryIO, info: LeafInfo) -> np.ndarray:
+def _read_symbols(file: BinaryIO, info: LeafInfo, earlier: np.ndarray | None = None) -> np.ndarray:
     codes = read_exactly(file, info.code_bytes)
     try:
-        return entropy.decode(codes, info.n_symbols, info.k or 1, info.coder)
+        return entropy.decode(codes, info.n_symbols, info.k or 1, info.coder, earlier)
     except ValueError as error:
         raise ValueError(f"leaf {info.name!r}: {error}") from error
 
 
-def _read_clustered(file: BinaryIO, info: LeafInfo, codebooks: dict[str, list[np.ndarray]]) -> Clustered:
-    symbols = _read_symbols(file, info)
+def _read_clustered(file: BinaryIO, info: LeafInfo, groups: dict[str, ReadGroup]) -> Clustered:
     if info.table_bytes:
+        symbols = _read_symbols(file, info)
         table = [_read_array(file, info.table_dtype, (info.k or 1, info.d))]
         if info.on_line:
             table += [_read_array(file, "float32", ()) for _ in range(2)]
+        group = ReadGroup(table, None if info.group is None else _no_counts(info.k or 1))
         if info.group is not None:
-            codebooks[info.group] = table
+            groups[info.group] = group
     else:
-        table = codebooks[info.group or ""]
+        group = groups[info.group or ""]
+        symbols = _read_symbols(file, info, group.counts)
+    _counted(group.counts, symbols)
     dtype = structure.DTYPES[info.dtype]
-    return Clustered(symbols, table[0], info.shape, dtype, info.axis_order, info.group, *table[1:])
+    return Clustered(symbols, group.table[0], info.shape, dtype, info.axis_order, info.group, *group.table[1:])

@@ -1,0 +1,101 @@
+"""Adaptive entropy coding: no frequency table, the symbols so far say how likely the next ones are.
+
+A table costs up to a byte for each kind of symbol, as much as a small leaf's codes. Here every kind starts with half an
+occurrence (the estimator of Krichevsky and Trofimov), and the stream is cut into pieces, each an eighth of what stands before
+it, that are coded by the counts up to there: whole arrays at a time. Over ``n`` symbols of ``k`` kinds this costs about
+``(k - 1) / 2 log2(n / k) + k`` bits more than the entropy.
+
+Leaves that share a codebook use its entries alike: counts of the earlier ones can be what a stream starts from. They are
+divided by a power of two that the stream names, so that a leaf that differs soon outweighs them.
+
+References:
+  Krichevsky, Trofimov 1981, "The performance of universal encoding", IEEE Trans. Information Theory 27(2).
+  Duda 2013 (arXiv 1311.2540): asymmetric numeral systems, here by the constriction library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import constriction
+import numpy as np
+
+from bqjax.leaves import index_dtype
+
+__all__ = ["decode_payload", "encode_payload"]
+
+_FIRST, _SHARE, _MOST = 32, 8, 1 << 20
+# By which powers of two counts of earlier leaves may be divided; the stream's first byte is 0 for none of them, or 1 + shift.
+_SHIFTS = (0, 2, 4)
+
+
+def _pieces(n: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of the pieces that a stream of ``n`` symbols is cut into."""
+    start = 0
+    while start < n:
+        end = min(n, start + min(max(_FIRST, start // _SHARE), _MOST))
+        yield start, end
+        start = end
+
+
+def _model(counts: np.ndarray) -> Any:
+    # Sums of integers and one division only: float64 does the same on every machine.
+    return constriction.stream.model.Categorical((2 * counts + 1).astype(np.float64), perfect=False)
+
+
+def _start(earlier: np.ndarray | None, k: int, code: int) -> np.ndarray:
+    return np.zeros(k, np.int64) if earlier is None or not code else earlier.astype(np.int64) >> (code - 1)
+
+
+def _encoded(symbols: np.ndarray, k: int, earlier: np.ndarray | None, code: int) -> bytes:
+    counts, pieces = _start(earlier, k, code), list(_pieces(symbols.size))
+    for start, end in pieces:
+        counts += np.bincount(symbols[start:end], minlength=k)
+    coder = constriction.stream.stack.AnsCoder()
+    for start, end in reversed(pieces):  # a stack: what goes in last comes out first
+        piece = symbols[start:end]
+        counts -= np.bincount(piece, minlength=k)
+        coder.encode_reverse(piece.astype(np.int32), _model(counts))
+    # The last word is never zero, so that zero bytes at the end carry nothing.
+    return bytes([code]) + coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+
+
+def encode_payload(symbols: np.ndarray, k: int, earlier: np.ndarray | None = None) -> bytes:
+    """A stream of symbols, the shortest that the counts of earlier leaves allow.
+
+    Args:
+      symbols: ``[n]`` unsigned integers below ``k``.
+      k: kinds of symbols, at least 2.
+      earlier: ``[k]`` non-negative numbers of occurrences in leaves that the reader has before this one; None if there are none.
+
+    Example:
+      >>> data = encode_payload(np.array([3, 3, 1, 3], np.uint8), 4)
+      >>> decode_payload(memoryview(data), 4, 4).tolist()
+      [3, 3, 1, 3]
+    """
+    codes = (0,) if earlier is None else (0, *(shift + 1 for shift in _SHIFTS))
+    return min((_encoded(symbols, k, earlier, code) for code in codes), key=len)
+
+
+def decode_payload(data: memoryview, n: int, k: int, earlier: np.ndarray | None = None) -> np.ndarray:
+    """Inverse of :func:`encode_payload`, which was given the same counts.
+
+    Returns:
+      ``[n]`` symbols of ``index_dtype(k)``.
+
+    Raises:
+      ValueError: the stream does not end after ``n`` symbols, or names counts that are not there.
+    """
+    code = data[0]
+    if code > 1 + max(_SHIFTS) or (code and earlier is None):
+        raise ValueError(f"the adaptive stream starts from counts of its group ({code}), which it has not")
+    payload = bytes(data[1:]).rstrip(b"\0")
+    coder = constriction.stream.stack.AnsCoder(np.frombuffer(payload + bytes(-len(payload) % 4), "<u4").astype(np.uint32))
+    counts, out = _start(earlier, k, code), np.empty(n, index_dtype(k))
+    for start, end in _pieces(n):
+        out[start:end] = coder.decode(_model(counts), end - start)
+        counts += np.bincount(out[start:end], minlength=k)
+    if not coder.is_empty():
+        raise ValueError(f"the adaptive stream does not end after {n} symbols")
+    return out
