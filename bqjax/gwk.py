@@ -5,8 +5,8 @@ are clustered into ``k = 2^bits`` with the mean absolute gradient of each as its
 
     ``c_j = sum_i g_i w_i / sum_i g_i``  over the blocks ``i`` nearest to ``c_j``,   ``g_i = mean_d |grad|``.
 
-The pieces that go inside a training loop are in :mod:`bqjax.gwk_loop`, running gradient statistics in
-:mod:`bqjax.gradient_stats`.
+The pieces that go inside a training loop are in :mod:`bqjax.gwk_loop`, the choice of entries there, which can weigh the bits
+of entropy-coded indices, in :mod:`bqjax.assignment`, running gradient statistics in :mod:`bqjax.gradient_stats`.
 
 References:
   Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), section III-D, equation 1.
@@ -24,15 +24,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from bqjax.blocks import block_mask, output_first
-from bqjax.gwk_blocks import GWKConfig, bits_per_weight, block_size, block_weights, float_blocks, leaf_blocks
+from bqjax.by_shape import by_shape
+from bqjax.gwk_blocks import GWKConfig, bits_per_weight, block_size, block_weights, leaf_blocks
 from bqjax.leaves import Clustered, index_dtype
 from bqjax.tree import Rule, check_finite, named_leaves, replace, select
 from bqjax.vector_kmeans import VectorKMeans, kmeans_vector, nearest_block
 
-__all__ = ["GWKConfig", "LeafInfo", "assign", "bits_per_weight", "gwk_cluster"]
+__all__ = ["GWKConfig", "LeafInfo", "bits_per_weight", "gwk_cluster"]
 
 
 class LeafInfo(NamedTuple):
@@ -51,28 +51,6 @@ class LeafInfo(NamedTuple):
     repaired: jax.Array
     iterations: jax.Array
     bits_per_weight: float
-
-
-def by_shape(function: Callable[..., Any], arguments: Mapping[Any, tuple[Any, ...]]) -> dict[Any, Any]:
-    """Applies a function to many tuples of arrays, compiled once for all those of the same shapes.
-
-    ``function`` must be the same object from call to call: it is a static argument.
-    """
-    alike: dict[Any, list[Any]] = {}
-    for key, args in arguments.items():
-        leaves, structure = jax.tree.flatten(args)
-        alike.setdefault((structure, tuple((x.shape, str(x.dtype)) for x in leaves)), []).append(key)
-    results: dict[Any, Any] = {}
-    for keys in alike.values():
-        results.update(zip(keys, _mapped(function, [arguments[key] for key in keys]), strict=True))
-    return results
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _mapped(function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *arguments)
-    out = lax.map(lambda args: function(*args), stacked)
-    return [jax.tree.map(lambda x, i=i: x[i], out) for i in range(len(arguments))]
 
 
 @functools.lru_cache
@@ -227,61 +205,3 @@ def gwk_cluster(
             price = bits_per_weight({name: clustered[name] for name in job.names})
             info.update({name: LeafInfo(result.mse, used, result.repaired, result.iterations, price) for name in job.names})
     return replace(params, clustered), {name: info[name] for name in taken}
-
-
-def assign(params: Any, tree: Any, *, rate: float = 0.0) -> Any:
-    """The clustered tree with every block's index that of the nearest entry of its codebook, by plain distance. Traceable.
-
-    With a ``rate``, entries that are used often count as nearer, so that entropy coding takes the indices to fewer bits:
-    ``|x - c_j|^2 + rate (2 ln 2 / d) E (-log2 p_j)`` is minimised, where ``p_j`` is the share of the tree's own indices that
-    are ``j`` and ``E`` the mean squared distance of blocks under them. A rate of 1 pays for a bit what a bit buys where a
-    codebook is fine, ``E ~ 2^(-2 bits / d)``; small rates save bits at almost no error, whose change is of second order.
-
-    Args:
-      params: weights, of the names and shapes that ``tree`` stands for.
-      tree: a tree whose :class:`bqjax.leaves.Clustered` leaves have the codebooks.
-      rate: weight of a bit, at least 0.
-
-    Returns:
-      ``tree`` with new indices; leaves that are not clustered are those of ``params``.
-
-    Raises:
-      ValueError: ``params`` lacks a leaf, or has one of another shape; ``rate`` is negative or not finite.
-
-    References:
-      Chou, Lookabaugh, Gray 1989, "Entropy-constrained vector quantization", IEEE Trans. ASSP 37.
-
-    Example:
-      >>> tree, _ = gwk_cluster({"w": np.eye(4, dtype=np.float32)}, None, key=jax.random.key(0), config=GWKConfig(bits=1))
-      >>> same = assign({"w": np.eye(4, dtype=np.float32)}, tree)
-      >>> (same["w"].indices == tree["w"].indices).all().item()
-      True
-    """
-    if not (math.isfinite(rate) and rate >= 0):
-        raise ValueError(f"the rate must be finite and at least 0, got {rate}")
-    weights = named_leaves(params)
-    arguments = {}
-    for name, leaf in named_leaves(tree).items():
-        if isinstance(leaf, Clustered):
-            if name not in weights or np.shape(weights[name]) != leaf.shape:
-                found = np.shape(weights[name]) if name in weights else "nothing"
-                raise ValueError(f"clustered leaf {name!r} stands for weights of shape {leaf.shape}, the parameters have {found}")
-            real = block_mask(leaf.shape, leaf.axis_order, leaf.d)
-            x, codebook = float_blocks(jnp.asarray(weights[name]), leaf.axis_order, leaf.d), leaf.entries().astype(jnp.float32)
-            price = _price_of_entries(x, codebook, jnp.asarray(leaf.indices), rate) if rate else None
-            arguments[name] = (x, codebook, None if real.all() else jnp.asarray(real), price)
-    indices = by_shape(_nearest, arguments)
-    return replace(params, {name: with_fields(named_leaves(tree)[name], indices=index) for name, index in indices.items()})
-
-
-@jax.jit
-def _price_of_entries(x: jax.Array, codebook: jax.Array, indices: jax.Array, rate: float) -> jax.Array:
-    """``[k]``, in squared distance. An entry that nothing uses counts as used by half a block."""
-    (n, d), k = x.shape, codebook.shape[0]
-    counts = jnp.zeros(k, jnp.float32).at[indices].add(1)
-    error = jnp.square(x - codebook[indices]).sum(1).mean()
-    return rate * (2 * math.log(2) / d) * error * -jnp.log2(jnp.maximum(counts, 0.5) / n)
-
-
-def _nearest(x: jax.Array, codebook: jax.Array, mask: jax.Array | None, price: jax.Array | None) -> jax.Array:
-    return nearest_block(x, codebook, mask=mask, price=price)

@@ -15,6 +15,8 @@ References:
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Mapping
 from dataclasses import replace as with_fields
 from typing import Any, NamedTuple
 
@@ -23,12 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bqjax.assignment import assign, followed_prices, unit_prices
 from bqjax.blocks import block_mask
 from bqjax.codebooks import clustered_leaves, codebook_name, codebooks, with_codebooks
-from bqjax.gwk import assign
 from bqjax.gwk_blocks import Weighting, block_weights, float_blocks
 from bqjax.tree import named_leaves, replace
 from bqjax.vector_kmeans import weighted_sums
+
+# Of the unit price, where prices follow set bits.
+_FIRST_PRICE = 0.3
 
 __all__ = ["GWKState", "gwk_init", "gwk_update", "straight_through"]
 
@@ -78,11 +83,13 @@ class GWKState(NamedTuple):
       tree: the clustered tree.
       moments: running ``sum g w`` of every codebook entry, ``[k, d]`` by the names of :func:`bqjax.codebooks.codebooks`.
       masses: running ``sum g``, ``[k, d]``: coordinates differ where blocks are padded or weighted by coordinate.
+      prices: what a bit of an index weighs, ``[]`` in squared distance, for the leaves whose bits are set.
     """
 
     tree: Any
     moments: dict[str, jax.Array]
     masses: dict[str, jax.Array]
+    prices: dict[str, jax.Array]
 
 
 class _Sums(NamedTuple):
@@ -115,7 +122,9 @@ def _sums(params: Any, grads: Any, tree: Any, weighting: Weighting) -> dict[str,
     return found
 
 
-def gwk_init(params: Any, grads: Any, tree: Any, *, weighting: Weighting = "block") -> GWKState:
+def gwk_init(
+    params: Any, grads: Any, tree: Any, *, weighting: Weighting = "block", bits: Mapping[str, float] | None = None
+) -> GWKState:
     """The state to start from: a clustered tree, and the sums of its own assignment. Traceable.
 
     Args:
@@ -123,9 +132,24 @@ def gwk_init(params: Any, grads: Any, tree: Any, *, weighting: Weighting = "bloc
       grads: gradients, or statistics of them, of the same structure.
       tree: the result of :func:`bqjax.gwk.gwk_cluster`.
       weighting: see :class:`bqjax.gwk.GWKConfig`.
+      bits: see :func:`gwk_update`.
+
+    Raises:
+      ValueError: ``bits`` names a leaf that is not clustered, or more bits than its indices have.
     """
     sums = _sums(params, grads, tree, weighting)
-    return GWKState(tree, {key: s.moment for key, s in sums.items()}, {key: s.mass for key, s in sums.items()})
+    prices = {}
+    if bits:
+        units, leaves = unit_prices(params, tree), clustered_leaves(tree)
+        for name, target in bits.items():
+            if name not in leaves:
+                raise ValueError(f"bits are set for {name!r}, which is not clustered; clustered are {', '.join(leaves)}")
+            if not 0 < target <= math.log2(leaves[name].k):
+                raise ValueError(
+                    f"indices of {name!r} have {math.log2(leaves[name].k):g} bits, so that {target} cannot be their mean"
+                )
+            prices[name] = _FIRST_PRICE * units[codebook_name(name, leaves[name])]
+    return GWKState(tree, {key: s.moment for key, s in sums.items()}, {key: s.mass for key, s in sums.items()}, prices)
 
 
 def gwk_update(
@@ -137,6 +161,7 @@ def gwk_update(
     frozen: Any = False,
     weighting: Weighting = "block",
     rate: float = 0.0,
+    bits: Mapping[str, float] | None = None,
 ) -> GWKState:
     """One step of clustering: new assignments, and codebooks that follow the weights. Traceable.
 
@@ -151,12 +176,15 @@ def gwk_update(
       decay: how slowly codebooks follow; 0 takes the means of this step alone.
       frozen: True keeps the assignments, and only the codebooks move. May be traced.
       weighting: see :class:`bqjax.gwk.GWKConfig`.
-      rate: what a bit of entropy-coded indices weighs, see :func:`bqjax.gwk.assign`.
+      rate: what a bit of entropy-coded indices weighs, see :func:`bqjax.assignment.assign`.
+      bits: or what the mean entropy-coded index of some leaves shall take, in bits by the leaf's name; the state then has their
+        prices, which rise while indices take more and fall while they take less.
 
     Returns:
       The new state; leaves of its tree that are not clustered are those of ``params``.
     """
-    fresh = assign(params, state.tree, rate=rate)
+    fresh = assign(params, state.tree, rate=rate, prices=state.prices)
+    prices = followed_prices(state.prices, bits, params, fresh) if bits else state.prices
     new = clustered_leaves(fresh)
     old = clustered_leaves(state.tree)
     held = {name: with_fields(leaf, indices=jnp.where(frozen, old[name].indices, leaf.indices)) for name, leaf in new.items()}
@@ -173,4 +201,4 @@ def gwk_update(
         entries[key] = jnp.where(mass > 1e-12, moment / jnp.where(mass > 1e-12, mass, 1), jnp.nan)
     for key, before in codebooks(tree).items():
         entries[key] = jnp.where(jnp.isnan(entries[key]), before, entries[key]).astype(before.dtype)
-    return GWKState(with_codebooks(tree, entries), moments, masses)
+    return GWKState(with_codebooks(tree, entries), moments, masses, prices)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bqjax.budget import Curves, Option, Plan, hull
-from bqjax.codec.streams import Table, encode_leaf
+from bqjax.codec.streams import WrittenGroup, encode_leaf
 from bqjax.leaves import Clustered
 from bqjax.planned import Blocks, BudgetConfig, Layer, Setting, Values, compress_layer, weights_importance
 from bqjax.progress import Progress
@@ -181,7 +181,7 @@ class LayerCurves:
         return self._made[unit, setting]
 
     def _bytes(self, unit: str, made: Mapping[str, Clustered]) -> int:
-        groups: dict[str, tuple[str, Table]] = {}
+        groups: dict[str, WrittenGroup] = {}
         return sum(encode_leaf(n, made.get(n, self.weights[n]), "ans", groups)[0].bytes for n in self.units[unit])
 
     def add(self, unit: str, setting: Setting) -> None:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from bqjax import codec, decode
+from bqjax.assignment import assign, index_bits
 from bqjax.blocks import block_mask, from_blocks, output_first, to_blocks
 from bqjax.codebooks import codebook_gradients, codebooks, with_codebooks
 from bqjax.experiment import same_tree
-from bqjax.gwk import GWKConfig, assign, bits_per_weight, gwk_cluster
+from bqjax.gwk import GWKConfig, bits_per_weight, gwk_cluster
 from bqjax.gwk_blocks import block_size, block_weights
 from bqjax.gwk_loop import gwk_init, gwk_update, straight_through
 from bqjax.leaves import Clustered
@@ -388,7 +389,7 @@ def test_a_training_step_under_jit_learns():
     assert third < second < first
 
 
-@pytest.mark.parametrize("rate", [1.0, 2.0])
+@pytest.mark.parametrize("rate", [1.5, 2.0])
 def test_a_rate_makes_used_entries_nearer(rate):
     """Against NumPy in float64; and it takes the indices to fewer bits."""
     params = {"w": normal(48, 64), "c": normal(3, 3, 5, 16, seed=2)}
@@ -399,7 +400,7 @@ def test_a_rate_makes_used_entries_nearer(rate):
         x = np.asarray(to_blocks(jnp.asarray(params[name]), leaf.axis_order, leaf.d), np.float64)
         c, old = np.asarray(leaf.codebook, np.float64), np.asarray(leaf.indices)
         distance = (np.square(x[:, None] - c) * real[:, None]).sum(-1)
-        error = np.square(x - c[old]).sum(1).mean()
+        error = (np.square(x - c[old]) * real).sum(1).mean()
         p = np.maximum(np.bincount(old, minlength=leaf.k), 0.5) / len(x)
         cost = distance + rate * 2 * np.log(2) / leaf.d * error * -np.log2(p)
         chosen = np.asarray(got[name].indices)
@@ -411,3 +412,26 @@ def test_a_rate_makes_used_entries_nearer(rate):
         assert entropy[1] < entropy[0]
     with pytest.raises(ValueError, match="rate must be finite"):
         assign(params, compressed, rate=-1.0)
+
+
+def test_bits_that_are_set_are_kept():
+    """Two leaves of one codebook, each at its own bits; the price of the one that is to be shorter is higher."""
+    params = {"a": normal(96, 64), "b": normal(96, 64, seed=5)}
+    rules = [Rule("*", GWKConfig(bits=4), group="both")]
+    tree, _ = gwk_cluster(params, None, rules, key=KEY)
+    bits = {"a": 3.6, "b": 2.8}
+    state = gwk_init(params, params, tree, weighting="none", bits=bits)
+    update = jax.jit(functools.partial(gwk_update, weighting="none", bits=bits))
+    for _ in range(150):
+        state = update(state, params, params)
+    found = index_bits(state.tree)
+    assert {name: round(float(found[name]), 1) for name in bits} == pytest.approx(bits, abs=0.15)
+    assert float(state.prices["b"]) > 1.5 * float(state.prices["a"])
+    joint = np.concatenate([np.asarray(state.tree[n].indices) for n in "ab"])
+    p = np.bincount(joint, minlength=state.tree["a"].k) / joint.size
+    expected = {n: -np.log2(p[np.asarray(state.tree[n].indices)]).mean() for n in "ab"}
+    assert {n: float(found[n]) for n in "ab"} == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match=r"'a' have 4 bits, so that 4\.5"):
+        gwk_init(params, params, tree, bits={"a": 4.5})
+    with pytest.raises(ValueError, match="'c', which is not clustered"):
+        gwk_init(params, params, tree, bits={"c": 1.0})

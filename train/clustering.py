@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import fnmatch
 from typing import Any
 
 import jax
 
+from bqjax.adapters.flax_equalize import batch_norms, equalize_channels
 from bqjax.codebooks import with_codebooks
 from bqjax.gwk import gwk_cluster
 from bqjax.gwk_blocks import GWKConfig, Weighting
 from bqjax.gwk_loop import GWKState, gwk_init, gwk_update, straight_through
 from bqjax.leaves import decode
-from bqjax.tree import named_leaves, replace
-from train.config import GWKPhase
+from bqjax.tree import Rule, named_leaves, replace
+from train.config import GWKLayers, GWKPhase
 
-__all__ = ["cluster", "follow", "replaced", "seen"]
+__all__ = ["cluster", "equalized", "follow", "replaced", "seen", "set_bits"]
 
 
 def _kernels(network: Any, names: tuple[str, ...]) -> dict[str, Any]:
@@ -32,6 +34,41 @@ def _sizes(grads: Any, names: tuple[str, ...], settings: GWKPhase) -> dict[str, 
     return jax.tree.map(jax.numpy.square, found) if settings.weighting == "fisher" else found
 
 
+def _rules(names: tuple[str, ...], settings: GWKPhase) -> list[Rule[GWKConfig | int]]:
+    """Blocks of each kernel."""
+
+    def config(of: GWKPhase | GWKLayers) -> GWKConfig:
+        return GWKConfig(bits=of.bits, cv=of.cv, pw=of.pw, weighting=_weighting(settings))
+
+    apart: list[Rule[GWKConfig | int]] = [
+        Rule(f"{each.pattern}/kernel", config(each), group=each.group) for each in settings.layers
+    ]
+    if all(_apart(name, settings) for name in names):
+        return apart
+    return [*apart, Rule("*", config(settings))]
+
+
+def _apart(name: str, settings: GWKPhase) -> GWKLayers | None:
+    return next((each for each in settings.layers if fnmatch.fnmatchcase(name, f"{each.pattern}/kernel")), None)
+
+
+def set_bits(names: tuple[str, ...], settings: GWKPhase) -> dict[str, float]:
+    """``index_bits`` of the kernels that have them."""
+    found = {name: _apart(name, settings) for name in names}
+    return {name: each.index_bits for name, each in found.items() if each is not None and each.index_bits is not None}
+
+
+def equalized(model: Any, layers: tuple[str, ...], settings: GWKPhase) -> Any:
+    """The float network with the channels of these layers equalised, those of a codebook together.
+
+    Raises:
+      ValueError: a layer has no BatchNorm, see :func:`bqjax.adapters.flax_equalize.batch_norms`.
+    """
+    found = {layer: _apart(f"{layer}/kernel", settings) for layer in layers}
+    groups = {layer: f"group {each.group}" for layer, each in found.items() if each is not None and each.group is not None}
+    return equalize_channels(model, batch_norms(model, list(layers)), groups)
+
+
 def cluster(network: Any, grads: Any, names: tuple[str, ...], settings: GWKPhase, key: jax.Array, start: Any = None) -> GWKState:
     """The kernels ``names`` of a network, clustered.
 
@@ -46,12 +83,10 @@ def cluster(network: Any, grads: Any, names: tuple[str, ...], settings: GWKPhase
     Raises:
       ValueError: as :func:`bqjax.gwk.gwk_cluster`.
     """
-    weighting = _weighting(settings)
-    config = GWKConfig(bits=settings.bits, cv=settings.cv, pw=settings.pw, weighting=weighting)
     weights = _kernels(network, names)
     gradients = jax.tree.map(jax.numpy.zeros_like, weights) if grads is None else _sizes(grads, names, settings)
-    tree, _ = gwk_cluster(weights, gradients, key=key, config=config, start=None if start is None else start.tree)
-    return gwk_init(weights, gradients, tree, weighting=weighting)
+    tree, _ = gwk_cluster(weights, gradients, _rules(names, settings), key=key, start=None if start is None else start.tree)
+    return gwk_init(weights, gradients, tree, weighting=_weighting(settings), bits=set_bits(names, settings))
 
 
 def seen(network: Any, clusters: GWKState) -> Any:
@@ -70,6 +105,7 @@ def follow(clusters: GWKState, network: Any, grads: Any, settings: GWKPhase, pro
         frozen=progress >= settings.freeze,
         weighting=_weighting(settings),
         rate=settings.rate,
+        bits=set_bits(names, settings),
     )
 
 

@@ -9,10 +9,34 @@ from typing import Literal
 from bqjax.quantizers import QuantizerConfig
 from train.transfer import Pruning
 
-__all__ = ["GWKPhase", "TrainConfig"]
+__all__ = ["GWKLayers", "GWKPhase", "TrainConfig"]
 
 Model = Literal["digits", "resnet20", "resnet56", "mobilenet_v2", "mnist_5x5", "mnist_large", "mnist_small"]
 Dataset = Literal["digits", "cifar10", "imagenet2012", "mnist", "fashion_mnist", "digits28"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GWKLayers:
+    """Blocks of some layers of a GWK phase.
+
+    Attributes:
+      pattern: of the layers' names (``layer3/*``).
+      cv, pw, bits: as in :class:`GWKPhase`.
+      group: layers of one group share a codebook.
+      index_bits: what a layer's mean index shall take, entropy-coded, in bits; None leaves that to the phase's ``rate``. Schedule
+        "step".
+    """
+
+    pattern: str
+    cv: int = 6
+    pw: int = 4
+    bits: int = 5
+    group: str | None = None
+    index_bits: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.index_bits is not None and not 0 < self.index_bits <= self.bits:
+            raise ValueError(f"index_bits of {self.pattern!r} must be above 0 and at most {self.bits}, got {self.index_bits}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +51,11 @@ class GWKPhase:
         gradients, those of batches and not of single examples.
       decay: how slowly codebooks follow the weights; schedule "step".
       freeze: share of the phase after which each block keeps its codebook entry; schedule "step".
-      rate: what a bit of entropy-coded indices weighs in the choice of entries, see :func:`bqjax.gwk.assign`; schedule
+      rate: what a bit of entropy-coded indices weighs in the choice of entries, see :func:`bqjax.assignment.assign`; schedule
         "step".
+      layers: blocks of layers that are not clustered as above; the first whose pattern matches counts.
+      equalize: the kernels' output channels all get one root mean square for each codebook, and the BatchNorm behind them takes
+        that back (:func:`bqjax.adapters.flax.equalize_channels`): blocks of all channels then fit the same codebook.
       tune_epochs: epochs of a last phase (ours) in which indices are fixed and codebooks are trained by gradients, with the rest
         of the network.
       tune_learning_rate: Adam's in that phase, at the start.
@@ -46,6 +73,8 @@ class GWKPhase:
     decay: float = 0.95
     freeze: float = 0.7
     rate: float = 0.0
+    layers: tuple[GWKLayers, ...] = ()
+    equalize: bool = False
     tune_epochs: int = 0
     tune_learning_rate: float = 3e-4
 
@@ -65,6 +94,8 @@ class GWKPhase:
                 raise ValueError(f"{field} must be finite and at least 0, got {getattr(self, field)}")
         if self.rate and self.schedule != "step":
             raise ValueError('a rate needs schedule "step"')
+        if self.schedule != "step" and any(each.index_bits is not None for each in self.layers):
+            raise ValueError('index_bits of layers need schedule "step"')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from bqjax.gwk_loop import GWKState
 from bqjax.progress import Progress
 from bqjax.tree import Rule
 from train.checkpoint import Checkpoints, checked_config
+from train.clustering import equalized
 from train.config import TrainConfig
 from train.export import export, from_file
 from train.log import MetricsLog, describe_deltas, draw_curves
@@ -94,7 +95,9 @@ def run(
     if config.quantizer is not None:
         phase = partial(_phase, own, teacher=(teacher or model) if config.distillation else None)
         rules = [*(Rule(pattern, skip=True) for pattern in config.keep_float), Rule("*", config.quantizer)]
-        small, _ = quantize(model, rules)
+        small, info = quantize(model, rules)
+        if config.gwk is not None and config.gwk.equalize:
+            small, info = quantize(equalized(model, tuple(info.taken), config.gwk), rules)
         first = np.arange(min(N_CALIBRATION, len(data.train)))
         small = calibrate(small, data.inputs(jnp.asarray(data.train.batch(first)[0])))
         name = config.quantizer.rounding

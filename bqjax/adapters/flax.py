@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from flax import linen, nnx
 
+from bqjax.adapters.flax_equalize import equalize_channels
 from bqjax.adapters.flax_hessian import hessian_deltas
 from bqjax.adapters.flax_quantize import calibrate, quantize, set_quantizers
 from bqjax.adapters.linen_quantize import linen_quantize
@@ -33,6 +34,7 @@ from bqjax.tree import named_leaves
 
 __all__ = [
     "calibrate",
+    "equalize_channels",
     "hessian_deltas",
     "linen_apply",
     "linen_quantize",
