@@ -146,6 +146,25 @@ def test_four_devices_give_the_losses_of_one(whole, tmp_path, processes):
         np.testing.assert_allclose([r[key] for r in found], [r[key] for r in expected], rtol=1e-3)
 
 
+def test_what_is_being_written_is_waited_for_when_training_fails(whole, tmp_path, monkeypatch):
+    closed = []
+
+    class Watched(Checkpoints):
+        def close(self):
+            super().close()
+            closed.append(self.folder.name)
+
+    def fail_in_the_second_epoch(line):
+        if line.startswith("float 2/4"):
+            raise RuntimeError("the disk of the log is full")
+
+    monkeypatch.setattr("train.loop.Checkpoints", Watched)
+    with pytest.raises(RuntimeError, match="the disk of the log is full"):
+        run(CONFIG, tmp_path, say=fail_in_the_second_epoch)
+    assert closed == ["float"]
+    assert Checkpoints(tmp_path / "float", "accuracy").epochs() == [1]
+
+
 @pytest.mark.parametrize("schedule", ["epoch", "step"])
 def test_clustered_weights(schedule, tmp_path):
     pytest.importorskip("bqjax.gwk")
