@@ -6,14 +6,32 @@ import os
 from pathlib import Path
 
 import hypothesis
-import jax
 import pytest
+
+# Most of the suite's time is XLA's, over programs that then run for a moment: a quarter of it goes into making them fast.
+# The numbers are computed in the same precision. `make test-all` runs the same tests on fully optimised programs.
+# Set here, before jax is imported, and in the environment, so that processes that tests start have it too.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compilations take the time of a first example, and two cores are shared between workers: no deadlines.
 hypothesis.settings.register_profile("bqjax", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("bqjax")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What took a moment to compile is read from a file when it is needed again: in a new jit, or in another process.
+
+    One folder a worker, as JAX reads files of its cache while another process may still be writing them.
+    """
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _data_dir() -> Path:

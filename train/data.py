@@ -150,4 +150,4 @@ def open_records(tfds_dir: Path, name: str, split: str) -> Any:
 
 
 def _not_installed(error: ImportError) -> ImportError:
-    return ImportError(f'reading images needs tensorflow_datasets and pillow: pip install "bqjax[train]" ({error})')
+    return ImportError(f'reading this data needs tensorflow_datasets, and pillow for images: pip install "bqjax[train]" ({error})')

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from train.an4 import Utterances
+from train.data import open_records
 
 __all__ = ["librispeech_splits"]
 
@@ -52,15 +53,12 @@ def librispeech_splits(
 
 def _source(tfds_dir: Path, split: str) -> Any:
     try:
-        import tensorflow_datasets as tfds  # a second, that other data need not wait for
-    except ImportError as error:
-        raise ImportError(f'reading LibriSpeech needs tensorflow_datasets: pip install "bqjax[train]" ({error})') from error
-    try:
-        return tfds.data_source("librispeech", split=split, data_dir=str(tfds_dir), download=False)
-    except (ValueError, NotImplementedError, AssertionError, RuntimeError, OSError, KeyError) as error:
+        return open_records(tfds_dir, "librispeech", split)
+    except ValueError as error:
         raise ValueError(
             f"there is no LibriSpeech ({split}) in array_record format in {tfds_dir}. Prepare it, with TensorFlow installed, by "
-            f'tfds.builder("librispeech", data_dir="{tfds_dir}", file_format="array_record").download_and_prepare(): {error}'
+            f'tfds.builder("librispeech", data_dir="{tfds_dir}", file_format="array_record").download_and_prepare(): '
+            f"{error.__cause__}"
         ) from error
 
 

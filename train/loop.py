@@ -6,6 +6,7 @@ A run that is killed and started again gives the numbers of one that was not: th
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -125,36 +126,38 @@ def _phase(
     parts = functions(config, kind, model, clusters, teacher, data, steps * epochs)
     everywhere, by_example = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS)))
 
-    checkpoints = Checkpoints(out / name, "accuracy")
-    done, state = checkpoints.restore(parts.start) or (0, parts.start)
-    state = _put(state, everywhere)
-    log = MetricsLog(out, name, done)
-    for epoch in range(done, epochs):
-        start, sums = time.perf_counter(), []
-        order = np.random.default_rng((config.seed, epoch)).permutation(len(data.train))
-        for i in range(steps):
-            rows = order[i * config.batch_size : (i + 1) * config.batch_size]
-            batch = _put(data.train.batch(rows, (config.seed, epoch)), by_example)
-            state, out_of_step = parts.step(state, batch)
-            sums.append(out_of_step)
-            if run.progress is not None:
-                # A step's numbers of some time ago: those of the last would have to be waited for.
-                run.progress(epoch * steps + i + 1, epochs * steps, f"{name}, loss {float(sums[max(0, i - 2)]['loss']):.3f}")
-        if kind == "clustered after epochs":
-            state = parts.reconstructed(state, batch, epoch)
-        scales: dict[str, float] = {}
-        # The last epoch's would be of use to nobody.
-        if name != "float" and config.hessian_epochs and not (epoch + 1) % config.hessian_epochs and epoch + 1 < epochs:
-            state, deltas, reasons = parts.measured(state, batch, epoch)
-            scales, line = describe_deltas(deltas, reasons)
-            run.say(f"{name} {epoch + 1}/{epochs}: {line}")
-        train = {key: float(np.mean([s[key] for s in sums])) for key in sums[0]}
-        seconds = time.perf_counter() - start
-        validation = _evaluated(parts.evaluate, state, data.validation, mesh)
-        log.write(epoch + 1, {f"train_{k}": v for k, v in train.items()} | validation | scales | {"seconds": seconds})
-        run.say(f"{name} {epoch + 1}/{epochs}: loss {train['loss']:.4f}, validation {validation['accuracy']:.2%}, {seconds:.1f} s")
-        checkpoints.save(epoch + 1, state, validation)
-    checkpoints.close()
+    # What is being written is waited for even where training ends by an exception: a next run in this process may not meet it.
+    with contextlib.closing(Checkpoints(out / name, "accuracy")) as checkpoints:
+        done, state = checkpoints.restore(parts.start) or (0, parts.start)
+        state = _put(state, everywhere)
+        log = MetricsLog(out, name, done)
+        for epoch in range(done, epochs):
+            start, sums = time.perf_counter(), []
+            order = np.random.default_rng((config.seed, epoch)).permutation(len(data.train))
+            for i in range(steps):
+                rows = order[i * config.batch_size : (i + 1) * config.batch_size]
+                batch = _put(data.train.batch(rows, (config.seed, epoch)), by_example)
+                state, out_of_step = parts.step(state, batch)
+                sums.append(out_of_step)
+                if run.progress is not None:
+                    # A step's numbers of some time ago: those of the last would have to be waited for.
+                    run.progress(epoch * steps + i + 1, epochs * steps, f"{name}, loss {float(sums[max(0, i - 2)]['loss']):.3f}")
+            if kind == "clustered after epochs":
+                state = parts.reconstructed(state, batch, epoch)
+            scales: dict[str, float] = {}
+            # The last epoch's would be of use to nobody.
+            if name != "float" and config.hessian_epochs and not (epoch + 1) % config.hessian_epochs and epoch + 1 < epochs:
+                state, deltas, reasons = parts.measured(state, batch, epoch)
+                scales, line = describe_deltas(deltas, reasons)
+                run.say(f"{name} {epoch + 1}/{epochs}: {line}")
+            train = {key: float(np.mean([s[key] for s in sums])) for key in sums[0]}
+            seconds = time.perf_counter() - start
+            validation = _evaluated(parts.evaluate, state, data.validation, mesh)
+            log.write(epoch + 1, {f"train_{k}": v for k, v in train.items()} | validation | scales | {"seconds": seconds})
+            run.say(
+                f"{name} {epoch + 1}/{epochs}: loss {train['loss']:.4f}, validation {validation['accuracy']:.2%}, {seconds:.1f} s"
+            )
+            checkpoints.save(epoch + 1, state, validation)
     log.close()
     scored = state
     if name != "float" and config.quantizer is not None:

@@ -86,3 +86,9 @@ def test_what_is_not_as_it_should_be(sources, tmp_path, change, message):
     sources["train_clean100"] = examples("x")
     with pytest.raises(ValueError, match="train_utterances is 7, but train_clean100 has 6 utterances"):
         librispeech_splits(tmp_path, 7)
+
+
+def test_without_tensorflow_datasets(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ImportError, match=r'needs tensorflow_datasets.*pip install "bqjax\[train\]"'):
+        librispeech_splits(tmp_path)

@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -45,25 +44,6 @@ config = {config!r}
 def lines(folder):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Most of the time here is compilation, of the same functions in several processes."""
-    settings = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
-    jax.config.update(names[0], settings["JAX_COMPILATION_CACHE_DIR"])
-    jax.config.update(names[1], 0.0)
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in settings.items():
-            patched.setenv(name, value)
-        yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
 
 
 def start(config, folder, **environment):
@@ -144,6 +124,25 @@ def test_four_devices_give_the_losses_of_one(whole, tmp_path, processes):
     # Sums in another order differ in the last bits, and training amplifies them.
     for key in ("train_loss", "loss"):
         np.testing.assert_allclose([r[key] for r in found], [r[key] for r in expected], rtol=1e-3)
+
+
+def test_what_is_being_written_is_waited_for_when_training_fails(whole, tmp_path, monkeypatch):
+    closed = []
+
+    class Watched(Checkpoints):
+        def close(self):
+            super().close()
+            closed.append(self.folder.name)
+
+    def fail_in_the_second_epoch(line):
+        if line.startswith("float 2/4"):
+            raise RuntimeError("the disk of the log is full")
+
+    monkeypatch.setattr("train.loop.Checkpoints", Watched)
+    with pytest.raises(RuntimeError, match="the disk of the log is full"):
+        run(CONFIG, tmp_path, say=fail_in_the_second_epoch)
+    assert closed == ["float"]
+    assert Checkpoints(tmp_path / "float", "accuracy").epochs() == [1]
 
 
 @pytest.mark.parametrize("schedule", ["epoch", "step"])
