@@ -21,7 +21,7 @@ LAYERS = [
     {"layer_stats"},
     {"quantised_search", "measured_state"},
     {"search", "related", "task", "figures"},
-    {"methods", "models", "tflite_network"},
+    {"methods", "models", "tflite_network", "scoring"},
     {"planned", "gwk_method", "related_methods"},
     {"experiment", "sweeps"},
     {"tflite_experiment", "compare", "layer_curves"},
