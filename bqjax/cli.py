@@ -250,6 +250,9 @@ class Compare:
     """The folder to write into; default: out/NAME OF THE CONFIG."""
     force: bool = False
     """Run rows that are done again, and overwrite the results of another comparison."""
+    parallel: bool = False
+    """Run rows side by side, one on each device, where a device has room for a row; without it rows run one after the other, and a
+    search spreads its candidates over the devices."""
 
     def run(self, console: Console, command: str) -> None:
         from bqjax import commands
@@ -262,6 +265,7 @@ class Compare:
             self.out or Path("out") / self.config.stem,
             command=command,
             force=self.force,
+            parallel=self.parallel,
             console=console,
         )
 

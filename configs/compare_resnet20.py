@@ -1,7 +1,7 @@
 """Methods compared without retraining on ResNet-20 for CIFAR-10, all 10,000 test images.
 
-bqjax compare --config configs/compare_resnet20.py --data ../shared/data --out out/compare_resnet20
-bqjax compress --config configs/compare_resnet20.py --data ../shared/data --target-size 150KB --out out/resnet20_150.bq.safetensors
+bqjax compare --config configs/compare_resnet20.py --data DATA --out out/compare_resnet20
+bqjax compress --config configs/compare_resnet20.py --data DATA --target-size 150KB --out out/resnet20_150.bq.safetensors
 """
 
 import dataclasses

@@ -1,12 +1,16 @@
-"""One pass over batches against NumPy on the whole data, and errors of paired differences."""
+"""One pass over batches against NumPy on the whole data, errors of paired differences, and gradients that are taken once."""
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from test_experiment import forward, tiny_task
 
-from bqjax.scoring import paired_error, score_on
+from bqjax import scoring
+from bqjax.scoring import paired_error, score_on, task_importance
+from bqjax.sensitivity.importance import output_importance
+from bqjax.task import classification_outputs
 
 
 def test_a_pass_against_numpy():
@@ -31,3 +35,27 @@ def test_the_error_of_a_paired_difference():
     assert paired_error(before, after, 40) == pytest.approx(np.std(after - before) / np.sqrt(40))
     assert paired_error(before, before, 40) == 0
     assert paired_error(None, after, 40) is None and paired_error(before, None, 40) is None
+
+
+def test_gradients_are_taken_once_a_task(monkeypatch):
+    task = tiny_task(outputs=classification_outputs(forward))
+    key, calls = jax.random.key(0), []
+
+    def counting(*args, **kwargs):
+        calls.append(kwargs["names"])
+        return output_importance(*args, **kwargs)
+
+    monkeypatch.setattr(scoring, "output_importance", counting)
+    names = ["head/kernel"]
+    asked = [task_importance(task, key=key, draws=2, names=names) for _ in range(2)]
+    direct = output_importance(task.outputs, task.params, task.calibration, key=key, draws=2, names=names)
+    for found in asked:
+        np.testing.assert_array_equal(found["head/kernel"], direct["head/kernel"])
+        assert not found["head/kernel"].flags.writeable  # it is shared
+    # Other draws, another key, other leaves: other numbers.
+    task_importance(task, key=jax.random.key(1), draws=2, names=names)
+    task_importance(task, key=key, draws=1, names=names)
+    assert set(task_importance(task, key=key, draws=2)) == {"head/kernel", "hidden/kernel", "hidden/bias"}
+    assert calls == [names, names, names, None]
+    with pytest.raises(ValueError, match="has no outputs, which the importance"):
+        task_importance(tiny_task(), key=key, draws=2)
