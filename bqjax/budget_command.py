@@ -53,9 +53,10 @@ def plan_table(plan: BudgetPlan) -> Table:
         ("sum", f"{sum(u.size for u in plan.units):,}", "", f"{plan.predicted.bytes:,.0f}", "", f"{plan.predicted.damage:.4g}")
     )
     measured_in = "change of the outputs" if plan.kind == "outputs" else "increase of the ranking metric's loss"
+    error = "" if plan.drop_error is None else f" ± {100 * plan.drop_error:.2f}"
     caption = (
         f"Damage: {measured_in} on calibration data, each unit compressed alone. The whole file: {plan.file_bytes:,} bytes, "
-        f"drop of the metric on calibration data {100 * plan.drop:+.2f} points. Planned with {plan.n_options} options, "
+        f"drop of the metric on calibration data {100 * plan.drop:+.2f}{error} points. Planned with {plan.n_options} options, "
         f"{plan.n_measured} of them and {plan.n_verified} whole plans measured in this run."
     )
     return Table("Plan", ("unit", "weights", "stored as", "bytes", "bits/weight", "damage"), lines, caption)
@@ -114,6 +115,7 @@ def compress_within_budget(
     *,
     target_size: str | None,
     max_drop: float | None,
+    confidence: float = 0.5,
     command: str,
     report: Path | None = None,
     table: Path | None = None,
@@ -137,6 +139,7 @@ def compress_within_budget(
         task = config.task(data, progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     label = f"planned, {target_size}" if target_size is not None else f"planned, drop {max_drop:g}"
+    label += f" at {confidence:g}" if confidence > 0.5 else ""
     with progress_bar(console, "planning") as progress:
         plan = find_plan(
             task,
@@ -144,6 +147,7 @@ def compress_within_budget(
             key=jax.random.key(config.seed),
             target_bytes=target,
             max_drop=None if max_drop is None else max_drop / 100,
+            confidence=confidence,
             label=label,
             coder=config.coder,
             state_path=out.with_name(f"{config_path.stem}.budget.jsonl"),

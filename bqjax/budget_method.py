@@ -21,6 +21,7 @@ class WithinBudget:
 
     Attributes:
       max_drop: largest drop of the task's metric on the calibration data, as a fraction.
+      confidence: with ``max_drop``, of keeping it on other data, see :func:`bqjax.budget_search.find_plan`.
       target_bytes: or the largest size of the file.
       budget: what layers are offered.
 
@@ -29,6 +30,7 @@ class WithinBudget:
     """
 
     max_drop: float | None = None
+    confidence: float = 0.5
     target_bytes: int | None = None
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     label: str = "planned"
@@ -46,6 +48,7 @@ class WithinBudget:
             key=key,
             target_bytes=self.target_bytes,
             max_drop=self.max_drop,
+            confidence=self.confidence,
             label=self.label,
             state_path=state_path,
             progress=progress,

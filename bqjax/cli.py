@@ -54,6 +54,9 @@ class Compress:
     """With --config: plan every layer for the smallest file whose metric drops by at most so many points on calibration data.
     Of a .tflite model with --data: at most so many predictions in a hundred change on the half of the examples that is searched
     on, so that accuracy there drops by no more points; default: 1."""
+    confidence: float = 0.5
+    """With --config and --max-drop: keep the drop at a one-sided bound of this confidence, as 0.9, from the standard error on the
+    calibration data. At 0.5 the drop on the calibration data itself counts, and new data may well show a larger one."""
     force: bool = False
     """Overwrite existing files."""
 
@@ -70,13 +73,15 @@ class Compress:
         other: tuple[str, ...] = ("method", "bins", "sigma_scale", "only", "skip", "coder", "lossless")
         if self.config is None:
             other = ("report", "method", "bins", "coder", "lossless") if with_data else ("data", "report", "table", "max_drop")
-            other = (*other, "target_size")
+            other = (*other, "target_size", "confidence")
         given = [f.name for f in fields(self) if f.name in other and getattr(self, f.name) != f.default]
         if given:
             options = ", ".join("--" + name.replace("_", "-") for name in given)
             raise ValueError(f"{options} cannot go with {'WEIGHTS' if self.config is None else '--config'}")
         if self.config is not None:
             out = self.out or Path("out") / f"{self.config.stem}.bq.safetensors"
+            if self.max_drop is None and self.confidence != 0.5:
+                raise ValueError("--confidence is one of keeping a drop: name it by --max-drop")
             if self.target_size is not None or self.max_drop is not None:
                 if self.target_size is not None and self.max_drop is not None:
                     raise ValueError("--target-size cannot go with --max-drop: name one of the two")
@@ -87,6 +92,7 @@ class Compress:
                     out,
                     target_size=self.target_size,
                     max_drop=self.max_drop,
+                    confidence=self.confidence,
                     command=command,
                     report=self.report,
                     table=self.table,
@@ -244,6 +250,9 @@ class Compare:
     """The folder to write into; default: out/NAME OF THE CONFIG."""
     force: bool = False
     """Run rows that are done again, and overwrite the results of another comparison."""
+    parallel: bool = False
+    """Run rows side by side, one on each device, where a device has room for a row; without it rows run one after the other, and a
+    search spreads its candidates over the devices."""
 
     def run(self, console: Console, command: str) -> None:
         from bqjax import commands
@@ -256,6 +265,7 @@ class Compare:
             self.out or Path("out") / self.config.stem,
             command=command,
             force=self.force,
+            parallel=self.parallel,
             console=console,
         )
 

@@ -1,7 +1,8 @@
 """Many methods on one task, a row each: every row is a file, read back, decoded and scored on the test data.
 
 Methods see the calibration data only. A row that is done is kept beside its file, with a fingerprint of everything it
-depends on, and is not run again; one that fails says so in its place and takes no other with it.
+depends on, and is not run again; one that fails says so in its place and takes no other with it. Rows can run side by side, each on
+a device of its own.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import queue
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,6 +198,7 @@ def run(
     *,
     force: bool = False,
     before: Reference | None = None,
+    devices: Sequence[jax.Device] | None = None,
     progress_for: Callable[[str], contextlib.AbstractContextManager[Progress | None]] | None = None,
 ) -> Comparison:
     """Runs every method of a config that has no kept row, and gives all rows.
@@ -206,11 +210,16 @@ def run(
         is kept beside it in full.
       force: run kept rows again.
       before: what rows are compared with, where that is another network than the task's own, on the same examples.
+      devices: run as many rows at a time as there are devices, each on one of its own, which must have room for it: methods of one
+        search, which share its measurements, one after the other on the same. None runs row by row, and a search spreads its
+        candidates over all devices. The numbers are the same.
       progress_for: ``progress_for(label)`` gives a context with the progress of one row.
 
     Raises:
-      ValueError: the network cannot be scored uncompressed. What a method raises is kept in its entry.
+      ValueError: the network cannot be scored uncompressed; no devices. What a method raises is kept in its entry.
     """
+    if devices is not None and not len(devices):
+        raise ValueError("no devices to run rows on")
     of_task = task_fingerprint(task)
     if before is None:
         before = experiment.reference(task)
@@ -219,24 +228,19 @@ def run(
         of_task = hashlib.sha256(f"{of_task}\0{other}".encode()).hexdigest()[:32]
     folder.mkdir(parents=True, exist_ok=True)
     key = jax.random.key(config.seed)
-    entries: list[Entry] = []
-    states: set[Path] = set()
-    for method in config.methods:
+    states = {method.label: _state_path(config, method, folder, of_task) for method in config.methods}
+
+    def row(method: Method) -> Entry:
         fingerprint = _row_fingerprint(config, method, of_task)
         stem = _stem(method.label, fingerprint)
         record, compressed, failure = (folder / f"{stem}.{ending}" for ending in ("json", "bq.safetensors", "error.txt"))
-        # Methods with one search between them share its measurements. Those of another task or seed are another file.
-        search = "\0".join((of_task, str(config.seed), experiment.search_name(method)))
-        state = folder / f"search-{hashlib.sha256(search.encode()).hexdigest()[:12]}.jsonl"
-        states.add(state)
         entry = Entry(label=method.label, settings=repr(method), file=compressed.name)
         if fingerprint and not force and (found := _kept(record, compressed, fingerprint)):
-            entries.append(dataclasses.replace(entry, row=found[0], sha256=found[1], kept=True))
-            continue
+            return dataclasses.replace(entry, row=found[0], sha256=found[1], kept=True)
         record.unlink(missing_ok=True)  # the file below is about to be another one
         try:
             with (progress_for or _silent)(method.label) as progress:
-                row = experiment.run(
+                made = experiment.run(
                     task,
                     method,
                     compressed,
@@ -244,7 +248,7 @@ def run(
                     key=key,
                     coder=config.coder,
                     force=True,
-                    state_path=str(state),
+                    state_path=str(states[method.label]),
                     progress=progress,
                     metadata={"task": task.name, "method": method.label},
                 ).row
@@ -252,15 +256,23 @@ def run(
             with atomic_write(failure, force=True) as file:
                 file.write(traceback.format_exc().encode())
             compressed.unlink(missing_ok=True)
-            entries.append(dataclasses.replace(entry, file=None, error=_one_line(error)))
-            continue
+            return dataclasses.replace(entry, file=None, error=_one_line(error))
         sha256 = _file_digest(compressed)
         if fingerprint:
-            _write_json(record, {"fingerprint": fingerprint, "sha256": sha256, "row": dataclasses.asdict(row)})
+            _write_json(record, {"fingerprint": fingerprint, "sha256": sha256, "row": dataclasses.asdict(made)})
         failure.unlink(missing_ok=True)
-        entries.append(dataclasses.replace(entry, row=row, sha256=sha256))
+        return dataclasses.replace(entry, row=made, sha256=sha256)
+
+    if devices is None:
+        entries = [row(method) for method in config.methods]
+    else:
+        sharing: dict[Path, list[Method]] = {}
+        for method in config.methods:
+            sharing.setdefault(states[method.label], []).append(method)
+        done = {entry.label: entry for entry in _side_by_side(list(sharing.values()), row, devices)}
+        entries = [done[method.label] for method in config.methods]
     if all(entry.row is not None for entry in entries):
-        for state in states:
+        for state in states.values():
             state.unlink(missing_ok=True)
     return Comparison(
         task_name=task.name,
@@ -270,6 +282,33 @@ def run(
         entries=tuple(entries),
         fingerprint=of_task,
     )
+
+
+def _state_path(config: CompareConfig, method: Method, folder: Path, of_task: str) -> Path:
+    """Methods with one search between them share its measurements. Those of another task or seed are another file."""
+    search = "\0".join((of_task, str(config.seed), experiment.search_name(method)))
+    return folder / f"search-{hashlib.sha256(search.encode()).hexdigest()[:12]}.jsonl"
+
+
+def _side_by_side(groups: Sequence[Sequence[Method]], row: Callable[[Method], Entry], devices: Sequence[jax.Device]) -> list[Entry]:
+    """Rows of all groups, a group at a time on each device."""
+    free: queue.SimpleQueue[jax.Device] = queue.SimpleQueue()
+    for device in devices:
+        free.put(device)
+
+    def rows(group: Sequence[Method]) -> list[Entry]:
+        device = free.get()
+        try:
+            with jax.default_device(device):  # of this thread only
+                return [row(method) for method in group]
+        finally:
+            free.put(device)
+
+    pool = ThreadPoolExecutor(max_workers=len(devices))
+    try:
+        return [entry for future in [pool.submit(rows, group) for group in groups] for entry in future.result()]
+    finally:
+        pool.shutdown(cancel_futures=True)  # of an interrupt, rows that have begun are finished and kept
 
 
 def _silent(label: str) -> contextlib.AbstractContextManager[Progress | None]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 from pathlib import Path
 
+import jax
 from rich.console import Console
 
 from bqjax import compare
@@ -23,11 +24,19 @@ ROWS = "rows"
 
 
 def compare_methods(
-    config: CompareConfig, data: Path | None, out: Path, *, command: str, force: bool = False, console: Console
+    config: CompareConfig,
+    data: Path | None,
+    out: Path,
+    *,
+    command: str,
+    force: bool = False,
+    parallel: bool = False,
+    console: Console,
 ) -> None:
     """Runs the rows of a comparison that are not done, and writes table, picture and page into a folder.
 
     The same command goes on where it was interrupted; a config with another method gets its row beside those that are there.
+    ``parallel`` runs rows side by side, one on each device.
 
     Raises:
       ValueError: rows failed, after everything was written; the folder holds results of another task.
@@ -42,11 +51,12 @@ def compare_methods(
     if earlier is not None and earlier != compare.task_fingerprint(task):
         raise ValueError(f"{out} holds a comparison on another task: pass --force to overwrite it, or name another --out")
 
-    def progress_for(label: str) -> contextlib.AbstractContextManager[Progress]:
+    def progress_for(label: str) -> contextlib.AbstractContextManager[Progress | None]:
         say(console, f"running {label}")
-        return progress_bar(console, label)
+        return contextlib.nullcontext() if devices else progress_bar(console, label)  # one bar fits the screen
 
-    found = compare.run(config, task, out / ROWS, force=force, progress_for=progress_for)
+    devices = jax.local_devices() if parallel else None
+    found = compare.run(config, task, out / ROWS, force=force, devices=devices, progress_for=progress_for)
     for name, content in compare_files(found, command).items():
         with atomic_write(out / name, force=True) as file:
             file.write(content)

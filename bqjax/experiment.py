@@ -6,10 +6,8 @@ see ``task.calibration`` only.
 
 from __future__ import annotations
 
-import math
 import os
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +23,7 @@ from bqjax.leaves import decode
 from bqjax.methods import BinAndQuant, Method
 from bqjax.planned import BudgetConfig
 from bqjax.progress import Progress
+from bqjax.scoring import paired_error, score_on
 from bqjax.search import SearchInfo
 from bqjax.sensitivity.evaluate import signed
 from bqjax.task import Task
@@ -139,60 +138,10 @@ def zstd_bytes(data: bytes, level: int = 19) -> int:
     return len(zstandard.ZstdCompressor(level=level).compress(data))
 
 
-class _Measured(NamedTuple):
-    """What one pass over some batches gives: metrics, examples (what the score counts), each counted example's prediction,
-    and what it adds to the sum of the task's metric."""
-
-    metrics: dict[str, float]
-    n_examples: int
-    predictions: np.ndarray | None
-    parts: np.ndarray | None
-
-
-# Compiled once a task: a table of twenty rows would otherwise compile the network forty times.
-_PASSES: weakref.WeakKeyDictionary[Task, Callable[[Any, Any], Any]] = weakref.WeakKeyDictionary()
-
-
-def _pass_of(task: Task) -> Callable[[Any, Any], Any]:
-    score, predict = task.score, task.predict
-
-    def both(params: Any, batch: Any) -> Any:
-        # One function for both: XLA computes their common forward pass once.
-        sums, count = score(params, batch)
-        sums = dict(sums) if isinstance(sums, Mapping) else {"score": sums}
-        return sums, count, None if predict is None else predict(params, batch)
-
-    if task not in _PASSES:
-        _PASSES[task] = jax.jit(both)
-    return _PASSES[task]
-
-
-def _measure(task: Task, params: Any, batches: Sequence[Any]) -> _Measured:
-    function = _pass_of(task)
-    found = jax.device_get([function(params, batch) for batch in batches])
-    count = sum(float(n) for _, n, _ in found)
-    if not count > 0:
-        raise ValueError(f"the score of task {task.name!r} counted no examples in any batch")
-    metrics = {name: sum(float(sums[name]) for sums, _, _ in found) / count for name in found[0][0]}
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise ValueError(f"the score's {name!r} is {value}: repair the network or the score of task {task.name!r}")
-    if task.predict is None:
-        return _Measured(metrics, round(count), None, None)
-    keep = np.concatenate([np.asarray(said.counted, bool) for _, _, said in found])
-    predictions, right = (np.concatenate([said[i] for _, _, said in found])[keep] for i in range(2))
-    parts, metric = None, task.metric.removeprefix("-")
-    if metric == "accuracy":  # of which right and wrong are the examples' own values
-        parts = right.astype(np.float64)
-    elif metric in found[0][2].sums:
-        parts = np.concatenate([said.sums[metric] for _, _, said in found])[keep].astype(np.float64)
-    return _Measured(metrics, round(count), predictions, parts)
-
-
 def reference(task: Task) -> Reference:
     """Scores the uncompressed network of a task on its test and calibration data."""
     data = float_file(task.params)
-    test, calibration = _measure(task, task.params, task.test), _measure(task, task.params, task.calibration)
+    test, calibration = score_on(task, task.params, task.test), score_on(task, task.params, task.calibration)
     return Reference(
         test.metrics,
         calibration.metrics,
@@ -262,13 +211,10 @@ def run(
     if not same_tree(compressed, tree):
         raise RuntimeError(f"{path} does not decode to the tree that was written into it")
     params = decode(tree)
-    after, count, predictions, parts = _measure(task, params, task.test)
-    agreement = standard_error = None
+    after, count, predictions, parts = score_on(task, params, task.test)
+    agreement = None
     if predictions is not None and before.predictions is not None:
         agreement = float(np.mean(predictions == before.predictions))
-        if parts is not None and before.parts is not None:
-            changed = parts - before.parts
-            standard_error = float(changed.std() * math.sqrt(len(changed)) / count)
     name = task.metric.removeprefix("-")
     size = Path(path).stat().st_size
     row = Row(
@@ -276,9 +222,9 @@ def run(
         before=before.test[name],
         after=after[name],
         difference=float(signed(after, task.metric) - signed(before.test, task.metric)),
-        standard_error=standard_error,
+        standard_error=paired_error(before.parts, parts, count),
         agreement=agreement,
-        calibration=_measure(task, params, task.calibration).metrics[name],
+        calibration=score_on(task, params, task.calibration).metrics[name],
         file_bytes=size,
         ratio=before.float_bytes / size,
         bits_per_weight=8 * size / before.n_params,

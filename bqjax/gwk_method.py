@@ -10,7 +10,7 @@ import jax
 from bqjax.gwk import GWKConfig, gwk_cluster
 from bqjax.methods import Compressed
 from bqjax.progress import Progress
-from bqjax.sensitivity.gradient import loss_gradient
+from bqjax.scoring import task_gradient
 from bqjax.task import Task
 from bqjax.tree import Rule, replace, select
 
@@ -35,7 +35,7 @@ class GWK:
     ) -> Compressed:
         gradients = None
         if self.config.weighting != "none":
-            found = loss_gradient(task.score, task.params, task.calibration, task.rank_by)
+            found = task_gradient(task)
             gradients = replace(task.params, {name: found[name] for name in select(task.params, self.rules).taken})
         tree, _ = gwk_cluster(task.params, gradients, self.rules, key=key, config=self.config)
         return Compressed(tree)

@@ -17,8 +17,8 @@ from bqjax.bin_and_quant import BinConfig, BinStats, bin_and_quant, gaussian_bin
 from bqjax.progress import Progress
 from bqjax.rate import bin_and_quant_at_price
 from bqjax.related.weight_sharing import kmeans_share
+from bqjax.scoring import task_importance
 from bqjax.search import RateConfig, SearchConfig, SearchInfo, search_bins, search_price
-from bqjax.sensitivity.importance import output_importance
 from bqjax.task import Task
 from bqjax.tree import Rule
 
@@ -48,9 +48,7 @@ class Method(Protocol):
 
 def _at_price(task: Task, stats: BinStats, rate: RateConfig, key: jax.Array, progress: Progress | None) -> Compressed:
     """Weighs bins against storage, at the price given or else at the highest that keeps the limit."""
-    if task.outputs is None:
-        raise ValueError(f"task {task.name!r} has no outputs, which the importance of its weights is taken from")
-    importance = output_importance(task.outputs, task.params, task.calibration, key=key, draws=rate.draws, names=list(stats))
+    importance = task_importance(task, key=key, draws=rate.draws, names=list(stats))
     price = rate.price
     if price is None:
         price = search_price(

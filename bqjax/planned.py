@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import glob
 import operator
-import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,7 @@ from bqjax.methods import Compressed
 from bqjax.progress import Progress
 from bqjax.rate import bin_and_quant_at_price
 from bqjax.rate_blocks import blocks_at_price, trim_blocks
-from bqjax.sensitivity.importance import output_importance
-from bqjax.sensitivity.journal import digest
+from bqjax.scoring import task_importance
 from bqjax.task import Task
 from bqjax.tree import Rule, named_leaves, replace
 
@@ -98,22 +96,15 @@ class Layer:
             raise ValueError(f"a layer's names are a tuple of at least one leaf's name, got {self.names!r}")
 
 
-# Passes over all calibration data, which a plan needs twice: to be found, and to be carried out.
-_IMPORTANCE: weakref.WeakKeyDictionary[Task, dict[Any, dict[str, np.ndarray]]] = weakref.WeakKeyDictionary()
-
-
 def weights_importance(task: Task, *, key: jax.Array, draws: int) -> dict[str, np.ndarray]:
-    """How much each weight matters to the outputs, see :func:`~bqjax.sensitivity.importance.output_importance`.
+    """How much each weight matters to the outputs, see :func:`~bqjax.scoring.task_importance`.
 
     All the same where the task has no outputs. Of all leaves of floating point at once, so that a plan finds the very numbers
     that it was made by.
     """
     if task.outputs is None:
         return {name: np.ones(np.shape(leaf), np.float32) for name, leaf in named_leaves(task.params).items()}
-    of_task, asked = _IMPORTANCE.setdefault(task, {}), (digest(key), draws)
-    if asked not in of_task:
-        of_task[asked] = output_importance(task.outputs, task.params, task.calibration, key=key, draws=draws)
-    return of_task[asked]
+    return task_importance(task, key=key, draws=draws)
 
 
 def compress_layer(

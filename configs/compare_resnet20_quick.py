@@ -1,6 +1,6 @@
 """Methods without data compared on ResNet-20 for CIFAR-10, on 1,000 test images: minutes where compare_resnet20.py takes an hour.
 
-bqjax compare --config configs/compare_resnet20_quick.py --data ../shared/data --out out/compare_resnet20_quick
+bqjax compare --config configs/compare_resnet20_quick.py --data DATA --out out/compare_resnet20_quick
 """
 
 from bqjax.bin_and_quant import BinConfig

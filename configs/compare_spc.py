@@ -1,6 +1,6 @@
 """Methods compared without retraining on the published Speech Commands network (the paper's SPC, Table I).
 
-bqjax compare --config configs/compare_spc.py --data ../shared/data --out out/compare_spc
+bqjax compare --config configs/compare_spc.py --data DATA --out out/compare_spc
 """
 
 from bqjax.bin_and_quant import BinConfig

@@ -77,6 +77,7 @@ def test_a_plan_makes_its_file_again(config, tmp_path, capsys, monkeypatch):
         (("--target-size", "0"), "less than a byte"),
         (("--max-drop", "-1"), "--max-drop must not be negative, got -1"),
         (("--max-drop", "1", "--target-size", "1KB"), "--target-size cannot go with --max-drop"),
+        (("--target-size", "1KB", "--confidence", "0.9"), "--confidence is one of keeping a drop: name it by --max-drop"),
         (("--max-drop", "1", "--bins", "4"), "--bins cannot go with --config"),
     ],
 )

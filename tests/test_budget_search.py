@@ -128,6 +128,22 @@ def test_a_drop_is_kept():
     assert none.drop <= 1e-9 and plan.file_bytes <= none.file_bytes
 
 
+def test_a_drop_is_kept_with_confidence():
+    """At the bound by NumPy, of the file's own right answers."""
+    sure, plain = planned(max_drop=0.06, confidence=0.9), planned(max_drop=0.06)
+    params = decode(sure.method.compress(task(), key=KEY).tree)
+
+    def right(params):
+        found = [task().predict(params, b) for b in task().calibration]
+        return np.concatenate([np.asarray(f.right)[np.asarray(f.counted)] for f in found]).astype(float)
+
+    change = right(task().params) - right(params)
+    error = change.std() / math.sqrt(60)
+    assert sure.drop == pytest.approx(change.mean(), abs=1e-6) and sure.drop_error == pytest.approx(error, abs=1e-9)
+    assert change.mean() + 1.2815516 * error <= 0.06 + 1e-6  # Phi(1.2815516) = 0.9
+    assert sure.file_bytes >= plain.file_bytes
+
+
 def test_an_interrupted_plan_and_one_that_is_not(tmp_path, monkeypatch):
     calls, scores, stop_after = [], Evaluator.scores, 4
 
@@ -195,11 +211,19 @@ def test_a_drop_that_no_plan_keeps(monkeypatch):
         ({"target_bytes": 0}, "at least 1 byte, got 0"),
         ({"max_drop": -0.01}, "must be finite and not negative, got -0.01"),
         ({"max_drop": float("nan")}, "must be finite and not negative, got nan"),
+        ({"max_drop": 0.1, "confidence": 1.0}, "the confidence must be at least 0.5 and below 1, got 1"),
+        ({"max_drop": 0.1, "confidence": float("nan")}, "the confidence must be at least 0.5 and below 1, got nan"),
+        ({"target_bytes": 900, "confidence": 0.9}, "a confidence is one of keeping a drop"),
     ],
 )
 def test_bad_budgets(changes, message):
     with pytest.raises(ValueError, match=message):
         find_plan(task(), CONFIG, key=KEY, **changes)
+
+
+def test_no_confidence_without_predictions():
+    with pytest.raises(ValueError, match="no predictions that tell each example's accuracy"):
+        find_plan(tiny_task(predict=None), CONFIG, key=KEY, max_drop=0.1, confidence=0.9)
 
 
 def test_networks_that_cannot_be_planned_for():

@@ -22,6 +22,7 @@ LAYERS = [
     {"layer_stats"},
     {"quantised_search", "measured_state"},
     {"search", "related", "task", "figures"},
+    {"scoring"},
     {"methods", "models", "tflite_network"},
     {"planned", "gwk_method", "related_methods"},
     {"experiment", "sweeps"},

@@ -86,9 +86,9 @@ class Evaluator:
     Args:
       score: see :data:`Score`.
       batches: non-empty; batches of one shape share a compilation. Each counts by its number of examples.
-      mesh: devices to spread candidates over, a mesh of one axis; None takes all devices, those of the other processes
-        too where ``jax.distributed`` has joined several. All of these then make the same calls with the same arguments,
-        and all get the same numbers. A mesh of this process's devices works without the others.
+      mesh: devices to spread candidates over, a mesh of one axis; None takes the one that ``jax.default_device`` names, or else
+        all, those of the other processes too where ``jax.distributed`` has joined several. All of these then make the same calls
+        with the same arguments, and all get the same numbers. A mesh of this process's devices works without the others.
       group: candidates that a device evaluates at a time, by ``vmap``, at their multiple of memory. None takes up to 8, but 1
         on CPU where a convolution or a loop lies behind the leaf. The numbers of different groups agree to rounding.
       cache_bytes: what the prefixes of the last perturbed leaves may take, so that a next call for the same leaves

@@ -24,8 +24,9 @@ __all__ = ["SharedJournal", "check_same", "dealt", "default_mesh", "fetch", "fro
 
 
 def default_mesh(axis: str) -> Mesh:
-    """All devices of all processes, as a mesh of one axis."""
-    return Mesh(np.array(jax.devices()), (axis,))
+    """All devices of all processes, or the one that ``jax.default_device`` names, as a mesh of one axis."""
+    named = jax.config.jax_default_device  # type: ignore[attr-defined]  # this thread's
+    return Mesh(np.array([named] if isinstance(named, jax.Device) else jax.devices()), (axis,))
 
 
 def is_shared(mesh: Mesh) -> bool:

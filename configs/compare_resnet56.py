@@ -1,0 +1,44 @@
+"""Methods compared without retraining on ResNet-56 for CIFAR-10, all 10,000 test images.
+
+bqjax compare --config configs/compare_resnet56.py --data DATA --out out/compare_resnet56
+"""
+
+import dataclasses
+
+from bqjax.adapters.flax import nnx_apply
+from bqjax.bin_and_quant import BinConfig
+from bqjax.compare import CompareConfig
+from bqjax.gwk import GWKConfig
+from bqjax.gwk_method import GWK
+from bqjax.methods import GaussianBins, KMeans
+from bqjax.models.resnet import load_resnet
+from bqjax.related.ptq import PTQConfig
+from bqjax.related_methods import PTQ
+from bqjax.search import RateConfig
+from bqjax.task import classification_outputs
+from bqjax.tree import Rule
+from train.cifar import resnet_task
+
+DEPTH = 56
+
+
+def task(data_dir, progress):
+    """The network with its logits, which the importance of weights is taken from."""
+    apply = nnx_apply(load_resnet(data_dir / "weights" / f"resnet{DEPTH}_cifar10.safetensors"))
+    return dataclasses.replace(resnet_task(data_dir, depth=DEPTH, n_calibration=500), outputs=classification_outputs(apply))
+
+
+# The first convolution has 432 weights and the head 640: eight bits of blocks would be larger than they are.
+SMALL = (Rule("conv1/kernel", GWKConfig(bits=5, cv=2, weighting="none")), Rule("linear/kernel", 5), Rule("*/kernel"))
+
+config = CompareConfig(
+    task=task,
+    data=f"weights/resnet{DEPTH}_cifar10.safetensors and tfds/cifar10 (see train/cifar.py)",
+    methods=(
+        *(KMeans(k=k, label=f"k-means, {k}") for k in (16, 32)),
+        GaussianBins(bins=BinConfig(n_bins=16, sigma_scale=1.6), rate=RateConfig(price=0.5), label="B&Q at a price, 0.5"),
+        GWK(config=GWKConfig(bits=8, cv=2, pw=2, weighting="none"), rules=SMALL, label="PQ, 8 bits for 2"),
+        PTQ(config=PTQConfig(bits=5, limits="mse"), label="PTQ, 5 bits a channel"),
+        GaussianBins(bins=BinConfig(n_bins=16, sigma_scale=2.0), label="Gaussian bins of 2 sigma, 16"),
+    ),
+)
