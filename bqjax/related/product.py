@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bqjax.blocks import output_first
+from bqjax.blocks import n_blocks, output_first
 from bqjax.gwk_blocks import leaf_blocks
 from bqjax.leaves import Affine, Clustered, index_dtype
 from bqjax.related.trimming import in_use
@@ -53,8 +53,8 @@ class ProductConfig:
                 raise ValueError(f"{what} must be an integer of at least 1, got {value!r}")
 
 
-def block_parts(name: str, leaf: Any, k: int, d: int) -> tuple[jax.Array, np.ndarray]:
-    """Blocks ``[n, d]`` of a leaf in float32 and which of their entries are real; errors name what would fit."""
+def check_blocks(name: str, leaf: Any, k: int, d: int) -> None:
+    """Raises ``ValueError`` where a leaf cannot be cut into blocks of ``d`` for ``k`` entries; the message names what would fit."""
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ValueError(f"leaf {name!r} is of integers, {leaf.dtype}: blocks are of floats; skip it, Rule({name!r}, skip=True)")
     check_finite(name, leaf)
@@ -64,20 +64,26 @@ def block_parts(name: str, leaf: Any, k: int, d: int) -> tuple[jax.Array, np.nda
             f"leaf {name!r} of shape {np.shape(leaf)} has rows of {row} weights, fewer than a block of {d}: give it d of at most "
             f"{row} by a rule, or skip it, Rule({name!r}, skip=True)"
         )
-    x, real = leaf_blocks(name, leaf, d)
-    if k > x.shape[0]:
+    blocks = n_blocks(np.shape(leaf), output_first(leaf.ndim), d)
+    if k > blocks:
         raise ValueError(
-            f"leaf {name!r} has {x.shape[0]} blocks of {d}, fewer than the {k} codebook entries: give it k of at most {x.shape[0]} "
+            f"leaf {name!r} has {blocks} blocks of {d}, fewer than the {k} codebook entries: give it k of at most {blocks} "
             f"by a rule, or skip it, Rule({name!r}, skip=True)"
         )
-    return x, real
 
 
-def cluster(x: jax.Array, real: np.ndarray, k: int, key: jax.Array, iterations: int) -> VectorKMeans:
+def block_parts(name: str, leaf: Any, k: int, d: int) -> tuple[jax.Array, np.ndarray]:
+    """Blocks ``[n, d]`` of a leaf in float32 and which of their entries are real; errors as :func:`check_blocks`."""
+    check_blocks(name, leaf, k, d)
+    return leaf_blocks(name, leaf, d)
+
+
+def cluster(x: jax.Array, real: np.ndarray | None, k: int, key: jax.Array, iterations: int) -> VectorKMeans:
     """k-means of blocks that all count the same."""
     # Weights behind a barrier: XLA would work out at compile time, slowly, whatever follows from ones alone.
     weights = lax.optimization_barrier(jnp.ones(x.shape[0], x.dtype))
-    return kmeans_vector(x, k, weights, key=key, mask=None if real.all() else jnp.asarray(real), iterations=iterations)
+    mask = None if real is None or real.all() else jnp.asarray(real)
+    return kmeans_vector(x, k, weights, key=key, mask=mask, iterations=iterations)
 
 
 def product_quantise(

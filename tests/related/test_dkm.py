@@ -12,7 +12,7 @@ import pytest
 from bqjax.blocks import output_first, to_blocks
 from bqjax.leaves import decode
 from bqjax.related.dkm import DKMConfig, dkm, dkm_harden, dkm_start
-from bqjax.related.soft_kmeans import Layout, Solver, from_tiles, soft_kmeans, soft_values, to_tiles
+from bqjax.related.soft_kmeans import Layout, Solver, from_tiles, in_place, soft_kmeans, to_tiles
 from bqjax.tree import Rule
 
 KEY = jax.random.key(0)
@@ -47,9 +47,8 @@ def plain(x, iterations, xp=np):
 def ours(x, solver):
     def value(points):
         x = to_tiles(points, LAYOUT)
-        codebook = soft_kmeans(x, jnp.asarray(START), jnp.float32(TEMPERATURE), LAYOUT, solver)
-        y = from_tiles(soft_values(x, codebook, jnp.float32(TEMPERATURE), LAYOUT), LAYOUT)
-        return (y * SLOPE).sum(), codebook
+        y, codebook = soft_kmeans(x, jnp.asarray(START), jnp.float32(TEMPERATURE), LAYOUT, solver)
+        return (from_tiles(y, LAYOUT) * SLOPE).sum(), codebook
 
     return jax.value_and_grad(value, has_aux=True)(x)
 
