@@ -1,9 +1,10 @@
-"""Methods that train, at equal epochs: a small CNN for handwritten digits, three seeds. Half an hour, and no download.
+"""Methods that train, at equal epochs: a small CNN for handwritten digits, three seeds. Half an hour of two cores, and no download.
 
 python -m train --config configs/compare_trained_digits.py --out out/compare_trained_digits
 
-Each row starts from the same float network and trains on for 20 epochs with the same optimiser, order of images and distillation, but
-for the rows without training. Convolutions and the dense layer inside are what schemes take; first and last kernel are int8.
+Each row starts from the same float network and trains on for 20 epochs with the same optimiser, order of images and
+distillation, but for the rows without training. The two inner convolutions and the large dense layer are what schemes take; first
+and last kernel are int8.
 """
 
 from bqjax.quantizers import QuantizerConfig

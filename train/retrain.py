@@ -118,8 +118,8 @@ class Retrained:
         """
         if not isinstance(task, TrainingTask) or task.outputs is None:
             raise ValueError(
-                f"{self.label}: task {task.name!r} has no data to train on: methods that train are rows of a stage, python -m train "
-                "--config with a PipelineConfig"
+                f"{self.label}: task {task.name!r} has no data to train on: methods that train are rows of a stage of a "
+                "PipelineConfig, python -m train --config"
             )
         if self.training.batch_size > len(task.data.train):
             raise ValueError(f"batch_size {self.training.batch_size} is larger than the {len(task.data.train)} training examples")

@@ -126,7 +126,7 @@ class SoftKMeans(_Scheme):
 
 @dataclass(frozen=True, kw_only=True)
 class Clusters(_Scheme):
-    """GWK in every step (see :mod:`bqjax.gwk_loop`); ``weighting="none"`` is product quantisation. Epochs of ``phase`` do not count."""
+    """GWK in every step (see :mod:`bqjax.gwk_loop`); ``weighting="none"`` is product quantisation. Its epochs are not looked at."""
 
     phase: GWKPhase
 
@@ -199,7 +199,9 @@ class Codebooks(_Scheme):
         if self.k is not None:
             tree = shared(decode(tree), self.k)
         if plain := [name for name, leaf in tree.items() if not isinstance(leaf, Clustered)]:
-            raise ValueError(f"leaf {plain[0]!r} has no codebook to train: give k, or put the scheme behind one that ends in codebooks")
+            raise ValueError(
+                f"leaf {plain[0]!r} has no codebook to train: give k, or put the scheme behind one that ends in codebooks"
+            )
         return {"codebooks": codebooks(tree)}, tree
 
     def seen(self, numbers: dict[str, Any], state: Any, progress: jax.Array) -> tuple[Weights, Any]:

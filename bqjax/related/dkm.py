@@ -24,10 +24,9 @@ import numpy as np
 from jax import lax
 
 from bqjax.blocks import from_blocks, output_first
-from bqjax.gwk_blocks import leaf_blocks
 from bqjax.kmeans import kmeans_scalar
 from bqjax.leaves import Clustered, index_dtype
-from bqjax.related.product import check_blocks, cluster
+from bqjax.related.product import block_parts, check_blocks, cluster
 from bqjax.related.soft_kmeans import Layout, Solver, from_tiles, in_place, soft_kmeans, spread, to_tiles, variance
 from bqjax.related.trimming import in_use
 from bqjax.tree import Rule, named_leaves, replace, select
@@ -80,9 +79,7 @@ class DKMConfig:
         return Solver(self.iterations, self.tolerance, self.implicit, self.solver_steps)
 
 
-def _chosen(
-    params: Any, rules: Sequence[Rule[DKMConfig]] | None, config: DKMConfig | None
-) -> Iterator[tuple[str, Any, DKMConfig]]:
+def _chosen(params: Any, rules: Sequence[Rule[DKMConfig]] | None, config: DKMConfig | None) -> Iterator[tuple[str, Any, DKMConfig]]:
     """Name, leaf and setting of every chosen leaf."""
     leaves = named_leaves(params)
     for name, rule in select(params, rules).taken.items():
@@ -100,12 +97,11 @@ def _order(leaf: Any, d: int) -> tuple[int, ...]:
     return output_first(leaf.ndim) if d > 1 else tuple(range(leaf.ndim))
 
 
-def _blocks(name: str, leaf: Any, d: int) -> tuple[jax.Array, np.ndarray | None]:
+def _blocks(name: str, leaf: Any, setting: DKMConfig) -> tuple[jax.Array, jax.Array | None]:
     """Blocks ``[n, d]`` in float32, and which of their entries are real where not all are."""
-    if d == 1:
+    if setting.d == 1:
         return jnp.asarray(leaf).astype(jnp.float32).reshape(-1, 1), None
-    x, real = leaf_blocks(name, leaf, d)
-    return x, None if real.all() else real
+    return block_parts(name, leaf, setting.k, setting.d)
 
 
 def dkm_start(
@@ -125,11 +121,11 @@ def dkm_start(
     """
     codebooks = {}
     for i, (name, leaf, setting) in enumerate(_chosen(params, rules, config)):
-        x, real = _blocks(name, leaf, setting.d)
+        x, mask = _blocks(name, leaf, setting)
         if setting.d == 1:
             codebooks[name] = kmeans_scalar(x[:, 0], setting.k).codebook[:, None].astype(jnp.float32)
         else:
-            codebooks[name] = cluster(x, real, setting.k, jax.random.fold_in(key, i), 25).codebook
+            codebooks[name] = cluster(x, mask, setting.k, jax.random.fold_in(key, i), 25).codebook
     return codebooks
 
 
@@ -183,7 +179,7 @@ def _drawn(leaf: jax.Array, start: jax.Array, setting: DKMConfig) -> tuple[jax.A
         values, codebook = _soft(x, start, layout, setting)
         return values.reshape(shape), codebook
     order = _order(leaf, d)
-    points = _blocks("", leaf, d)[0]
+    points = _blocks("", leaf, setting)[0]
     # Blocks of one know no rows.
     row = math.prod(shape[a] for a in order[1:]) if d > 1 else 1
     layout = spread(points.shape[0], d, row, k)
@@ -241,9 +237,9 @@ def dkm_harden(
     """
     new = {}
     for name, leaf, setting in _chosen(params, rules, config):
-        x, real = _blocks(name, leaf, setting.d)
+        x, mask = _blocks(name, leaf, setting)
         codebook = _codebook(name, codebooks, setting).astype(leaf.dtype)
-        indices = nearest_block(x, codebook.astype(jnp.float32), mask=None if real is None else jnp.asarray(real))
+        indices = nearest_block(x, codebook.astype(jnp.float32), mask=mask)
         codebook, indices = in_use(codebook, indices)
         indices = indices.astype(index_dtype(codebook.shape[0]))
         new[name] = Clustered(indices, codebook, np.shape(leaf), leaf.dtype, _order(leaf, setting.d))

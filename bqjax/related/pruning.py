@@ -94,10 +94,18 @@ def _count(sparsity: Any, leaves: Mapping[str, Any], names: Sequence[str]) -> An
     return jnp.int32(min(round(float(sparsity) * n), n - 1))
 
 
+def _keys(weight: jax.Array) -> jax.Array:
+    """Sizes as whole numbers in their own order: the bits of floats that are not negative."""
+    return lax.bitcast_convert_type(jnp.abs(weight).astype(jnp.float32), jnp.uint32)
+
+
 @jax.jit
 def _masks(weights: list[jax.Array], count: jax.Array) -> list[jax.Array]:
-    # Sizes as whole numbers in their own order: the bits of floats that are not negative.
-    keys = [lax.bitcast_convert_type(jnp.abs(w).astype(jnp.float32), jnp.uint32) for w in weights]
+    return _largest([_keys(w) for w in weights], count)
+
+
+def _largest(keys: list[jax.Array], count: jax.Array) -> list[jax.Array]:
+    """Masks of all but the ``count`` smallest."""
 
     def smaller(limit: jax.Array) -> jax.Array:
         return sum((key < limit).sum(dtype=jnp.int32) for key in keys)  # type: ignore[return-value]
@@ -114,17 +122,20 @@ def _masks(weights: list[jax.Array], count: jax.Array) -> list[jax.Array]:
     for key in keys:
         equal = key == limit
         n_equal = equal.sum(dtype=jnp.int32)
-        # Which of the equals go matters only where not all do.
-        gone = lax.cond(
-            left >= n_equal,
-            lambda equal, left: equal,
-            lambda equal, left: equal & (jnp.cumsum(equal.reshape(-1), dtype=jnp.int32).reshape(equal.shape) <= left),
-            equal,
-            left,
-        )
-        masks.append((key >= limit) & ~gone)
+        masks.append((key >= limit) & ~_first(equal, left))
         left = jnp.maximum(left - n_equal, 0)
     return masks
+
+
+def _first(marked: jax.Array, count: jax.Array) -> jax.Array:
+    """The first ``count`` of what is marked; numbers of rows and of one row are all that is worked out for it."""
+    rows = marked.reshape(-1, marked.shape[-1] if marked.ndim else 1)
+    each = rows.sum(1, dtype=jnp.int32)
+    upto = jnp.cumsum(each)
+    whole = upto <= count
+    at = jnp.argmin(whole)
+    part = rows[at] & (jnp.cumsum(rows[at], dtype=jnp.int32) <= count - (upto[at] - each[at]))
+    return (rows & whole[:, None]).at[at].set(part).reshape(marked.shape)
 
 
 def prune(params: Any, masks: Mapping[str, Any]) -> Any:
@@ -251,7 +262,8 @@ def gradual_pruning(schedule: GradualPruning, rules: Sequence[Rule[float]] | Non
             raise ValueError("gradual_pruning() looks at the weights: call update(updates, state, params)")
         taken = _taken(params, rules)
         before, steps = named_leaves(params), named_leaves(updates)
-        after = {name: (before[name] + steps[name]).astype(before[name].dtype) for name in taken}
+        # The one array of the size of a leaf that the choice needs, beside masks.
+        after = {name: _keys((before[name] + steps[name]).astype(before[name].dtype)) for name in taken}
 
         def chosen() -> dict[str, jax.Array]:
             masks: dict[str, jax.Array] = {}
@@ -259,7 +271,7 @@ def gradual_pruning(schedule: GradualPruning, rules: Sequence[Rule[float]] | Non
                 n = sum(after[name].size for name in names)
                 sparsity = schedule.sparsity(state.step, group_setting(group, names, taken))
                 count = jnp.clip(jnp.round(sparsity * n), 0, n - 1).astype(jnp.int32)
-                masks.update(zip(names, _masks([after[name] for name in names], count), strict=True))
+                masks.update(zip(names, _largest([after[name] for name in names], count), strict=True))
             return masks
 
         masks = lax.cond(schedule.due(state.step), chosen, lambda: {name: state.masks[name] for name in taken})

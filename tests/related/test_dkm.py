@@ -12,7 +12,7 @@ import pytest
 from bqjax.blocks import output_first, to_blocks
 from bqjax.leaves import decode
 from bqjax.related.dkm import DKMConfig, dkm, dkm_harden, dkm_start
-from bqjax.related.soft_kmeans import Layout, Solver, from_tiles, in_place, soft_kmeans, to_tiles
+from bqjax.related.soft_kmeans import Layout, Solver, from_tiles, soft_kmeans, to_tiles
 from bqjax.tree import Rule
 
 KEY = jax.random.key(0)
