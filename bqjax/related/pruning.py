@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import numpy as np
 from jax import lax
 
 from bqjax.bin_and_quant import group_setting, grouped
+from bqjax.segments import over_pieces
 from bqjax.tree import Rule, check_finite, named_leaves, replace, select
 
 __all__ = ["GradualPruning", "PruningState", "PruningTransformation", "gradual_pruning", "magnitude_masks", "prune"]
@@ -105,10 +107,13 @@ def _masks(weights: list[jax.Array], count: jax.Array) -> list[jax.Array]:
 
 
 def _largest(keys: list[jax.Array], count: jax.Array) -> list[jax.Array]:
-    """Masks of all but the ``count`` smallest."""
+    """Masks of all but the ``count`` smallest. In pieces: numbers that are counted take four times the room of masks."""
 
     def smaller(limit: jax.Array) -> jax.Array:
-        return sum((key < limit).sum(dtype=jnp.int32) for key in keys)  # type: ignore[return-value]
+        def add(total: jax.Array, _: Any, piece: jax.Array) -> jax.Array:
+            return total + (piece < limit).sum(dtype=jnp.int32)
+
+        return functools.reduce(lambda total, key: over_pieces(add, total, key.reshape(-1)), keys, jnp.int32(0))
 
     def bisect(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
@@ -117,25 +122,20 @@ def _largest(keys: list[jax.Array], count: jax.Array) -> list[jax.Array]:
         return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
     limit = lax.fori_loop(0, 31, bisect, (jnp.uint32(0), jnp.uint32(0x7F800000)))[1]
-    left = count - smaller(limit)
-    masks = []
+
+    def mark(state: tuple[jax.Array, jax.Array], start: Any, piece: jax.Array) -> tuple[jax.Array, jax.Array]:
+        left, mask = state
+        equal = piece == limit
+        gone = equal & (jnp.cumsum(equal, dtype=jnp.int32) <= left)
+        kept = (piece >= limit) & ~gone
+        return left - gone.sum(dtype=jnp.int32), lax.dynamic_update_slice_in_dim(mask, kept, start, 0)
+
+    # Among equals the first go.
+    masks, left = [], count - smaller(limit)
     for key in keys:
-        equal = key == limit
-        n_equal = equal.sum(dtype=jnp.int32)
-        masks.append((key >= limit) & ~_first(equal, left))
-        left = jnp.maximum(left - n_equal, 0)
+        left, mask = over_pieces(mark, (left, jnp.zeros(key.size, bool)), key.reshape(-1))
+        masks.append(mask.reshape(key.shape))
     return masks
-
-
-def _first(marked: jax.Array, count: jax.Array) -> jax.Array:
-    """The first ``count`` of what is marked; numbers of rows and of one row are all that is worked out for it."""
-    rows = marked.reshape(-1, marked.shape[-1] if marked.ndim else 1)
-    each = rows.sum(1, dtype=jnp.int32)
-    upto = jnp.cumsum(each)
-    whole = upto <= count
-    at = jnp.argmin(whole)
-    part = rows[at] & (jnp.cumsum(rows[at], dtype=jnp.int32) <= count - (upto[at] - each[at]))
-    return (rows & whole[:, None]).at[at].set(part).reshape(marked.shape)
 
 
 def prune(params: Any, masks: Mapping[str, Any]) -> Any:
