@@ -30,7 +30,7 @@ class Tiles(NamedTuple):
     """Points with the last axis long, in tiles; padding has weight 0."""
 
     x: jax.Array  # [tiles, d, t]
-    weights: jax.Array  # [tiles, 1, t], or [tiles, d, t] for weights of coordinates
+    weights: jax.Array | None  # [tiles, 1, t], or [tiles, d, t] for weights of coordinates; None: all 1, and no padding
     metric: jax.Array | None  # [tiles, d, t] factors of squared differences in the distance; None: all 1
 
 
@@ -113,12 +113,13 @@ def table(points: Tiles, codebook: jax.Array) -> jax.Array:
     """``[k, d + 1]``, or ``[k, 2 d]`` for weights of coordinates: sums of weight times point and of weights."""
     k = codebook.shape[0]
     tiles, d, _ = points.x.shape
-    width = d + points.weights.shape[1]
+    width = d + (1 if points.weights is None else points.weights.shape[1])
     # Sums of sums, so that no accumulator sees more than some hundred additions of its kind.
     run = max(1, round(tiles**0.5))
 
     def add(i: Any, total: jax.Array) -> jax.Array:
-        x, w = _at(points.x, i), _at(points.weights, i)
+        x = _at(points.x, i)
+        w = jnp.ones_like(x[:1]) if points.weights is None else _at(points.weights, i)
         index = assign_tile(x, None if points.metric is None else _at(points.metric, i), codebook)
         return total.at[index].add(jnp.concatenate([x * w, w]).T, mode="promise_in_bounds")
 
@@ -141,7 +142,8 @@ def nearest_and_error(points: Tiles, codebook: jax.Array) -> tuple[jax.Array, ja
 
 def _tile_errors(tile: Tiles, codebook: jax.Array) -> tuple[jax.Array, jax.Array]:
     index = assign_tile(tile.x, tile.metric, codebook)
-    error = (jnp.square(tile.x - codebook[index].T) * tile.weights).sum(0)
+    squares = jnp.square(tile.x - codebook[index].T)
+    error = (squares if tile.weights is None else squares * tile.weights).sum(0)
     return index.astype(index_dtype(codebook.shape[0])), error
 
 

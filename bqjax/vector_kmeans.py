@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from bqjax.seeding import Points, seeds, thin
 from bqjax.segments import check_k, concrete, over_pieces
 from bqjax.tiles import Tiles, assign_tile, nearest_and_error, reseed, table, tiled
 
-__all__ = ["VectorKMeans", "kmeans_vector", "nearest_block", "weighted_sums"]
+__all__ = ["VectorKMeans", "kmeans_tiles", "kmeans_vector", "nearest_block", "weighted_sums"]
 
 # Points of the sample that most iterations run on, and of the one that seeds are drawn from.
 _SAMPLE, _SAMPLE_PER_ENTRY = 2**15, 512
@@ -106,30 +106,101 @@ def _kmeans_vector(
 ) -> VectorKMeans:
     n, d = x.shape
     points, centre, scale = _prepared(x, weights, mask)
-    tolerance = jnp.asarray(tolerance, x.dtype)
-    sample_size = max(_SAMPLE, _SAMPLE_PER_ENTRY * k)
-    sampled = sampling and n >= 2 * sample_size
-    full_iterations = max(1, iterations // _SAMPLE_FACTOR) if sampled else iterations
+    sample_size = _sample_size(k)
     seed_key, sample_key, thin_key = jax.random.split(key, 3)
     sample = thin(points, sample_size, sample_key)
     sample = sample._replace(x=_moved(sample.x, mask, centre, scale))
-    if start is None:
-        codebook = seeds(thin(sample, max(_SEEDING, _SEEDING_PER_ENTRY * k), thin_key), k, seed_key)
-    else:
-        codebook = (start - centre) * scale
-    zero = jnp.zeros((), jnp.int32)
-    state = _State(codebook, jnp.zeros((), x.dtype), zero, zero)
-    if iterations > full_iterations:
-        state = _lloyd(_tiles(sample), state, _SAMPLE_FACTOR * (iterations - full_iterations), tolerance)
     tiles = _tiles(points, lambda x: _moved(x, mask, centre, scale))
-    state = _lloyd(tiles, state, full_iterations, tolerance)
+    start = None if start is None else (start - centre) * scale
+    sampled = sampling and n >= 2 * sample_size
+    state = _clustered(tiles, sample, start, (seed_key, thin_key), k, iterations, sampled, tolerance)
     indices, squares = nearest_and_error(tiles, state.codebook)
     factor = d if points.weights.shape[1] == 1 else 1
-    mse = squares.sum() / (tiles.weights.sum((1, 2)).sum() * factor) / scale / scale
+    mse = squares.sum() / (cast(jax.Array, tiles.weights).sum((1, 2)).sum() * factor) / scale / scale
     # Rounding on the way back must not leave the range of the points.
     low, high = over_pieces(_widened, (jnp.full((1, d), jnp.inf, x.dtype), jnp.full((1, d), -jnp.inf, x.dtype)), x, points.weights)
     codebook = jnp.where(low <= high, jnp.clip(state.codebook / scale + centre, low, high), 0)
     return VectorKMeans(codebook, indices.reshape(-1)[:n], mse, state.iterations, state.repaired)
+
+
+def _sample_size(k: int) -> int:
+    return max(_SAMPLE, _SAMPLE_PER_ENTRY * k)
+
+
+def _clustered(
+    tiles: Tiles,
+    sample: Points,
+    start: jax.Array | None,
+    keys: tuple[jax.Array, jax.Array],
+    k: int,
+    iterations: int,
+    sampled: bool,
+    tolerance: Any,
+) -> _State:
+    """Seeds from the sample, iterations on it where it is one, and the last ones on all points."""
+    tolerance = jnp.asarray(tolerance, sample.x.dtype)
+    full_iterations = max(1, iterations // _SAMPLE_FACTOR) if sampled else iterations
+    seed_key, thin_key = keys
+    codebook = seeds(thin(sample, max(_SEEDING, _SEEDING_PER_ENTRY * k), thin_key), k, seed_key) if start is None else start
+    zero = jnp.zeros((), jnp.int32)
+    state = _State(codebook, jnp.zeros((), sample.x.dtype), zero, zero)
+    if iterations > full_iterations:
+        state = _lloyd(_tiles(sample), state, _SAMPLE_FACTOR * (iterations - full_iterations), tolerance)
+    return _lloyd(tiles, state, full_iterations, tolerance)
+
+
+@functools.partial(jax.jit, static_argnames=("d", "k", "iterations", "sampling"))
+def kmeans_tiles(
+    matrix: jax.Array,
+    d: int,
+    k: int,
+    *,
+    key: jax.Array,
+    start: jax.Array | None = None,
+    iterations: int = 25,
+    sampling: bool = True,
+    tolerance: float = 1e-5,
+) -> VectorKMeans:
+    """:func:`kmeans_vector` of a matrix ``[rows * d, columns]`` whose points are ``d`` neighbours of a column, all of one weight.
+
+    They are read where they lie, so that memory is one copy of them, their indices and little else. For matrices of some
+    hundred to some thousand columns. Nothing is checked.
+
+    Returns:
+      As :func:`kmeans_vector`, the indices ``[rows, columns]``.
+
+    Example:
+      >>> import numpy as np
+      >>> x = np.float32([[0, 0, 9], [1, 1, 9], [9, 0, 0], [9, 1, 1]])
+      >>> kmeans_tiles(jnp.asarray(x), 2, 2, key=jax.random.key(0)).mse.item()
+      0.0
+    """
+    x = matrix.astype(jnp.float32).reshape(-1, d, matrix.shape[1])
+    rows, _, columns = x.shape
+    n, sample_size = rows * columns, _sample_size(k)
+    # Of sums of few terms each: float32 loses nothing that counts.
+    centre = x.mean(2).mean(0)[None]
+    scale = _power_of_two(jnp.abs(x - centre[..., None]).max())
+    tiles = Tiles((x - centre[..., None]) * scale, None, None)
+    seed_key, sample_key, thin_key = jax.random.split(key, 3)
+    stride = max(1, n // sample_size)
+    drawn = jax.random.randint(sample_key, (n // stride,), 0, stride)
+    at = lax.iota(jnp.int32, n // stride) * stride + drawn
+    drawn_points = tiles.x[at // columns, :, at % columns]
+    sample = Points(drawn_points, _ones(drawn_points), None)
+    sampled = sampling and n >= 2 * sample_size
+    start = None if start is None else (start - centre) * scale
+    state = _clustered(tiles, sample, start, (seed_key, thin_key), k, iterations, sampled, tolerance)
+    indices, squares = nearest_and_error(tiles, state.codebook)
+    mse = squares.sum() / x.size / scale / scale
+    # Rounding on the way back must not leave the range of the points.
+    codebook = jnp.clip(state.codebook / scale + centre, x.min((0, 2)), x.max((0, 2)))
+    return VectorKMeans(codebook, indices, mse, state.iterations, state.repaired)
+
+
+def _power_of_two(extent: jax.Array) -> jax.Array:
+    """The power of two that brings the extent to order 1: scaling by it rounds nothing."""
+    return jnp.where(extent > 0, jnp.exp2(-jnp.round(jnp.log2(jnp.where(extent > 0, extent, 1)))), 1)
 
 
 def _widened(ends: tuple[jax.Array, jax.Array], _: Any, x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -154,7 +225,7 @@ def _prepared(x: jax.Array, weights: jax.Array | None, mask: jax.Array | None) -
     n, d = x.shape
     real = None if mask is None else mask.astype(x.dtype)
     if weights is None:
-        weights = jnp.ones((n, 1), x.dtype)
+        weights = _ones(x)
     each = weights.ndim == 2 and weights.shape[1] == d and d > 1
     weights = weights.reshape(n, -1)
     if mask is not None and real is not None:
@@ -175,9 +246,13 @@ def _prepared(x: jax.Array, weights: jax.Array | None, mask: jax.Array | None) -
         x = (x - centre) * real
     offset = centre if real is None else jnp.zeros_like(centre)
     extent = over_pieces(lambda most, _, x: jnp.maximum(most, jnp.abs(x - offset).max()), jnp.zeros((), x.dtype), x)
-    # A power of two: scaling rounds nothing.
-    scale = jnp.where(extent > 0, jnp.exp2(-jnp.round(jnp.log2(jnp.where(extent > 0, extent, 1)))), 1)
+    scale = _power_of_two(extent)
     return Points(x if mask is None else x * scale, weights, metric), centre, scale
+
+
+def _ones(x: jax.Array) -> jax.Array:
+    """``[n, 1]`` ones, no constant: XLA would work out, slowly and while it compiles, whatever follows from ones alone."""
+    return jnp.where(jnp.isnan(x[:, :1]), jnp.zeros((), x.dtype), jnp.ones((), x.dtype))
 
 
 def _count(value: Any, what: str) -> int:

@@ -1,4 +1,4 @@
-"""What the files of a pipeline's stages weigh and lose, seed by seed and in the mean, as a table, CSV and JSON."""
+"""What the files of a pipeline's stages weigh and lose, seed by seed and in the mean, as a table, CSV, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bqjax.compare import Entry
-from bqjax.experiment import Reference
+from bqjax.compare import Comparison, Entry
+from bqjax.experiment import Reference, Row
 from bqjax.files import atomic_write
+from bqjax.report.compare_plot import pareto_plot
 from bqjax.report.tables import Table, markdown
 
-__all__ = ["Ledger", "ledger_table", "write_ledger"]
+__all__ = ["Ledger", "ledger_table", "mean_comparison", "write_ledger"]
 
 
 class Ledger(NamedTuple):
@@ -76,8 +77,37 @@ def ledger_table(ledgers: Sequence[Ledger]) -> Table:
     return Table("Ledger", columns, lines, caption)
 
 
+def mean_comparison(ledgers: Sequence[Ledger]) -> Comparison:
+    """The rows that no seed lacks, means over the seeds, as a comparison; stages are its families where there are several."""
+    befores = [ledger.before for ledger in ledgers]
+    several = len({stage for stage, _ in ledgers[0].entries}) > 1
+    entries = []
+    for i, (stage, entry) in enumerate(ledgers[0].entries):
+        rows = [ledger.entries[i][1].row for ledger in ledgers]
+        done = [row for row in rows if row is not None]
+        if len(done) < len(rows):
+            continue
+        label = f"{stage}, {entry.label}" if several else entry.label
+        figures: dict[str, Any] = {
+            name: statistics.mean(getattr(row, name) for row in done) for name in ("after", "difference", "calibration", "ratio")
+        }
+        size = round(statistics.mean(row.file_bytes for row in done))
+        mean: Row = dataclasses.replace(done[0], method=label, file_bytes=size, standard_error=None, **figures)
+        entries.append(Entry(label=label, settings=entry.settings, row=mean))
+    before = befores[0]._replace(
+        test={"accuracy": statistics.mean(b.test["accuracy"] for b in befores)},
+        float_bytes=round(statistics.mean(b.float_bytes for b in befores)),
+        zstd_bytes=round(statistics.mean(b.zstd_bytes for b in befores)),
+    )
+    seeds = ", ".join(str(ledger.seed) for ledger in ledgers)
+    data = f"{before.n_test:,} test images", f"{before.n_calibration:,} held-out training images"
+    name = f"Means over the seeds {seeds}" if len(ledgers) > 1 else f"Seed {seeds}"
+    return Comparison(task_name=name, metric="accuracy", data=data, before=before, entries=tuple(entries), fingerprint="")
+
+
 def write_ledger(folder: Path, ledgers: Sequence[Ledger]) -> str:
-    """Writes ``ledger.md``, ``ledger.csv`` and ``ledger.json``, the last two a record a row and seed, in full precision.
+    """Writes ``ledger.md``, ``ledger.csv`` and ``ledger.json``, the last two a record a row and seed, in full precision; and
+    ``pareto.png`` and ``pareto.svg``, accuracy against bytes of the means.
 
     Returns:
       The table as Markdown.
@@ -96,8 +126,15 @@ def write_ledger(folder: Path, ledgers: Sequence[Ledger]) -> str:
     writer.writeheader()
     writer.writerows(records)
     table = markdown(ledger_table(ledgers))
-    contents = {"md": table, "csv": text.getvalue(), "json": json.dumps(records, indent=1, allow_nan=False) + "\n"}
-    for kind, content in contents.items():
-        with atomic_write(folder / f"ledger.{kind}", force=True) as file:
-            file.write(content.encode())
+    contents = {
+        "ledger.md": table.encode(),
+        "ledger.csv": text.getvalue().encode(),
+        "ledger.json": json.dumps(records, indent=1, allow_nan=False).encode() + b"\n",
+    }
+    if (means := mean_comparison(ledgers)).rows:
+        png, svg = pareto_plot(means)
+        contents |= {"pareto.png": png, "pareto.svg": svg.encode()}
+    for name, content in contents.items():
+        with atomic_write(folder / name, force=True) as file:
+            file.write(content)
     return table

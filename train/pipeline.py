@@ -24,12 +24,13 @@ from bqjax.compare import CompareConfig, Entry
 from bqjax.experiment import Reference
 from bqjax.methods import Method
 from bqjax.progress import Progress
-from bqjax.task import Task, batches, classification_outputs, classification_predict, classification_score
+from bqjax.task import batches, classification_outputs, classification_predict, classification_score
 from train.checkpoint import checked_config
 from train.config import TrainConfig
 from train.ledger import Ledger, write_ledger
 from train.loop import run
 from train.problems import Problem, float_network, problem
+from train.retrain import TrainingTask
 from train.source import Source
 
 __all__ = ["PipelineConfig", "Stage", "run_pipeline", "stage_config"]
@@ -229,15 +230,16 @@ def _compressed(
     return Ledger(seed, before, tuple(sorted(entries, key=lambda pair: order[pair[0]])))
 
 
-def _task(name: str, model: nnx.Module, data: Problem, dataset: str) -> Task:
+def _task(name: str, model: nnx.Module, data: Problem, dataset: str) -> TrainingTask:
     apply = nnx_apply(model)
 
     def cut(source: Source) -> list[Any]:
         images, labels = source.batch(np.arange(len(source)))
         return batches(data.inputs(jnp.asarray(images)), labels, min(EVALUATION_BATCH_SIZE, len(labels)))
 
-    return Task(
+    return TrainingTask(
         name=name,
+        data=data,
         params=nnx_params(model),
         score=classification_score(apply),
         predict=classification_predict(apply),

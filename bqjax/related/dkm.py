@@ -26,8 +26,8 @@ from jax import lax
 from bqjax.blocks import from_blocks, output_first
 from bqjax.kmeans import kmeans_scalar
 from bqjax.leaves import Clustered, index_dtype
-from bqjax.related.product import block_parts, cluster
-from bqjax.related.soft_kmeans import Layout, Solver, from_tiles, soft_kmeans, soft_values, spread, to_tiles, variance
+from bqjax.related.product import block_parts, check_blocks, cluster
+from bqjax.related.soft_kmeans import Layout, Solver, from_tiles, in_place, soft_kmeans, spread, to_tiles, variance
 from bqjax.related.trimming import in_use
 from bqjax.tree import Rule, named_leaves, replace, select
 from bqjax.vector_kmeans import nearest_block
@@ -79,10 +79,8 @@ class DKMConfig:
         return Solver(self.iterations, self.tolerance, self.implicit, self.solver_steps)
 
 
-def _chosen(
-    params: Any, rules: Sequence[Rule[DKMConfig]] | None, config: DKMConfig | None
-) -> Iterator[tuple[str, Any, DKMConfig, jax.Array, np.ndarray]]:
-    """Name, leaf, setting, blocks ``[n, d]`` in float32 and which of their entries are real, of every chosen leaf."""
+def _chosen(params: Any, rules: Sequence[Rule[DKMConfig]] | None, config: DKMConfig | None) -> Iterator[tuple[str, Any, DKMConfig]]:
+    """Name, leaf and setting of every chosen leaf."""
     leaves = named_leaves(params)
     for name, rule in select(params, rules).taken.items():
         if rule.group is not None:
@@ -90,7 +88,20 @@ def _chosen(
         if rule.setting is not None and not isinstance(rule.setting, DKMConfig):
             raise ValueError(f"rule {rule.pattern!r}: the setting must be a DKMConfig, got {rule.setting!r}")
         setting = rule.setting or config or DKMConfig()
-        yield name, leaves[name], setting, *block_parts(name, leaves[name], setting.k, setting.d)
+        check_blocks(name, leaves[name], setting.k, setting.d)
+        yield name, leaves[name], setting
+
+
+def _order(leaf: Any, d: int) -> tuple[int, ...]:
+    """Axes in the order in which blocks are cut; single weights stay as they lie."""
+    return output_first(leaf.ndim) if d > 1 else tuple(range(leaf.ndim))
+
+
+def _blocks(name: str, leaf: Any, setting: DKMConfig) -> tuple[jax.Array, jax.Array | None]:
+    """Blocks ``[n, d]`` in float32, and which of their entries are real where not all are."""
+    if setting.d == 1:
+        return jnp.asarray(leaf).astype(jnp.float32).reshape(-1, 1), None
+    return block_parts(name, leaf, setting.k, setting.d)
 
 
 def dkm_start(
@@ -109,11 +120,12 @@ def dkm_start(
       ValueError: as :func:`bqjax.related.product.product_quantise`.
     """
     codebooks = {}
-    for i, (name, _, setting, x, real) in enumerate(_chosen(params, rules, config)):
+    for i, (name, leaf, setting) in enumerate(_chosen(params, rules, config)):
+        x, mask = _blocks(name, leaf, setting)
         if setting.d == 1:
             codebooks[name] = kmeans_scalar(x[:, 0], setting.k).codebook[:, None].astype(jnp.float32)
         else:
-            codebooks[name] = cluster(x, real, setting.k, jax.random.fold_in(key, i), 25).codebook
+            codebooks[name] = cluster(x, mask, setting.k, jax.random.fold_in(key, i), 25).codebook
     return codebooks
 
 
@@ -148,29 +160,43 @@ def dkm(
       ((8, 8), (4, 1))
     """
     new, moved = {}, {}
-    for name, leaf, setting, points, _ in _chosen(params, rules, config):
+    for name, leaf, setting in _chosen(params, rules, config):
         start = lax.stop_gradient(_codebook(name, codebooks, setting))
-        shape, order = np.shape(leaf), output_first(np.ndim(leaf))
-        values, codebook = _drawn(points, start, _layout(shape, points.shape[0], setting), setting)
-        new[name] = from_blocks(values, shape, order).astype(leaf.dtype)
+        values, codebook = _drawn(jnp.asarray(leaf), start, setting)
+        new[name] = values.astype(leaf.dtype)
         moved[name] = lax.stop_gradient(codebook)
     return replace(params, new), moved
 
 
 # Compiled as a whole: called outside of jit, its loops would be compiled anew each time.
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _drawn(points: jax.Array, start: jax.Array, layout: Layout, setting: DKMConfig) -> tuple[jax.Array, jax.Array]:
-    """What the points are drawn to, and the codebook."""
-    x = to_tiles(points, layout)
-    temperature = _temperature(lax.stop_gradient(x), layout, setting)
-    codebook = soft_kmeans(x, start, temperature, layout, setting.solver)
-    return from_tiles(soft_values(x, codebook, temperature, layout), layout), codebook
-
-
-def _layout(shape: Sequence[int], n: int, setting: DKMConfig) -> Layout:
+@functools.partial(jax.jit, static_argnums=2)
+def _drawn(leaf: jax.Array, start: jax.Array, setting: DKMConfig) -> tuple[jax.Array, jax.Array]:
+    """What a leaf is drawn to, and the codebook."""
+    shape, d, k = leaf.shape, setting.d, setting.k
+    layout = _as_it_lies(shape, d, k)
+    if layout is not None:
+        x = leaf.astype(jnp.float32).reshape(-1, shape[-1])
+        values, codebook = _soft(x, start, layout, setting)
+        return values.reshape(shape), codebook
+    order = _order(leaf, d)
+    points = _blocks("", leaf, setting)[0]
     # Blocks of one know no rows.
-    row = math.prod(shape[a] for a in output_first(len(shape))[1:]) if setting.d > 1 else 1
-    return spread(n, setting.d, row, setting.k)
+    row = math.prod(shape[a] for a in order[1:]) if d > 1 else 1
+    layout = spread(points.shape[0], d, row, k)
+    values, codebook = _soft(to_tiles(points, layout), start, layout, setting)
+    return from_blocks(from_tiles(values, layout), shape, order), codebook
+
+
+def _as_it_lies(shape: Sequence[int], d: int, k: int) -> Layout | None:
+    """The layout of a leaf whose blocks are tiles where they are: single weights, and inputs of large dense layers."""
+    if not shape or (d > 1 and (len(shape) != 2 or shape[0] % d)):
+        return None
+    return in_place(d, math.prod(shape[:-1]) // d, shape[-1], k)
+
+
+def _soft(x: jax.Array, start: jax.Array, layout: Layout, setting: DKMConfig) -> tuple[jax.Array, jax.Array]:
+    temperature = _temperature(lax.stop_gradient(x), layout, setting)
+    return soft_kmeans(x, start, temperature, layout, setting.solver)
 
 
 def _temperature(x: jax.Array, layout: Layout, setting: DKMConfig) -> jax.Array:
@@ -210,10 +236,11 @@ def dkm_harden(
       ValueError: as :func:`dkm`.
     """
     new = {}
-    for name, leaf, setting, x, real in _chosen(params, rules, config):
+    for name, leaf, setting in _chosen(params, rules, config):
+        x, mask = _blocks(name, leaf, setting)
         codebook = _codebook(name, codebooks, setting).astype(leaf.dtype)
-        indices = nearest_block(x, codebook.astype(jnp.float32), mask=None if real.all() else jnp.asarray(real))
+        indices = nearest_block(x, codebook.astype(jnp.float32), mask=mask)
         codebook, indices = in_use(codebook, indices)
         indices = indices.astype(index_dtype(codebook.shape[0]))
-        new[name] = Clustered(indices, codebook, np.shape(leaf), leaf.dtype, output_first(np.ndim(leaf)))
+        new[name] = Clustered(indices, codebook, np.shape(leaf), leaf.dtype, _order(leaf, setting.d))
     return replace(params, new)

@@ -20,16 +20,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from bqjax.blocks import output_first
+from bqjax.blocks import n_blocks, output_first
 from bqjax.gwk_blocks import leaf_blocks
 from bqjax.leaves import Affine, Clustered, index_dtype
 from bqjax.related.trimming import in_use
 from bqjax.tree import Rule, check_finite, named_leaves, replace, select
-from bqjax.vector_kmeans import VectorKMeans, kmeans_vector, nearest_block
+from bqjax.vector_kmeans import VectorKMeans, kmeans_tiles, kmeans_vector, nearest_block
 
 __all__ = ["ProductConfig", "binarise", "product_quantise"]
+
+# Outputs of a dense layer, between which a row of its blocks is a tile of k-means of a good size.
+_COLUMNS = 256, 2**15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,8 @@ class ProductConfig:
                 raise ValueError(f"{what} must be an integer of at least 1, got {value!r}")
 
 
-def block_parts(name: str, leaf: Any, k: int, d: int) -> tuple[jax.Array, np.ndarray]:
-    """Blocks ``[n, d]`` of a leaf in float32 and which of their entries are real; errors name what would fit."""
+def check_blocks(name: str, leaf: Any, k: int, d: int) -> None:
+    """Raises ``ValueError`` where a leaf cannot be cut into blocks of ``d`` for ``k`` entries; the message names what would fit."""
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ValueError(f"leaf {name!r} is of integers, {leaf.dtype}: blocks are of floats; skip it, Rule({name!r}, skip=True)")
     check_finite(name, leaf)
@@ -64,20 +66,42 @@ def block_parts(name: str, leaf: Any, k: int, d: int) -> tuple[jax.Array, np.nda
             f"leaf {name!r} of shape {np.shape(leaf)} has rows of {row} weights, fewer than a block of {d}: give it d of at most "
             f"{row} by a rule, or skip it, Rule({name!r}, skip=True)"
         )
-    x, real = leaf_blocks(name, leaf, d)
-    if k > x.shape[0]:
+    blocks = n_blocks(np.shape(leaf), output_first(leaf.ndim), d)
+    if k > blocks:
         raise ValueError(
-            f"leaf {name!r} has {x.shape[0]} blocks of {d}, fewer than the {k} codebook entries: give it k of at most {x.shape[0]} "
+            f"leaf {name!r} has {blocks} blocks of {d}, fewer than the {k} codebook entries: give it k of at most {blocks} "
             f"by a rule, or skip it, Rule({name!r}, skip=True)"
         )
-    return x, real
 
 
-def cluster(x: jax.Array, real: np.ndarray, k: int, key: jax.Array, iterations: int) -> VectorKMeans:
-    """k-means of blocks that all count the same."""
-    # Weights behind a barrier: XLA would work out at compile time, slowly, whatever follows from ones alone.
-    weights = lax.optimization_barrier(jnp.ones(x.shape[0], x.dtype))
-    return kmeans_vector(x, k, weights, key=key, mask=None if real.all() else jnp.asarray(real), iterations=iterations)
+def block_parts(name: str, leaf: Any, k: int, d: int) -> tuple[jax.Array, jax.Array | None]:
+    """Blocks ``[n, d]`` of a leaf in float32, and which of their entries are real where not all are; errors of the above."""
+    check_blocks(name, leaf, k, d)
+    x, real = leaf_blocks(name, leaf, d)
+    return x, None if real.all() else jnp.asarray(real)
+
+
+def cluster(
+    x: jax.Array,
+    mask: jax.Array | None,
+    k: int,
+    key: jax.Array,
+    iterations: int,
+    start: jax.Array | None = None,
+    sampling: bool = True,
+) -> VectorKMeans:
+    """k-means of blocks ``[n, d]`` that all count the same."""
+    return kmeans_vector(x, k, key=key, mask=mask, start=start, iterations=iterations, sampling=sampling)
+
+
+def blocks_in_place(shape: Sequence[int], d: int) -> bool:
+    """Whether the blocks of a leaf can be clustered where they lie: those of dense layers of many outputs."""
+    return len(shape) == 2 and d > 1 and not shape[0] % d and _COLUMNS[0] <= shape[1] <= _COLUMNS[1]
+
+
+def output_order(indices: jax.Array) -> jax.Array:
+    """Indices ``[rows, columns]`` of blocks in place in the order of :func:`bqjax.blocks.output_first`, ``[n]``."""
+    return indices.T.reshape(-1)
 
 
 def product_quantise(
@@ -116,12 +140,18 @@ def product_quantise(
     for i, (name, rule) in enumerate(taken.items()):
         setting = _setting(name, rule, config)
         leaf = leaves[name]
-        x, real = block_parts(name, leaf, setting.k, setting.d)
-        result = cluster(x, real, setting.k, jax.random.fold_in(key, i), setting.iterations)
-        codebook, indices = result.codebook.astype(leaf.dtype), result.indices
-        if codebook.dtype != result.codebook.dtype:
-            # Rounding to a shorter type moves entries: each block goes to the nearest of those that the leaf really holds.
-            indices = nearest_block(x, codebook.astype(jnp.float32), mask=None if real.all() else jnp.asarray(real))
+        leaf_key = jax.random.fold_in(key, i)
+        if leaf.dtype == jnp.float32 and blocks_in_place(leaf.shape, setting.d):
+            check_blocks(name, leaf, setting.k, setting.d)
+            result = kmeans_tiles(jnp.asarray(leaf), setting.d, setting.k, key=leaf_key, iterations=setting.iterations)
+            codebook, indices = result.codebook, output_order(result.indices)
+        else:
+            x, mask = block_parts(name, leaf, setting.k, setting.d)
+            result = cluster(x, mask, setting.k, leaf_key, setting.iterations)
+            codebook, indices = result.codebook.astype(leaf.dtype), result.indices
+            if codebook.dtype != result.codebook.dtype:
+                # Rounding to a shorter type moves entries: each block goes to the nearest of those that the leaf really holds.
+                indices = nearest_block(x, codebook.astype(jnp.float32), mask=mask)
         codebook, indices = in_use(codebook, indices)
         indices = indices.astype(index_dtype(codebook.shape[0]))
         new[name] = Clustered(indices, codebook, leaf.shape, leaf.dtype, output_first(leaf.ndim))

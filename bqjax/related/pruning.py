@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import numpy as np
 from jax import lax
 
 from bqjax.bin_and_quant import group_setting, grouped
+from bqjax.segments import over_pieces
 from bqjax.tree import Rule, check_finite, named_leaves, replace, select
 
 __all__ = ["GradualPruning", "PruningState", "PruningTransformation", "gradual_pruning", "magnitude_masks", "prune"]
@@ -94,13 +96,24 @@ def _count(sparsity: Any, leaves: Mapping[str, Any], names: Sequence[str]) -> An
     return jnp.int32(min(round(float(sparsity) * n), n - 1))
 
 
+def _keys(weight: jax.Array) -> jax.Array:
+    """Sizes as whole numbers in their own order: the bits of floats that are not negative."""
+    return lax.bitcast_convert_type(jnp.abs(weight).astype(jnp.float32), jnp.uint32)
+
+
 @jax.jit
 def _masks(weights: list[jax.Array], count: jax.Array) -> list[jax.Array]:
-    # Sizes as whole numbers in their own order: the bits of floats that are not negative.
-    keys = [lax.bitcast_convert_type(jnp.abs(w).astype(jnp.float32), jnp.uint32) for w in weights]
+    return _largest([_keys(w) for w in weights], count)
+
+
+def _largest(keys: list[jax.Array], count: jax.Array) -> list[jax.Array]:
+    """Masks of all but the ``count`` smallest. In pieces: numbers that are counted take four times the room of masks."""
 
     def smaller(limit: jax.Array) -> jax.Array:
-        return sum((key < limit).sum(dtype=jnp.int32) for key in keys)  # type: ignore[return-value]
+        def add(total: jax.Array, _: Any, piece: jax.Array) -> jax.Array:
+            return total + (piece < limit).sum(dtype=jnp.int32)
+
+        return functools.reduce(lambda total, key: over_pieces(add, total, key.reshape(-1)), keys, jnp.int32(0))
 
     def bisect(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
@@ -109,21 +122,19 @@ def _masks(weights: list[jax.Array], count: jax.Array) -> list[jax.Array]:
         return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
     limit = lax.fori_loop(0, 31, bisect, (jnp.uint32(0), jnp.uint32(0x7F800000)))[1]
-    left = count - smaller(limit)
-    masks = []
+
+    def mark(state: tuple[jax.Array, jax.Array], start: Any, piece: jax.Array) -> tuple[jax.Array, jax.Array]:
+        left, mask = state
+        equal = piece == limit
+        gone = equal & (jnp.cumsum(equal, dtype=jnp.int32) <= left)
+        kept = (piece >= limit) & ~gone
+        return left - gone.sum(dtype=jnp.int32), lax.dynamic_update_slice_in_dim(mask, kept, start, 0)
+
+    # Among equals the first go.
+    masks, left = [], count - smaller(limit)
     for key in keys:
-        equal = key == limit
-        n_equal = equal.sum(dtype=jnp.int32)
-        # Which of the equals go matters only where not all do.
-        gone = lax.cond(
-            left >= n_equal,
-            lambda equal, left: equal,
-            lambda equal, left: equal & (jnp.cumsum(equal.reshape(-1), dtype=jnp.int32).reshape(equal.shape) <= left),
-            equal,
-            left,
-        )
-        masks.append((key >= limit) & ~gone)
-        left = jnp.maximum(left - n_equal, 0)
+        left, mask = over_pieces(mark, (left, jnp.zeros(key.size, bool)), key.reshape(-1))
+        masks.append(mask.reshape(key.shape))
     return masks
 
 
@@ -251,7 +262,8 @@ def gradual_pruning(schedule: GradualPruning, rules: Sequence[Rule[float]] | Non
             raise ValueError("gradual_pruning() looks at the weights: call update(updates, state, params)")
         taken = _taken(params, rules)
         before, steps = named_leaves(params), named_leaves(updates)
-        after = {name: (before[name] + steps[name]).astype(before[name].dtype) for name in taken}
+        # The one array of the size of a leaf that the choice needs, beside masks.
+        after = {name: _keys((before[name] + steps[name]).astype(before[name].dtype)) for name in taken}
 
         def chosen() -> dict[str, jax.Array]:
             masks: dict[str, jax.Array] = {}
@@ -259,7 +271,7 @@ def gradual_pruning(schedule: GradualPruning, rules: Sequence[Rule[float]] | Non
                 n = sum(after[name].size for name in names)
                 sparsity = schedule.sparsity(state.step, group_setting(group, names, taken))
                 count = jnp.clip(jnp.round(sparsity * n), 0, n - 1).astype(jnp.int32)
-                masks.update(zip(names, _masks([after[name] for name in names], count), strict=True))
+                masks.update(zip(names, _largest([after[name] for name in names], count), strict=True))
             return masks
 
         masks = lax.cond(schedule.due(state.step), chosen, lambda: {name: state.masks[name] for name in taken})

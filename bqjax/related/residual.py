@@ -7,6 +7,7 @@ Reference:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,10 @@ from jax import lax
 from bqjax.blocks import output_first
 from bqjax.leaves import Clustered, Residual, index_dtype
 from bqjax.leaves.residual import MAX_STAGES
-from bqjax.related.product import block_parts, cluster
+from bqjax.related.product import block_parts, blocks_in_place, check_blocks, cluster, output_order
 from bqjax.related.trimming import in_use
 from bqjax.tree import Rule, named_leaves, replace, select
-from bqjax.vector_kmeans import kmeans_vector, nearest_block
+from bqjax.vector_kmeans import kmeans_tiles, nearest_block
 
 __all__ = ["ResidualConfig", "residual_quantise"]
 
@@ -98,9 +99,11 @@ def residual_quantise(
         if rule.setting is not None and not isinstance(rule.setting, ResidualConfig):
             raise ValueError(f"rule {rule.pattern!r}: the setting must be a ResidualConfig, got {rule.setting!r}")
         setting, leaf = rule.setting or config or ResidualConfig(), leaves[name]
-        x, real = block_parts(name, leaf, setting.k, setting.d)
+        in_place = leaf.dtype == jnp.float32 and blocks_in_place(leaf.shape, setting.d)
+        check_blocks(name, leaf, setting.k, setting.d)
+        found = (_stages_in_place if in_place else _stages)(name, leaf, jax.random.fold_in(key, i), setting)
         stages = []
-        for codebook, indices in _stages(x, real, leaf.dtype, jax.random.fold_in(key, i), setting):
+        for codebook, indices in found:
             codebook, indices = in_use(codebook, indices)
             indices = indices.astype(index_dtype(codebook.shape[0]))
             stages.append(Clustered(indices, codebook, leaf.shape, leaf.dtype, output_first(leaf.ndim)))
@@ -111,33 +114,56 @@ def residual_quantise(
 _Stage = tuple[jax.Array, jax.Array]  # codebook [k, d] of the leaf's dtype, indices [n]
 
 
-def _stages(x: jax.Array, real: np.ndarray, dtype: Any, key: jax.Array, config: ResidualConfig) -> list[_Stage]:
-    mask = None if real.all() else jnp.asarray(real)
+def _stages(name: str, leaf: Any, key: jax.Array, config: ResidualConfig) -> list[_Stage]:
+    x, mask = block_parts(name, leaf, config.k, config.d)
     stages: list[_Stage] = []
     rest = x
     for t in range(config.stages):
         if t and not isinstance(rest, jax.core.Tracer) and not bool(_any_left(rest, mask)):
             break
-        result = cluster(rest, real, config.k, jax.random.fold_in(key, t), config.iterations)
-        stages.append(_stored(rest, mask, result.codebook, result.indices, dtype))
+        result = cluster(rest, mask, config.k, jax.random.fold_in(key, t), config.iterations)
+        stages.append(_stored(rest, mask, result.codebook, result.indices, leaf.dtype))
         rest = _minus(rest, *stages[-1])
-    weights = lax.optimization_barrier(jnp.ones(x.shape[0], x.dtype))
     for _ in range(config.refits if len(stages) > 1 else 0):
         for t, stage in enumerate(stages):
             target = _plus(rest, *stage)
-            result = kmeans_vector(
-                target,
-                config.k,
-                weights,
-                key=key,
-                mask=mask,
-                start=stage[0].astype(jnp.float32),
-                iterations=_REFIT_ITERATIONS,
-                sampling=False,
-            )
-            stages[t] = _stored(target, mask, result.codebook, result.indices, dtype)
+            start = stage[0].astype(jnp.float32)
+            result = cluster(target, mask, config.k, key, _REFIT_ITERATIONS, start, sampling=False)
+            stages[t] = _stored(target, mask, result.codebook, result.indices, leaf.dtype)
             rest = _minus(target, *stages[t])
     return stages
+
+
+def _stages_in_place(name: str, leaf: Any, key: jax.Array, config: ResidualConfig) -> list[_Stage]:
+    """:func:`_stages` of float32 blocks that stay where they lie; what is left over is one array that is written over."""
+    del name
+    stages: list[_Stage] = []  # indices [rows, columns]
+    rest = jnp.array(leaf)
+    for t in range(config.stages):
+        if t and not isinstance(rest, jax.core.Tracer) and not bool(_any_left(rest, None)):
+            break
+        found = kmeans_tiles(rest, config.d, config.k, key=jax.random.fold_in(key, t), iterations=config.iterations)
+        stages.append((found.codebook, found.indices))
+        rest = _moved(rest, -found.codebook, found.indices)
+    for _ in range(config.refits if len(stages) > 1 else 0):
+        for t, (codebook, indices) in enumerate(stages):
+            rest = _moved(rest, codebook, indices)
+            found = kmeans_tiles(rest, config.d, config.k, key=key, start=codebook, iterations=_REFIT_ITERATIONS, sampling=False)
+            stages[t] = found.codebook, found.indices
+            rest = _moved(rest, -found.codebook, found.indices)
+    return [(codebook, output_order(indices)) for codebook, indices in stages]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _moved(matrix: jax.Array, codebook: jax.Array, indices: jax.Array) -> jax.Array:
+    """The matrix plus the entries of its blocks, in its own memory."""
+    d = codebook.shape[1]
+
+    def row(i: Any, matrix: jax.Array) -> jax.Array:
+        entries = codebook[lax.dynamic_index_in_dim(indices, i, 0, keepdims=False)].T
+        return lax.dynamic_update_slice_in_dim(matrix, lax.dynamic_slice_in_dim(matrix, i * d, d) + entries, i * d, 0)
+
+    return lax.fori_loop(0, indices.shape[0], row, matrix)
 
 
 def _stored(x: jax.Array, mask: jax.Array | None, codebook: jax.Array, indices: jax.Array, dtype: Any) -> _Stage:

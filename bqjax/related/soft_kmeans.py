@@ -15,6 +15,7 @@ References:
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.sparse.linalg import gmres
 
-__all__ = ["Layout", "Solver", "soft_kmeans", "soft_values", "spread", "to_tiles", "variance"]
+__all__ = ["Layout", "Solver", "from_tiles", "in_place", "soft_kmeans", "spread", "to_tiles", "variance"]
 
 # Entries of the attention that are in hand at a time.
 _TILE_ENTRIES = 2**15
@@ -30,7 +31,7 @@ _WRITTEN_OUT = 4
 
 
 class Layout(NamedTuple):
-    """How points ``[n, d]`` lie in tiles, all static.
+    """How points lie in a matrix ``[tiles / parts * d, parts * size]`` of tiles ``[d, size]``, all static.
 
     Attributes:
       n: number of points.
@@ -38,6 +39,7 @@ class Layout(NamedTuple):
       row: weights of a row that is cut into points of ``d``; the last point of a row ends in padding where ``d`` does not divide
         it.
       tiles, size: tiles, and points of a tile.
+      parts: tiles side by side.
     """
 
     n: int
@@ -45,6 +47,7 @@ class Layout(NamedTuple):
     row: int
     tiles: int
     size: int
+    parts: int = 1
 
 
 class Solver(NamedTuple):
@@ -71,15 +74,40 @@ def spread(n: int, d: int, row: int, k: int) -> Layout:
     return Layout(n, d, row, tiles, -(-size // 16) * 16)
 
 
+def in_place(d: int, rows: int, columns: int, k: int) -> Layout | None:
+    """The layout of a matrix ``[rows * d, columns]`` as it is, whose points are ``d`` neighbours of a column.
+
+    None where columns cannot be cut into tiles of a good size.
+    """
+    for parts in range(1, columns // 256 + 1):
+        size, left = divmod(columns, parts)
+        if not left and not size % 16 and size * k <= 2 * _TILE_ENTRIES:
+            return Layout(rows * columns, d, d, rows * parts, size, parts)
+    return None
+
+
+def _at(x: jax.Array, i: Any, layout: Layout) -> jax.Array:
+    """The points ``[d, size]`` of a tile."""
+    return lax.dynamic_slice(x, _corner(i, layout), (layout.d, layout.size))
+
+
+def _put(x: jax.Array, i: Any, tile: jax.Array, layout: Layout) -> jax.Array:
+    return lax.dynamic_update_slice(x, tile, _corner(i, layout))
+
+
+def _corner(i: Any, layout: Layout) -> tuple[Any, Any]:
+    return i // layout.parts * layout.d, i % layout.parts * layout.size
+
+
 def to_tiles(points: jax.Array, layout: Layout) -> jax.Array:
-    """``[n, d] -> [tiles, d, size]``, padded with zeros."""
+    """``[n, d] -> [tiles * d, size]``, padded with zeros."""
     padded = jnp.pad(points, ((0, layout.tiles * layout.size - layout.n), (0, 0)))
-    return padded.reshape(layout.tiles, layout.size, layout.d).transpose(0, 2, 1)
+    return padded.reshape(layout.tiles, layout.size, layout.d).transpose(0, 2, 1).reshape(-1, layout.size)
 
 
 def from_tiles(x: jax.Array, layout: Layout) -> jax.Array:
     """Inverse of :func:`to_tiles`."""
-    return x.transpose(0, 2, 1).reshape(-1, layout.d)[: layout.n]
+    return x.reshape(-1, layout.d, layout.size).transpose(0, 2, 1).reshape(-1, layout.d)[: layout.n]
 
 
 def _real(tile: jax.Array, layout: Layout) -> jax.Array:
@@ -125,15 +153,15 @@ def _pull(
 def _sums(x: jax.Array, codebook: jax.Array, temperature: jax.Array, layout: Layout) -> tuple[jax.Array, jax.Array]:
     """``sum_i a_ij x_i`` and ``sum_i a_ij``, both ``[k, d]``."""
 
-    def add(total: tuple[jax.Array, jax.Array], tile: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-        points, real = tile[0], _real(tile[1], layout)
+    def add(i: Any, total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        points, real = _at(x, i, layout), _real(i, layout)
         a, norm = _attention(points, real, codebook, temperature)
         counted = real * norm
         weights = jnp.broadcast_to(_dot(a, counted.T), codebook.shape)
-        return (total[0] + _dot(a, (counted * points).T), total[1] + weights), None
+        return total[0] + _dot(a, (counted * points).T), total[1] + weights
 
     zero = jnp.zeros_like(codebook)
-    return lax.scan(add, (zero, zero), (x, lax.iota(jnp.int32, layout.tiles)))[0]
+    return lax.fori_loop(0, layout.tiles, add, (zero, zero))
 
 
 def _means(total: jax.Array, mass: jax.Array, codebook: jax.Array) -> jax.Array:
@@ -161,12 +189,12 @@ def _pull_means(
     # A loop that writes where it read: scan's outputs would be one more array of the size of the points.
     def tile(i: Any, state: tuple[jax.Array | None, jax.Array]) -> tuple[jax.Array | None, jax.Array]:
         into, moved = state
-        points, real = x[i], _real(i, layout)
+        points, real = _at(x, i, layout), _real(i, layout)
         a, norm = _attention(points, real, codebook, temperature)
         s = _few(to_total, real * points) + _few(to_mass, jnp.broadcast_to(real, points.shape))
         to_points, to_codebook = _pull(points, real, codebook, temperature, a, norm, s)
         if into is not None:
-            into = into.at[i].add(to_points + real * norm * _dot(to_total.T, a))
+            into = _put(into, i, _at(into, i, layout) + to_points + real * norm * _dot(to_total.T, a), layout)
         return into, moved + to_codebook
 
     into, moved = lax.fori_loop(0, layout.tiles, tile, (into, jnp.zeros_like(codebook)))
@@ -204,47 +232,72 @@ def _iterate(x: jax.Array, start: jax.Array, temperature: jax.Array, layout: Lay
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def soft_kmeans(x: jax.Array, start: jax.Array, temperature: jax.Array, layout: Layout, solver: Solver) -> jax.Array:
-    """The codebook ``[k, d]`` that soft k-means comes to. Traceable; its gradient goes to the points alone.
+def soft_kmeans(
+    x: jax.Array, start: jax.Array, temperature: jax.Array, layout: Layout, solver: Solver
+) -> tuple[jax.Array, jax.Array]:
+    """What soft k-means draws points to. Traceable; gradients go to the points alone.
 
     Args:
-      x: ``[tiles, d, size]`` float32 points from :func:`to_tiles`.
+      x: float32 points in the tiles of ``layout``.
       start: ``[k, d]`` float32 codebook.
       temperature: ``[]``, above 0, in units of squared distance.
       layout, solver: static.
 
+    Returns:
+      ``y_i = sum_j a_ij c_j`` in the tiles of ``x``, and the codebook ``[k, d]``.
+
     Example:
       >>> layout = spread(4, 1, 4, 2)
       >>> x = to_tiles(jnp.array([[0.0], [0.2], [5.0], [5.4]]), layout)
-      >>> codebook = soft_kmeans(x, jnp.array([[1.0], [4.0]]), jnp.float32(0.1), layout, Solver(5, 1e-4, False, 0))
+      >>> y, codebook = soft_kmeans(x, jnp.array([[1.0], [4.0]]), jnp.float32(0.1), layout, Solver(5, 1e-4, False, 0))
       >>> [[round(float(c), 3) for c in entry] for entry in codebook]
       [[0.1], [5.2]]
     """
-    return _iterate(x, start, temperature, layout, solver)[0]
+    return _soft_kmeans_forward(x, start, temperature, layout, solver)[0]
 
 
 def _soft_kmeans_forward(x: jax.Array, start: jax.Array, temperature: jax.Array, layout: Layout, solver: Solver) -> Any:
     codebook, path = _iterate(x, start, temperature, layout, solver)
-    return codebook, (x, codebook, temperature, path)
+
+    def tile(i: Any, values: jax.Array) -> jax.Array:
+        a, norm = _attention(_at(x, i, layout), _real(i, layout), codebook, temperature)
+        return _put(values, i, _dot(codebook.T, a) * norm, layout)
+
+    # All of it is written over. Not from zeros, which XLA would keep for the backward pass, whose gradients start from them.
+    values = lax.fori_loop(0, layout.tiles, tile, x)
+    return (values, codebook), (x, codebook, temperature, path)
 
 
-def _soft_kmeans_backward(layout: Layout, solver: Solver, kept: Any, g: jax.Array) -> tuple[jax.Array, None, None]:
+def _soft_kmeans_backward(
+    layout: Layout, solver: Solver, kept: Any, g: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, None, None]:
     x, codebook, temperature, path = kept
+
+    def tile(i: Any, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """From the values' gradient to the points', and to the codebook, by way of attention and of the sum over entries."""
+        into, moved = state
+        # Not over the values' gradient: XLA would copy all of it for each tile, to be sure to read before writing.
+        points, real, own = _at(x, i, layout), _real(i, layout), _at(g[0], i, layout)
+        a, norm = _attention(points, real, codebook, temperature)
+        to_points, to_codebook = _pull(points, real, codebook, temperature, a, norm, _few(codebook, real * own))
+        return _put(into, i, to_points, layout), moved + to_codebook + _dot(a, (real * norm * own).T)
+
+    to_points, to_codebook = lax.fori_loop(0, layout.tiles, tile, (jnp.zeros_like(x), g[1]))
     if solver.implicit:
-        return _through_the_fixed_point(x, codebook, temperature, g, layout, solver), None, None
+        return _through_the_fixed_point(x, codebook, temperature, to_codebook, layout, solver, to_points), None, None
 
     def step(i: Any, state: tuple[jax.Array | None, jax.Array]) -> tuple[jax.Array | None, jax.Array]:
-        to_points, g = state
+        into, moved = state
         at = path.done - 1 - i
-        return _pull_means(x, path.codebook[at], path.means[at], path.mass[at], temperature, g, layout, to_points)
+        return _pull_means(x, path.codebook[at], path.means[at], path.mass[at], temperature, moved, layout, into)
 
-    return lax.fori_loop(0, path.done, step, (jnp.zeros_like(x), g))[0], None, None
+    return lax.fori_loop(0, path.done, step, (to_points, to_codebook))[0], None, None
 
 
 def _through_the_fixed_point(
-    x: jax.Array, codebook: jax.Array, temperature: jax.Array, g: jax.Array, layout: Layout, solver: Solver
+    x: jax.Array, codebook: jax.Array, temperature: jax.Array, g: jax.Array, layout: Layout, solver: Solver, into: jax.Array
 ) -> jax.Array:
-    """With ``c = F(x, c)``: ``(dF/dx)^T l`` where ``l = g + (dF/dc)^T l``."""
+    """With ``c = F(x, c)``: ``into + (dF/dx)^T l`` where ``l = g + (dF/dc)^T l``."""
     total, mass = _sums(x, codebook, temperature, layout)
     means = _means(total, mass, codebook)
 
@@ -256,59 +309,26 @@ def _through_the_fixed_point(
         # As many steps as there are unknowns solve it.
         steps = min(solver.solver_steps, g.size)
         solution = gmres(lambda v: v - pulled(v), g, x0=g, tol=1e-6, restart=steps, maxiter=1, solve_method="incremental")[0]
-    to_points = _pull_means(x, codebook, means, mass, temperature, solution, layout, jnp.zeros_like(x))[0]
-    return jnp.zeros_like(x) if to_points is None else to_points  # for the type checker: it was given something to add to
+    to_points = _pull_means(x, codebook, means, mass, temperature, solution, layout, into)[0]
+    return into if to_points is None else to_points  # for the type checker: it was given something to add to
 
 
 soft_kmeans.defvjp(_soft_kmeans_forward, _soft_kmeans_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def soft_values(x: jax.Array, codebook: jax.Array, temperature: jax.Array, layout: Layout) -> jax.Array:
-    """``y_i = sum_j a_ij c_j`` in the tiles of ``x``. Traceable; gradients go to points and codebook.
-
-    Args:
-      x: ``[tiles, d, size]`` float32 points from :func:`to_tiles`.
-      codebook: ``[k, d]`` float32.
-      temperature: ``[]``, above 0, in units of squared distance.
-      layout: static.
-    """
-
-    def tile(operand: tuple[jax.Array, jax.Array]) -> jax.Array:
-        a, norm = _attention(operand[0], _real(operand[1], layout), codebook, temperature)
-        return _dot(codebook.T, a) * norm
-
-    return lax.map(tile, (x, lax.iota(jnp.int32, layout.tiles)))
-
-
-def _soft_values_forward(x: jax.Array, codebook: jax.Array, temperature: jax.Array, layout: Layout) -> Any:
-    return soft_values(x, codebook, temperature, layout), (x, codebook, temperature)
-
-
-def _soft_values_backward(layout: Layout, kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    x, codebook, temperature = kept
-
-    def tile(moved: jax.Array, operand: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        points, g, index = operand
-        real = _real(index, layout)
-        a, norm = _attention(points, real, codebook, temperature)
-        to_points, to_codebook = _pull(points, real, codebook, temperature, a, norm, _few(codebook, real * g))
-        return moved + to_codebook + _dot(a, (real * norm * g).T), to_points
-
-    tiles = x, g, lax.iota(jnp.int32, layout.tiles)
-    moved, to_points = lax.scan(tile, jnp.zeros_like(codebook), tiles)
-    return to_points, moved, None
-
-
-soft_values.defvjp(_soft_values_forward, _soft_values_backward)
-
-
 def variance(x: jax.Array, layout: Layout) -> jax.Array:
     """``[]`` mean squared distance of a coordinate from the mean of all, padding apart."""
-    real = lax.map(lambda tile: jnp.broadcast_to(_real(tile, layout), x.shape[1:]).sum(), lax.iota(jnp.int32, layout.tiles)).sum()
-    mean = x.sum((1, 2)).sum() / real
 
-    def squares(operand: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return (jnp.square(operand[0] - mean) * jnp.broadcast_to(_real(operand[1], layout), x.shape[1:])).sum()
+    def mean_of(of_tile: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        def add(i: Any, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            real = jnp.broadcast_to(_real(i, layout), (layout.d, layout.size))
+            row = i // layout.parts
+            return sums[0].at[row].add((of_tile(_at(x, i, layout)) * real).sum()), sums[1].at[row].add(real.sum())
 
-    return lax.map(squares, (x, lax.iota(jnp.int32, layout.tiles))).sum() / real
+        # A sum for each row of tiles, so that no accumulator sees too many.
+        zero = jnp.zeros(layout.tiles // layout.parts, x.dtype)
+        total, count = lax.fori_loop(0, layout.tiles, add, (zero, zero))
+        return total.sum() / count.sum()
+
+    mean = mean_of(lambda tile: tile)
+    return mean_of(lambda tile: jnp.square(tile - mean))

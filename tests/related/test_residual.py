@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -41,6 +42,22 @@ def test_stages_are_those_of_the_definition():
         np.testing.assert_array_equal(distance.argmin(1), stage.indices)
         blocks = blocks - np.asarray(stage.codebook)[stage.indices]
     np.testing.assert_allclose(np.asarray(decode(three)), W - blocks.reshape(20, 24).T, atol=1e-6)
+
+
+def test_stages_of_wide_layers_are_those_of_the_definition_as_well():
+    """Blocks of layers of many outputs stay where they lie, and what is left over is one array that is written over."""
+    w = np.random.default_rng(2).standard_normal((4, 256)).astype(np.float32)
+    kept = w.copy()
+    plain = residual_quantise({"w": w}, key=KEY, config=ResidualConfig(k=8, d=2, stages=2, refits=0))["w"]
+    rest = w.T.reshape(-1, 2)
+    for stage in plain.stages:
+        distance = np.square(rest[:, None].astype(np.float64) - np.asarray(stage.codebook, np.float64)).sum(2)
+        chosen = distance[np.arange(512), np.asarray(stage.indices)]
+        np.testing.assert_allclose(chosen, distance.min(1), atol=1e-5)
+        rest = rest - np.asarray(stage.codebook)[stage.indices]
+    refitted = residual_quantise({"w": jnp.asarray(w)}, key=KEY, config=ResidualConfig(k=8, d=2, stages=2, refits=2))["w"]
+    assert left_over(refitted, w) < left_over(plain, w)
+    np.testing.assert_array_equal(w, kept)
 
 
 def test_the_last_stage_is_nearest_to_what_all_others_leave():

@@ -252,6 +252,7 @@ def test_the_ledger(done):
     table = (folder / "ledger.md").read_text()
     assert "| Second, pruned: int8 |" in table and "Means over the seeds 3;" in table
     assert (folder / "ledger.csv").read_text().count("\n") == 4
+    assert "Second, pruned" in (folder / "pareto.svg").read_text() and (folder / "pareto.png").stat().st_size > 10_000
 
 
 def test_a_finished_pipeline_is_read_and_not_run(done):
