@@ -1,4 +1,4 @@
-"""Methods that train, at equal epochs: a small CNN for handwritten digits, three seeds. Half an hour of two cores, and no download.
+"""Methods that train, at equal epochs: a small CNN for handwritten digits, three seeds; a quarter to three quarters of an hour.
 
 python -m train --config configs/compare_trained_digits.py --out out/compare_trained_digits
 
