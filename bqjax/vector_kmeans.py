@@ -194,7 +194,7 @@ def kmeans_tiles(
     indices, squares = nearest_and_error(tiles, state.codebook)
     mse = squares.sum() / x.size / scale / scale
     # Rounding on the way back must not leave the range of the points.
-    codebook = jnp.clip(state.codebook / scale + centre, x.min((0, 2)), x.max((0, 2)))
+    codebook = jnp.clip(state.codebook / scale + centre, x.min((0, 2))[None], x.max((0, 2))[None])
     return VectorKMeans(codebook, indices, mse, state.iterations, state.repaired)
 
 

@@ -1,4 +1,4 @@
-"""Methods that train, at equal epochs: a small CNN for handwritten digits, three seeds. Half an hour of two cores, and no download.
+"""Methods that train, at equal epochs: a small CNN for handwritten digits, three seeds; a quarter to three quarters of an hour.
 
 python -m train --config configs/compare_trained_digits.py --out out/compare_trained_digits
 
@@ -54,7 +54,7 @@ config = PipelineConfig(
                 row("fine-tuned, 4 values", (Plain(store=4), EPOCHS)),
                 *(row(f"shared, {k} values", (Codebooks(k=k), EPOCHS)) for k in (16, 8, 4, 2)),
                 *(
-                    row(f"EWGS, {b} bits", (EWGS(config=QuantizerConfig(weight_bits=b, activation_bits=None)), EPOCHS))
+                    row(f"EWGS, {b} bit", (EWGS(config=QuantizerConfig(weight_bits=b, activation_bits=None)), EPOCHS))
                     for b in (4, 2, 1)
                 ),
                 row("DKM, 4 values", (soft(**SCALAR), EPOCHS)),

