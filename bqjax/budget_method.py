@@ -39,6 +39,12 @@ class WithinBudget:
         if (self.max_drop is None) == (self.target_bytes is None):
             raise ValueError("name either max_drop or target_bytes")
 
+    @property
+    def search_name(self) -> str:
+        """Budgets share what was measured of the layers, whatever their size or drop is."""
+        budget = self.budget
+        return f"planned {(budget.draws, budget.floor, budget.iterations)}"
+
     def compress(
         self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
     ) -> Compressed:

@@ -156,8 +156,13 @@ def reference(task: Task) -> Reference:
 
 
 def search_name(method: Method) -> str:
-    """What a method's search is known by: methods of one name can share the measurements of a state file."""
-    return repr((method.search, method.rules)) if isinstance(method, BinAndQuant) else method.label
+    """What a method's search is known by: methods of one name can share the measurements of a state file.
+
+    A method whose measurements serve others than itself says so by a ``search_name`` of its own.
+    """
+    if isinstance(method, BinAndQuant):
+        return repr((method.search, method.rules))
+    return str(getattr(method, "search_name", method.label))
 
 
 def same_tree(a: Any, b: Any) -> bool:

@@ -110,6 +110,10 @@ def test_a_budget_as_a_method(tmp_path):
     method = WithinBudget(target_bytes=1000, budget=CONFIG, label="p")
     made = method.compress(task(), key=KEY, state_path=str(STATE))
     assert 700 < codec.save(tmp_path / "file", made.tree).file_bytes <= 1000
+    # Budgets of other sizes and options go on from the same measurements, importance of other draws does not.
+    other = WithinBudget(max_drop=0.1, label="q")
+    assert experiment.search_name(method) == experiment.search_name(WithinBudget(target_bytes=9, budget=CONFIG, label="q"))
+    assert experiment.search_name(method) != experiment.search_name(other)
     for wrong in ({}, {"target_bytes": 1000, "max_drop": 0.01}):
         with pytest.raises(ValueError, match="either max_drop or target_bytes"):
             WithinBudget(**wrong)
