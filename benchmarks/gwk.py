@@ -1,10 +1,11 @@
 """What GWK adds to training: an epoch with it against one of plain EWGS, and one clustering of ResNet-20 against an epoch.
 
     python benchmarks/gwk.py
+    python benchmarks/gwk.py --config configs/resnet20_cifar10_gwk.py
 
-ResNet-20 at W8/A8 with random weights, 6/4/5, batches of random images of CIFAR-10's size; an epoch is that of 49,000
-images. Steps of both kinds and clusterings are run in turn, and the median of each is taken, in CPU seconds of the
-process (all threads), which other work on the machine disturbs least. Schedule "epoch" is as many plain steps and one
+ResNet-20 at W8/A8 with random weights, 6/4/5 or as the config has it, batches of random images of CIFAR-10's size; an epoch
+is that of 49,000 images. Steps of both kinds and clusterings are run in turn, and the median of each is taken, in CPU seconds
+of the process (all threads), which other work on the machine disturbs least. Schedule "epoch" is as many plain steps and one
 replacement, which takes a gradient and a clustering; schedule "step" clusters in every step. The last line is one JSON
 object.
 """
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +27,7 @@ import numpy as np
 from flax import nnx
 
 from bqjax.adapters.flax import calibrate, quantize
+from bqjax.commands import load_config
 from bqjax.models.resnet import CifarResNet
 from bqjax.quantizers import QuantizerConfig
 from bqjax.tree import Rule
@@ -61,12 +64,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--config", type=Path, help="a TrainConfig to take the GWK phase from")
     args = parser.parse_args()
 
-    config = TrainConfig(
-        epochs=1, quantizer=QuantizerConfig(), gwk=GWKPhase(epochs=1, cv=6, pw=4, bits=5), batch_size=args.batch_size
-    )
-    gwk = config.gwk or GWKPhase(epochs=1)
+    gwk = GWKPhase(epochs=1, cv=6, pw=4, bits=5) if args.config is None else load_config(args.config, TrainConfig).gwk
+    if gwk is None:
+        parser.error(f"{args.config} has no GWK phase")
+    config = TrainConfig(epochs=1, quantizer=QuantizerConfig(), gwk=gwk, batch_size=args.batch_size)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(args.batch_size, 32, 32, 3)).astype(np.float32)
     batch = jnp.asarray(images), jnp.asarray(rng.integers(0, 10, args.batch_size), jnp.int32)

@@ -68,11 +68,10 @@ def unit_prices(params: Any, tree: Any) -> dict[str, jax.Array]:
     """
     weights, sums = named_leaves(params), dict[str, tuple[Any, int]]()
     leaves = clustered_leaves(tree)
-    arguments = {name: (jnp.asarray(weights[name]), leaf) for name, leaf in leaves.items()}
-    for name, (weight, leaf) in arguments.items():
+    for name, leaf in leaves.items():
         key = codebook_name(name, leaf)
         error, blocks = sums.get(key, (0.0, 0))
-        sums[key] = error + _error(weight, leaf), blocks + np.size(leaf.indices)
+        sums[key] = error + _error(jnp.asarray(weights[name]), leaf), blocks + np.size(leaf.indices)
     d = {codebook_name(name, leaf): leaf.d for name, leaf in leaves.items()}
     return {key: (2 * math.log(2) / d[key]) * error / blocks for key, (error, blocks) in sums.items()}
 
@@ -91,7 +90,12 @@ def followed_prices(prices: Mapping[str, Any], bits: Mapping[str, float], params
       prices: of a bit, ``[]`` by leaf, in squared distance.
       bits: what the mean index of each leaf shall take.
       params, tree: weights, and the clustered tree that came of these prices.
+
+    Raises:
+      ValueError: there is no price of a leaf whose bits are set.
     """
+    if lacking := [name for name in bits if name not in prices]:
+        raise ValueError(f"bits are set for {lacking[0]!r}, of which the state has no price: give gwk_init the same bits")
     now, units, new = index_bits(tree), unit_prices(params, tree), {}
     leaves = clustered_leaves(tree)
     for name, target in bits.items():

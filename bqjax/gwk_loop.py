@@ -32,10 +32,10 @@ from bqjax.gwk_blocks import Weighting, block_weights, float_blocks
 from bqjax.tree import named_leaves, replace
 from bqjax.vector_kmeans import weighted_sums
 
+__all__ = ["GWKState", "gwk_init", "gwk_update", "straight_through"]
+
 # Of the unit price, where prices follow set bits.
 _FIRST_PRICE = 0.3
-
-__all__ = ["GWKState", "gwk_init", "gwk_update", "straight_through"]
 
 
 @jax.custom_vjp
@@ -182,6 +182,9 @@ def gwk_update(
 
     Returns:
       The new state; leaves of its tree that are not clustered are those of ``params``.
+
+    Raises:
+      ValueError: ``bits`` that :func:`gwk_init` was not given; whatever :func:`bqjax.assignment.assign` refuses.
     """
     fresh = assign(params, state.tree, rate=rate, prices=state.prices)
     prices = followed_prices(state.prices, bits, params, fresh) if bits else state.prices

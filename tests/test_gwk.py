@@ -434,3 +434,5 @@ def test_bits_that_are_set_are_kept():
         gwk_init(params, params, tree, bits={"a": 4.5})
     with pytest.raises(ValueError, match="'c', which is not clustered"):
         gwk_init(params, params, tree, bits={"c": 1.0})
+    with pytest.raises(ValueError, match="bits are set for 'a', of which the state has no price: give gwk_init the same"):
+        gwk_update(gwk_init(params, params, tree), params, params, bits={"a": 3.0})

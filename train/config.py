@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bqjax.quantizers import QuantizerConfig
+from train.objective import check_objective
 from train.transfer import Pruning
 
 __all__ = ["GWKLayers", "GWKPhase", "TrainConfig"]
@@ -173,16 +174,7 @@ class TrainConfig:
         for field in ("train_examples", "test_examples"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        for field in ("learning_rate", "quantizer_learning_rate", "weight_decay"):
-            value = getattr(self, field)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{field} must be finite and at least 0, got {value}")
-        if not 0 <= self.distillation <= 1:
-            raise ValueError(f"distillation is a share from 0 to 1, got {self.distillation}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        check_objective(self)
         if self.distillation and not (self.weights or self.initial or self.teacher or self.float_epochs):
             raise ValueError("distillation needs a float network: give weights or float_epochs")
         if self.teacher and not self.distillation:

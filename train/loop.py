@@ -98,7 +98,7 @@ def run(
         rules = [*(Rule(pattern, skip=True) for pattern in config.keep_float), Rule("*", config.quantizer)]
         small, info = quantize(model, rules)
         if config.gwk is not None and config.gwk.equalize:
-            small, info = quantize(equalized(model, tuple(info.taken), config.gwk), rules)
+            small = equalized(small, tuple(info.taken), config.gwk)
         first = np.arange(min(N_CALIBRATION, len(data.train)))
         small = calibrate(small, data.inputs(jnp.asarray(data.train.batch(first)[0])))
         name = config.quantizer.rounding

@@ -26,6 +26,7 @@ from bqjax.related.ptq import PTQConfig, quantise
 from bqjax.task import Task
 from bqjax.tree import named_leaves, replace
 from train.augment import augment
+from train.objective import adam, check_objective, mean_loss
 from train.problems import Problem
 from train.schemes import Scheme
 
@@ -71,16 +72,7 @@ class RetrainConfig:
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        for name in ("learning_rate", "quantizer_learning_rate", "weight_decay"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be finite and at least 0, got {value}")
-        if not 0 <= self.distillation <= 1:
-            raise ValueError(f"distillation is a share from 0 to 1, got {self.distillation}")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+        check_objective(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,13 +161,8 @@ def _train(
     def loss(params: Any, state: Any, teacher: Any, batch: Any, progress: jax.Array) -> tuple[jax.Array, Any]:
         weights, state = scheme.seen(params["scheme"], state, progress)
         logits = outputs(replace(teacher, params["rest"] | weights), batch)
-        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"]).mean()
-        if not config.distillation:
-            return entropy, state
-        t = config.temperature
-        soft = jax.nn.log_softmax(jax.lax.stop_gradient(outputs(teacher, batch)) / t)
-        divergence = (jnp.exp(soft) * (soft - jax.nn.log_softmax(logits / t))).sum(1).mean()
-        return (1 - config.distillation) * entropy + config.distillation * t**2 * divergence, state
+        taught = outputs(teacher, batch) if config.distillation else None
+        return mean_loss(logits, batch["labels"], taught, config.distillation, config.temperature), state
 
     # Teacher and key as arguments: seeds then differ in no constant, and a compilation cache has their step.
     @jax.jit
@@ -206,14 +193,10 @@ def _train(
 
 
 def _optimizer(config: RetrainConfig, params: dict[str, Any], total: int) -> optax.GradientTransformation:
-    def adam(rate: float, decay: float) -> optax.GradientTransformation:
-        # As train.step: decay in the gradient and not beside it.
-        return optax.chain(optax.add_decayed_weights(decay), optax.adam(optax.cosine_decay_schedule(rate, total)))
-
     rates = {
-        "weights": adam(config.learning_rate, config.weight_decay),
-        "codebooks": adam(config.learning_rate, 0.0),
-        "quantizers": adam(config.quantizer_learning_rate, 0.0),
+        "weights": adam(config.learning_rate, config.weight_decay, total),
+        "codebooks": adam(config.learning_rate, 0.0, total),
+        "quantizers": adam(config.quantizer_learning_rate, 0.0, total),
     }
     # Labels may be prefixes of the tree.
     return optax.partition(rates, {"scheme": {name: name for name in params["scheme"]}, "rest": "weights"})

@@ -18,6 +18,7 @@ from bqjax.gwk_loop import GWKState
 from train import clustering, transfer
 from train.augment import augment
 from train.config import GWKPhase, TrainConfig
+from train.objective import adam, mean_loss
 from train.problems import Problem
 
 __all__ = ["Functions", "PhaseKind", "TrainState", "functions", "phase_kind"]
@@ -76,16 +77,15 @@ def phase_kind(config: TrainConfig, name: str) -> PhaseKind:
 
 
 def _optimizer(config: TrainConfig, kind: PhaseKind, total: int, network: Any) -> optax.GradientTransformation:
-    def adam(rate: float, decay: float) -> optax.GradientTransformation:
-        # Decay in the gradient and not beside it, as in the training that the published figures come from.
-        return optax.chain(optax.add_decayed_weights(decay), optax.adam(optax.cosine_decay_schedule(rate, total)))
-
     rate = config.learning_rate
     rates = {}
     if kind == "codebooks" and config.gwk is not None:
         rate = config.gwk.tune_learning_rate
-        rates["codebooks"] = adam(rate, 0.0)
-    rates |= {"network": adam(rate, config.weight_decay), "quantizers": adam(config.quantizer_learning_rate, 0.0)}
+        rates["codebooks"] = adam(rate, 0.0, total)
+    rates |= {
+        "network": adam(rate, config.weight_decay, total),
+        "quantizers": adam(config.quantizer_learning_rate, 0.0, total),
+    }
     labels: dict[str, Any] = {name: name for name in rates}
     if config.freeze:
         labels["network"], rates["frozen"] = transfer.freezing(network, config.freeze), optax.set_to_zero()
@@ -145,14 +145,9 @@ def functions(
 
     def loss_of(model: Any, inputs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = model(inputs)
-        mean_loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
         right = jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
-        if taught is not None and config.distillation:
-            t = config.temperature
-            soft = jax.nn.log_softmax(jax.lax.stop_gradient(nnx.merge(*taught)(inputs)) / t)
-            divergence = jnp.mean(jnp.sum(jnp.exp(soft) * (soft - jax.nn.log_softmax(logits / t)), axis=1))
-            mean_loss = (1 - config.distillation) * mean_loss + config.distillation * t**2 * divergence
-        return mean_loss, right
+        soft = nnx.merge(*taught)(inputs) if taught is not None and config.distillation else None
+        return mean_loss(logits, labels, soft, config.distillation, config.temperature), right
 
     def rest_of(model: Any) -> Any:
         return nnx.to_pure_dict(nnx.split(model, *_FILTERS)[4])
@@ -161,8 +156,8 @@ def functions(
         running = merge(state._replace(params=params), key=key)
         if rounds:
             set_quantizers(running, progress=state.step / total)
-        mean_loss, right = loss_of(running, inputs, labels)
-        return mean_loss, (rest_of(running), right)
+        value, right = loss_of(running, inputs, labels)
+        return value, (rest_of(running), right)
 
     def augmented(state: TrainState, batch: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         images, labels = batch
