@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import pytest
+from several_devices import found_on
 from test_experiment import SEARCH, tiny_task
 
 from bqjax import compare
 from bqjax.compare import CompareConfig
 from bqjax.methods import GaussianBins, KMeans
 
-PROCESS = """
-import sys
-import jax
-out, tests = sys.argv[1:]
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_numpy_rank_promotion", "raise")
-import json
-sys.path.insert(0, tests)
-from test_compare_parallel import side_by_side
-with open(out, "w") as file:
-    json.dump(side_by_side(), file)
-"""
 BOTH = threading.Barrier(2)
 devices: dict[str, int] = {}
 
@@ -71,14 +55,7 @@ def side_by_side(folder="side_by_side"):
 
 
 def test_rows_side_by_side_are_those_of_one_after_the_other(tmp_path):
-    tests = Path(__file__).parent
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), os.environ.get("PYTHONPATH", "")])}
-    out = tmp_path / "out.json"
-    done = subprocess.run(
-        [sys.executable, "-c", PROCESS, str(out), str(tests)], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
+    found = found_on(2, __file__, "side_by_side", tmp_path)
     assert found["labels"] == ["a", "b", *(m.label for m in METHODS)]
     assert sorted(found["devices"].values()) == [0, 1]
     alone = compare.run(CompareConfig(task=tiny_task, methods=METHODS), tiny_task(), tmp_path / "alone")

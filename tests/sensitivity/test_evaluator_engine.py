@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from several_devices import found_on
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
 from bqjax.sensitivity.evaluate import Evaluator
@@ -312,32 +308,22 @@ def on_devices(committed=False):
     return found
 
 
+def on_devices_twice():
+    found = {"devices": jax.device_count(), "plain": on_devices()}
+    try:
+        found["committed"] = on_devices(committed=True)
+    except ValueError as error:
+        found["committed"] = str(error)[:200]
+    return found
+
+
 @pytest.fixture(scope="module")
-def four_devices():
-    code = f"""
-import jax
-jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_numpy_rank_promotion", "raise")
-import json, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_evaluator_engine import on_devices
-found = {{"devices": len(jax.devices()), "plain": on_devices()}}
-try:
-    found["committed"] = on_devices(committed=True)
-except ValueError as error:
-    found["committed"] = str(error)[:200]
-print(json.dumps(found))
-"""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def four_devices(tmp_path_factory):
+    return found_on(4, __file__, "on_devices_twice", tmp_path_factory.mktemp("devices"))
 
 
 def test_four_devices_give_the_same_numbers_as_one(four_devices):
     assert four_devices["devices"] == 4
-    # Python writes floats so that they are read back to the last bit.
     assert four_devices["plain"] == on_devices()
 
 

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from several_devices import found_on
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
 from bqjax.sensitivity.sweep import Candidate, sweep
 from bqjax.task import classification_score
 
 F32 = np.float32
-
-PROCESS = """
-import sys
-import jax
-out, tests = sys.argv[1:]
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_numpy_rank_promotion", "raise")
-import json
-sys.path.insert(0, tests)
-from test_multi_device import all_sweeps
-with open(out, "w") as file:
-    json.dump({"devices": jax.device_count(), **all_sweeps()}, file)
-"""
 
 
 class Cnn(nnx.Module):
@@ -80,22 +61,17 @@ def all_sweeps():
     return found
 
 
+def on_all_devices():
+    return {"devices": jax.device_count(), **all_sweeps()}
+
+
 @pytest.fixture(scope="module")
 def four_devices(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("devices")
-    script, out = folder / "process.py", folder / "found.json"
-    script.write_text(PROCESS)
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
-    command = [sys.executable, script, out, Path(__file__).parent]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=90)  # killed when it is over
-    assert done.returncode == 0, done.stderr
-    return json.loads(out.read_text())
+    return found_on(4, __file__, "on_all_devices", tmp_path_factory.mktemp("devices"))
 
 
 def test_four_devices_give_the_rows_of_one(four_devices):
     assert four_devices.pop("devices") == 4
-    # Python writes floats so that they are read back to the last bit.
     expected = all_sweeps()
     assert four_devices == expected
     # Otherwise any mix-up of candidates would pass.
