@@ -237,7 +237,7 @@ def find_plan(
         "version": __version__,
     }
     with Journal(state_path, fingerprint) as journal:
-        curves = LayerCurves(task, config, key=key, journal=journal, progress=progress)
+        curves = LayerCurves(task, config, key=key, journal=journal, coder=coder, progress=progress)
         search = _Search(task, curves, label, coder, journal, progress)
         ask: Callable[[str], tuple[Plan, _Verdict]]
         if target_bytes is not None:

@@ -78,6 +78,7 @@ class LayerCurves:
       config: what is offered.
       key: a ``jax.random`` key.
       journal: keeps the measurements.
+      coder: of the indices, which decides what an option's bytes are, see :mod:`bqjax.codec`.
       progress: called after each of the first measurements.
 
     Attributes:
@@ -90,8 +91,17 @@ class LayerCurves:
       ValueError: nothing can be compressed; NaN or infinite weights.
     """
 
-    def __init__(self, task: Task, config: BudgetConfig, *, key: jax.Array, journal: Journal, progress: Progress | None = None):
-        self._task, self._config, self._key, self._journal = task, config, key, journal
+    def __init__(
+        self,
+        task: Task,
+        config: BudgetConfig,
+        *,
+        key: jax.Array,
+        journal: Journal,
+        coder: str = "auto",
+        progress: Progress | None = None,
+    ):
+        self._task, self._config, self._key, self._journal, self._coder = task, config, key, journal, coder
         self.weights = named_leaves(task.params)
         self.units = units(task.params)
         if not self.units:
@@ -182,7 +192,7 @@ class LayerCurves:
 
     def _bytes(self, unit: str, made: Mapping[str, Clustered]) -> int:
         groups: dict[str, WrittenGroup] = {}
-        return sum(encode_leaf(n, made.get(n, self.weights[n]), "ans", groups)[0].bytes for n in self.units[unit])
+        return sum(encode_leaf(n, made.get(n, self.weights[n]), self._coder, groups)[0].bytes for n in self.units[unit])
 
     def add(self, unit: str, setting: Setting) -> None:
         """Measures one more option of a unit, unless it is there."""
@@ -198,7 +208,7 @@ class LayerCurves:
             damages["loss"] = max(0.0, found["loss"] - self._base)
             return {"bytes": self._bytes(unit, made), "damages": {k: v if math.isfinite(v) else None for k, v in damages.items()}}
 
-        key = hashlib.sha256(repr((self.units[unit], setting)).encode()).hexdigest()[:32]
+        key = hashlib.sha256(repr((self.units[unit], setting, self._coder)).encode()).hexdigest()[:32]
         found = self._journal.measure(key, measure)
         if all(value is not None for value in found["damages"].values()):  # a network that says NaN is no option
             self.options[unit].append(Measured(setting, found["bytes"], found["damages"]))

@@ -35,8 +35,8 @@ def task():
 
 
 @functools.cache
-def curves():
-    return LayerCurves(task(), CONFIG, key=KEY, journal=Journal())
+def curves(coder="ans"):
+    return LayerCurves(task(), CONFIG, key=KEY, journal=Journal(), coder=coder)
 
 
 @functools.cache
@@ -84,10 +84,11 @@ def test_every_option_against_the_network_itself():
             assert option.bytes < options[0].bytes
 
 
-def test_bytes_of_a_plan_are_those_of_the_file(tmp_path):
+@pytest.mark.parametrize("coder", ["ans", "raw", "auto"])
+def test_bytes_of_a_plan_are_those_of_the_file(coder, tmp_path):
     plan = dict.fromkeys(curves().units, 1)
-    info = codec.save(tmp_path / "f", curves().tree(plan), coder="ans")
-    assert sum(leaf.bytes for leaf in info.leaves) == sum(o[1].bytes for o in curves().options.values())
+    info = codec.save(tmp_path / "f", curves().tree(plan), coder=coder)
+    assert sum(leaf.bytes for leaf in info.leaves) == sum(o[1].bytes for o in curves(coder).options.values())
     assert len(curves().layers(plan)) == 3 and len(curves().layers(dict.fromkeys(curves().units, 0))) == 0
 
 

@@ -1,0 +1,40 @@
+"""Methods compared without retraining on a DeepSpeech 2 that configs/deepspeech2_an4.py has trained (the paper's DS 2, Table I).
+
+bqjax compare --config configs/compare_an4.py --data ../shared/data --out out/compare_an4
+"""
+
+from bqjax.bin_and_quant import BinConfig
+from bqjax.budget_method import WithinBudget
+from bqjax.compare import CompareConfig
+from bqjax.methods import BinAndQuant, GaussianBins, KMeans
+from bqjax.planned import BudgetConfig
+from bqjax.search import RateConfig, SearchConfig
+from bqjax.tree import Rule
+from train.speech_task import an4_task
+
+RUN = "out/deepspeech2_an4"
+PRICES = 0.0005, 0.001, 0.002, 0.005
+SEARCH = SearchConfig(n_bins=8, max_bins=15, sigma_scales=(1.6,), tolerance=None, max_drop=0.01)
+WIDE = BinConfig(n_bins=16, sigma_scale=2.0)
+BUDGET = BudgetConfig(refine=1)
+# The paper's parameter sharing: one codebook for all kernels of the recurrent layers.
+SHARED = (Rule("rnn/*/kernel", group="rnn"), Rule("*/kernel"))
+# The paper's second setting: 3 bits for one recurrent layer, 4 for the others.
+THREE_BITS_FOR_ONE = (Rule("rnn/2/*/kernel", 8, group="last"), Rule("rnn/*/kernel", 16, group="rnn"), Rule("*/kernel", 16))
+
+config = CompareConfig(
+    task=lambda data_dir, progress: an4_task(RUN, data_dir),
+    data=f"an4/ (and {RUN} must be there: train it first)",
+    methods=(
+        BinAndQuant(search=SEARCH, label="B&Q by sensitivity"),
+        BinAndQuant(search=SEARCH, rules=SHARED, label="B&Q by sensitivity, shared bins"),
+        *(GaussianBins(bins=WIDE, rate=RateConfig(price=p), label=f"B&Q at a price, {p:g}") for p in PRICES),
+        *(GaussianBins(bins=WIDE, rate=RateConfig(price=p), rules=SHARED, label=f"B&Q at a price, {p:g}, shared bins") for p in PRICES),
+        *(GaussianBins(bins=n, label=f"Gaussian bins, {n}") for n in (8, 16)),
+        *(GaussianBins(bins=n, rules=SHARED, label=f"Gaussian bins, {n}, shared bins") for n in (8, 16)),
+        GaussianBins(rules=THREE_BITS_FOR_ONE, label="Gaussian bins, shared, 8 for the last recurrent layer, else 16"),
+        *(KMeans(k=k, label=f"k-means, {k}") for k in (4, 8, 16, 512)),
+        *(WithinBudget(target_bytes=1000 * kb, budget=BUDGET, label=f"planned, {kb} kB") for kb in (800, 500)),
+    ),
+    budget=BUDGET,
+)
