@@ -13,10 +13,10 @@ from bqjax.tree import Rule
 from train.speech_task import an4_task
 
 RUN = "out/deepspeech2_an4"
-PRICES = 0.0005, 0.001, 0.002, 0.005
+PRICES = 0.12, 0.25, 0.5, 1.0
 SEARCH = SearchConfig(n_bins=8, max_bins=15, sigma_scales=(1.6,), tolerance=None, max_drop=0.01)
 WIDE = BinConfig(n_bins=16, sigma_scale=2.0)
-BUDGET = BudgetConfig(refine=1)
+BUDGET = BudgetConfig(blocks=((2, 6),), prices=(-7.0, -5.0, -3.0), refine=0)
 # The paper's parameter sharing: one codebook for all kernels of the recurrent layers.
 SHARED = (Rule("rnn/*/kernel", group="rnn"), Rule("*/kernel"))
 # The paper's second setting: 3 bits for one recurrent layer, 4 for the others.
@@ -26,15 +26,22 @@ config = CompareConfig(
     task=lambda data_dir, progress: an4_task(RUN, data_dir),
     data=f"an4/ (and {RUN} must be there: train it first)",
     methods=(
-        BinAndQuant(search=SEARCH, label="B&Q by sensitivity"),
-        BinAndQuant(search=SEARCH, rules=SHARED, label="B&Q by sensitivity, shared bins"),
+        *(
+            GaussianBins(bins=WIDE, rate=RateConfig(max_drop=points / 100), label=f"B&Q at a price, at most {points:g} points")
+            for points in (0.5, 1.0)
+        ),
         *(GaussianBins(bins=WIDE, rate=RateConfig(price=p), label=f"B&Q at a price, {p:g}") for p in PRICES),
-        *(GaussianBins(bins=WIDE, rate=RateConfig(price=p), rules=SHARED, label=f"B&Q at a price, {p:g}, shared bins") for p in PRICES),
+        *(
+            GaussianBins(bins=WIDE, rate=RateConfig(price=p), rules=SHARED, label=f"B&Q at a price, {p:g}, shared bins")
+            for p in PRICES
+        ),
         *(GaussianBins(bins=n, label=f"Gaussian bins, {n}") for n in (8, 16)),
         *(GaussianBins(bins=n, rules=SHARED, label=f"Gaussian bins, {n}, shared bins") for n in (8, 16)),
         GaussianBins(rules=THREE_BITS_FOR_ONE, label="Gaussian bins, shared, 8 for the last recurrent layer, else 16"),
         *(KMeans(k=k, label=f"k-means, {k}") for k in (4, 8, 16, 512)),
-        *(WithinBudget(target_bytes=1000 * kb, budget=BUDGET, label=f"planned, {kb} kB") for kb in (800, 500)),
+        BinAndQuant(search=SEARCH, label="B&Q by sensitivity"),
+        BinAndQuant(search=SEARCH, rules=SHARED, label="B&Q by sensitivity, shared bins"),
+        *(WithinBudget(target_bytes=1000 * kb, budget=BUDGET, label=f"planned, {kb} kB") for kb in (700, 500)),
     ),
     budget=BUDGET,
 )
