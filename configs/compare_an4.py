@@ -41,7 +41,7 @@ config = CompareConfig(
         *(KMeans(k=k, label=f"k-means, {k}") for k in (4, 8, 16, 512)),
         BinAndQuant(search=SEARCH, label="B&Q by sensitivity"),
         BinAndQuant(search=SEARCH, rules=SHARED, label="B&Q by sensitivity, shared bins"),
-        *(WithinBudget(target_bytes=1000 * kb, budget=BUDGET, label=f"planned, {kb} kB") for kb in (700, 500)),
+        *(WithinBudget(target_bytes=1000 * kb, budget=BUDGET, label=f"planned, {kb} kB") for kb in (850, 700)),
     ),
     budget=BUDGET,
 )
