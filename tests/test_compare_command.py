@@ -10,6 +10,9 @@ import pytest
 from test_cli import in_an_empty_folder, refused, run, scored  # noqa: F401  fixtures
 
 from bqjax import codec
+from bqjax.commands import load_config
+from bqjax.compare import CompareConfig
+from bqjax.experiment import ExperimentConfig
 from bqjax.report.compare_plot import RESULT_NAMES
 
 CONFIG = """
@@ -139,13 +142,19 @@ def test_what_cannot_work_is_refused(old, new, extra, message, config, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["compare_digits", "compare_spc", "compare_resnet20", "compare_resnet20_quick"])
-def test_the_configs_load(name, capsys):
-    config = Path(__file__).parents[1] / "configs" / f"{name}.py"
-    if name == "compare_digits":
-        from bqjax.commands import load_config
-        from bqjax.compare import CompareConfig
+CONFIGS = Path(__file__).parents[1] / "configs"
 
-        assert len(load_config(config, CompareConfig).methods) > 10
-        return
-    assert "--data is missing" in refused(capsys, "compare", "--config", config)
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("compare_*.py") if "trained" not in p.stem))
+def test_the_configs_load(name, capsys):
+    path = CONFIGS / f"{name}.py"
+    config = load_config(path, CompareConfig)
+    if config.data is None:
+        assert len(config.methods) > 10
+    else:
+        assert "--data is missing" in refused(capsys, "compare", "--config", path)
+
+
+def test_a_config_of_one_row_of_a_comparison(capsys):
+    assert load_config(CONFIGS / "an4_bq.py", ExperimentConfig).method.label == "B&Q at a price, at most 0.5 points"
+    assert "--data is missing" in refused(capsys, "compress", "--config", CONFIGS / "an4_bq.py")
