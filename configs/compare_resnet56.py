@@ -36,7 +36,10 @@ config = CompareConfig(
     data=f"weights/resnet{DEPTH}_cifar10.safetensors and tfds/cifar10 (see train/cifar.py)",
     methods=(
         *(KMeans(k=k, label=f"k-means, {k}") for k in (16, 32)),
-        GaussianBins(bins=BinConfig(n_bins=16, sigma_scale=1.6), rate=RateConfig(price=0.5), label="B&Q at a price, 0.5"),
+        *(
+            GaussianBins(bins=BinConfig(n_bins=32, sigma_scale=2.0), rate=RateConfig(price=p), label=f"B&Q at a price, {p:g}")
+            for p in (0.01, 0.03, 0.1)
+        ),
         GWK(config=GWKConfig(bits=8, cv=2, pw=2, weighting="none"), rules=SMALL, label="PQ, 8 bits for 2"),
         PTQ(config=PTQConfig(bits=5, limits="mse"), label="PTQ, 5 bits a channel"),
         GaussianBins(bins=BinConfig(n_bins=16, sigma_scale=2.0), label="Gaussian bins of 2 sigma, 16"),
