@@ -1,6 +1,6 @@
 """Every method on one dense layer of the size of VGG16's first: seconds and memory, each in a process of its own.
 
-    python benchmarks/methods.py                 # 25,088 x 4,096 weights, 102.8 million, where the table does not say another number
+    python benchmarks/methods.py                 # 25,088 x 4,096 weights, 102.8 million, or as many as the table says
     python benchmarks/methods.py --quick         # 1,024 x 1,024
     python benchmarks/methods.py --only dkm      # methods whose name contains it
     python benchmarks/methods.py --step          # a DKM step of a small CNN against its float step, in one run
