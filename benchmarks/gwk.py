@@ -27,15 +27,15 @@ import numpy as np
 from flax import nnx
 
 from bqjax.adapters.flax import calibrate, quantize
-from bqjax.commands import load_config
+from bqjax.core.rules import Rule
+from bqjax.experiment.config import load_config
 from bqjax.models.resnet import CifarResNet
 from bqjax.quantizers import QuantizerConfig
-from bqjax.tree import Rule
-from train import clustering
-from train.config import GWKPhase, TrainConfig
-from train.problems import Problem
-from train.source import Arrays
-from train.step import Functions, functions
+from train.data.source import Arrays
+from train.image import clustering
+from train.image.config import GWKPhase, TrainConfig
+from train.image.problems import Problem
+from train.image.step import Functions, functions
 
 N_TRAIN = 49_000
 

@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from bqjax.kmeans import kmeans_scalar
-from bqjax.vector_kmeans import kmeans_vector
+from bqjax.kmeans.scalar import kmeans_scalar
+from bqjax.kmeans.vector import kmeans_vector
 
 K = 16
 BINS = 65_536

@@ -62,10 +62,11 @@ def row(name: str, quick: bool) -> dict[str, float]:
 
     from bqjax import codec
     from bqjax.adapters.flax import nnx_params
-    from bqjax.bin_and_quant import bin_and_quant, gaussian_bins
-    from bqjax.experiment import same_tree
-    from bqjax.leaves import decode
-    from bqjax.tree import named_leaves
+    from bqjax.core.leaves import decode
+    from bqjax.core.tree import named_leaves
+    from bqjax.experiment.runner import same_tree
+    from bqjax.methods.bins.gaussian import gaussian_bins
+    from bqjax.methods.bins.quantize import bin_and_quant
 
     shapes = nnx_params(nnx.eval_shape(_networks(quick)[name]))
     rng = np.random.default_rng(0)
@@ -137,7 +138,7 @@ def stream(megabytes: int, limit: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         source, out = Path(folder) / "w.safetensors", Path(folder) / "w.bq.safetensors"
         write_synthetic(source, megabytes)
-        command = [sys.executable, "-m", "bqjax.cli", "compress", str(source), "--out", str(out), "--coder", "ans"]
+        command = [sys.executable, "-m", "bqjax", "compress", str(source), "--out", str(out), "--coder", "ans"]
         start = time.perf_counter()
         subprocess.run(command, check=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit * MIB, limit * MIB)))
         seconds = time.perf_counter() - start

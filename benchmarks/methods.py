@@ -27,14 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from bqjax.related.deep_compression import DeepCompressionConfig, deep_compress
-from bqjax.related.diba import DiBAConfig, diba
-from bqjax.related.dkm import DKMConfig, dkm
-from bqjax.related.product import ProductConfig, binarise, product_quantise
-from bqjax.related.pruning import GradualPruning, gradual_pruning, magnitude_masks
-from bqjax.related.ptq import PTQConfig, correct_biases, quantise
-from bqjax.related.residual import ResidualConfig, residual_quantise
-from bqjax.related.weight_sharing import kmeans_share
+from bqjax.methods.baselines.deep_compression import DeepCompressionConfig, deep_compress
+from bqjax.methods.baselines.diba import DiBAConfig, diba
+from bqjax.methods.baselines.dkm import DKMConfig, dkm
+from bqjax.methods.baselines.product import ProductConfig, binarise, product_quantise
+from bqjax.methods.baselines.pruning import GradualPruning, gradual_pruning, magnitude_masks
+from bqjax.methods.baselines.ptq import PTQConfig, correct_biases, quantise
+from bqjax.methods.baselines.residual import ResidualConfig, residual_quantise
+from bqjax.methods.baselines.weight_sharing import kmeans_share
 
 FULL, QUICK = (25_088, 4_096), (1_024, 1_024)
 KEY = jax.random.key(0)
@@ -151,8 +151,8 @@ def steps(batch: int, repeats: int) -> list[dict[str, Any]]:
     from flax import nnx
 
     from bqjax.adapters.flax import nnx_apply, nnx_params
+    from bqjax.methods.baselines.dkm import dkm_start
     from bqjax.models.digits import DigitsConv
-    from bqjax.related.dkm import dkm_start
 
     model = DigitsConv(rngs=nnx.Rngs(0))
     params, apply = nnx_params(model), nnx_apply(model)

@@ -21,11 +21,11 @@ import numpy as np
 from flax import nnx
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
+from bqjax.core.tree import named_leaves
 from bqjax.sensitivity.slicing import split, trace
-from bqjax.tree import named_leaves
-from train.speech import speech_functions
-from train.speech_config import SpeechConfig
-from train.speech_data import Batch
+from train.data.utterances import Batch
+from train.speech.config import SpeechConfig
+from train.speech.loop import speech_functions
 
 LEAVES = (
     "conv/0/conv/kernel",

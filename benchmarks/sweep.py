@@ -26,15 +26,17 @@ import numpy as np
 from flax import nnx
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
-from bqjax.adapters.weights import read_weights
-from bqjax.bin_and_quant import gaussian_bins
+from bqjax.adapters.safetensors import read_weights
+from bqjax.core.classification import batches, classification_score
+from bqjax.core.rules import select
+from bqjax.core.tree import named_leaves, replace
+from bqjax.methods.bins.gaussian import gaussian_bins
 from bqjax.models.resnet import CifarResNet
-from bqjax.models.spc import SpeechConv, load_spc, read_speech, spc_features
+from bqjax.models.spc import SpeechConv, load_spc, spc_features
 from bqjax.models.vgg import VGG
-from bqjax.sensitivity.evaluate import Evaluator
+from bqjax.sensitivity.evaluator import Evaluator
 from bqjax.sensitivity.perturb import Noise, NoiseCandidate
-from bqjax.task import batches, classification_score
-from bqjax.tree import named_leaves, replace, select
+from train.tasks.speech_commands import read_speech
 
 Plan = dict[str, list[NoiseCandidate]]
 
@@ -123,7 +125,7 @@ def resnet_plan(data_dir: Path | None, quick: bool) -> tuple[Any, Any, Sequence[
     """ResNet-20, all weight leaves, Gaussian noise of 0.05."""
     n_images, draws = (100, 4) if quick else (1000, 16)
     if data_dir is not None:
-        from train.cifar import resnet_task
+        from train.tasks.cifar import resnet_task
 
         task = resnet_task(data_dir, n_calibration=1000, n_test=n_images)
         score, params, data = task.score, task.params, task.test

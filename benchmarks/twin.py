@@ -15,11 +15,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bqjax.adapters.tflite.examples import Examples, examples_of, to_int8
-from bqjax.adapters.tflite.interpret import interpret
-from bqjax.adapters.tflite.model import read
-from bqjax.adapters.tflite.twin import build
-from train.data import cifar10
+from bqjax.tflite.examples import Examples, examples_of, to_int8
+from bqjax.tflite.format.model import read
+from bqjax.tflite.interpret import interpret
+from bqjax.tflite.twin.graph import build
+from train.data.tfds import cifar10
 
 
 def cifar(data_dir, source):

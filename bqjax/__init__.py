@@ -4,27 +4,29 @@ A method turns array leaves of a parameter pytree into compressed leaves, :func:
 :func:`save` writes a compressed tree to one file::
 
     stats, info = bqjax.search_bins(score, params, calibration_batches, key=jax.random.key(0))
-    bqjax.save("model.bq.safetensors", bqjax.bin_and_quant(params, stats))
+    bqjax.save("model.bq.safetensors", bqjax.methods.bins.quantize(params, stats))
     params = bqjax.decode(bqjax.load("model.bq.safetensors"))
 """
 
 from bqjax._version import __version__
-from bqjax.bin_and_quant import BinConfig, Bins, bin_and_quant, gaussian_bins
-from bqjax.codebooks import codebook_gradients, quantize_codebooks, with_codebooks
 from bqjax.codec import inspect, load, save
-from bqjax.gwk import gwk_cluster
-from bqjax.gwk_blocks import GWKConfig, bits_per_weight
-from bqjax.gwk_loop import gwk_init, gwk_update, straight_through
-from bqjax.kmeans import kmeans_scalar
-from bqjax.leaves import Affine, Clustered, bits, decode, is_compressed
+from bqjax.core.leaves import Affine, Clustered, bits, decode, is_compressed
+from bqjax.core.rules import Rule
+from bqjax.core.task import Task
+from bqjax.core.tree import named_leaves
+from bqjax.kmeans.codebooks import codebook_gradients, quantize_codebooks, with_codebooks
+from bqjax.kmeans.scalar import kmeans_scalar
+from bqjax.methods.baselines.weight_sharing import kmeans_share
+from bqjax.methods.bins import RateConfig, SearchConfig, SearchInfo, search_bins, search_price
+from bqjax.methods.bins.ecsq import bin_and_quant_at_price
+from bqjax.methods.bins.gaussian import BinConfig, Bins, gaussian_bins
+from bqjax.methods.bins.quantize import bin_and_quant
+from bqjax.methods.gwk.cluster import gwk_cluster
+from bqjax.methods.gwk.config import GWKConfig, bits_per_weight
+from bqjax.methods.gwk.training import gwk_init, gwk_update, straight_through
 from bqjax.quantizers import QuantizerConfig, ewgs_round, hessian_delta
-from bqjax.rate import bin_and_quant_at_price
-from bqjax.related.weight_sharing import kmeans_share
-from bqjax.search import RateConfig, SearchConfig, SearchInfo, search_bins, search_price
-from bqjax.sensitivity.evaluate import Evaluator
+from bqjax.sensitivity.evaluator import Evaluator
 from bqjax.sensitivity.importance import output_importance
-from bqjax.task import Task
-from bqjax.tree import Rule, named_leaves
 
 __all__ = [
     "Affine",

@@ -5,10 +5,8 @@ bqjax compress --config configs/an4_bq.py --data ../shared/data --out out/an4.bq
 
 from pathlib import Path
 
-from bqjax.commands import load_config
-from bqjax.compare import CompareConfig
-from bqjax.experiment import ExperimentConfig
-from bqjax.methods import KMeans
+from bqjax.experiment.config import CompareConfig, ExperimentConfig, load_config
+from bqjax.methods.baselines.methods import KMeans
 
 base = load_config(Path(__file__).parent / "compare_an4.py", CompareConfig)
 

@@ -3,14 +3,15 @@
 bqjax compare --config configs/compare_an4.py --data ../shared/data --out out/compare_an4
 """
 
-from bqjax.bin_and_quant import BinConfig
-from bqjax.budget_method import WithinBudget
-from bqjax.compare import CompareConfig
-from bqjax.methods import BinAndQuant, GaussianBins, KMeans
-from bqjax.planned import BudgetConfig
-from bqjax.search import RateConfig, SearchConfig
-from bqjax.tree import Rule
-from train.speech_task import an4_task
+from bqjax.core.rules import Rule
+from bqjax.experiment.config import CompareConfig
+from bqjax.methods.baselines.methods import KMeans
+from bqjax.methods.bins import RateConfig, SearchConfig
+from bqjax.methods.bins.gaussian import BinConfig
+from bqjax.methods.bins.method import BinAndQuant, GaussianBins
+from bqjax.methods.budget.method import WithinBudget
+from bqjax.methods.budget.plan import BudgetConfig
+from train.speech.task import an4_task
 
 RUN = "out/deepspeech2_an4"
 PRICES = 0.12, 0.25, 0.5, 1.0

@@ -3,19 +3,19 @@
 bqjax compare --config configs/compare_digits.py --out out/compare_digits
 """
 
-from bqjax.bin_and_quant import BinConfig
-from bqjax.compare import CompareConfig
-from bqjax.gwk import GWKConfig
-from bqjax.gwk_method import GWK
-from bqjax.methods import BinAndQuant, GaussianBins, KMeans
-from bqjax.related.deep_compression import DeepCompressionConfig
-from bqjax.related.diba import DiBAConfig
-from bqjax.related.ptq import PTQConfig
-from bqjax.related.residual import ResidualConfig
-from bqjax.related_methods import PTQ, Binary, DeepCompression, DiBA, ResidualQuantisation
-from bqjax.search import RateConfig, SearchConfig
-from bqjax.tree import Rule
-from train.digits import digits_task
+from bqjax.core.rules import Rule
+from bqjax.experiment.config import CompareConfig
+from bqjax.methods.baselines.deep_compression import DeepCompressionConfig
+from bqjax.methods.baselines.diba import DiBAConfig
+from bqjax.methods.baselines.methods import PTQ, Binary, DeepCompression, DiBA, KMeans, ResidualQuantisation
+from bqjax.methods.baselines.ptq import PTQConfig
+from bqjax.methods.baselines.residual import ResidualConfig
+from bqjax.methods.bins import RateConfig, SearchConfig
+from bqjax.methods.bins.gaussian import BinConfig
+from bqjax.methods.bins.method import BinAndQuant, GaussianBins
+from bqjax.methods.gwk.cluster import GWKConfig
+from bqjax.methods.gwk.method import GWK
+from train.tasks.digits import digits_task
 
 SEARCH = SearchConfig(n_bins=8, max_bins=16, tolerance=None)
 # The first convolution has 288 weights: its codebook would be as large as itself.

@@ -7,20 +7,20 @@ bqjax compress --config configs/compare_resnet20.py --data DATA --target-size 12
 import dataclasses
 
 from bqjax.adapters.flax import nnx_apply
-from bqjax.bin_and_quant import BinConfig
-from bqjax.compare import CompareConfig
-from bqjax.gwk import GWKConfig
-from bqjax.gwk_method import GWK
-from bqjax.methods import GaussianBins, KMeans
+from bqjax.core.classification import classification_outputs
+from bqjax.core.rules import Rule
+from bqjax.experiment.config import CompareConfig
+from bqjax.methods.baselines.deep_compression import DeepCompressionConfig
+from bqjax.methods.baselines.methods import PTQ, DeepCompression, KMeans
+from bqjax.methods.baselines.ptq import PTQConfig
+from bqjax.methods.bins import RateConfig
+from bqjax.methods.bins.gaussian import BinConfig
+from bqjax.methods.bins.method import GaussianBins
+from bqjax.methods.budget.plan import BudgetConfig
+from bqjax.methods.gwk.cluster import GWKConfig
+from bqjax.methods.gwk.method import GWK
 from bqjax.models.resnet import load_resnet
-from bqjax.planned import BudgetConfig
-from bqjax.related.deep_compression import DeepCompressionConfig
-from bqjax.related.ptq import PTQConfig
-from bqjax.related_methods import PTQ, DeepCompression
-from bqjax.search import RateConfig
-from bqjax.task import classification_outputs
-from bqjax.tree import Rule
-from train.cifar import resnet_task
+from train.tasks.cifar import resnet_task
 
 DEPTH = 20
 
@@ -36,7 +36,7 @@ SMALL = (Rule("conv1/kernel", GWKConfig(bits=5, cv=2, weighting="none")), Rule("
 
 config = CompareConfig(
     task=task,
-    data=f"weights/resnet{DEPTH}_cifar10.safetensors and tfds/cifar10 (see train/cifar.py)",
+    data=f"weights/resnet{DEPTH}_cifar10.safetensors and tfds/cifar10 (see train/tasks/cifar.py)",
     methods=(
         # Bin & Quant without its search, which scores every bin of every layer: half an hour here. The lowest price needs 32.
         *(

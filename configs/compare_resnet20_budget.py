@@ -6,9 +6,8 @@ bqjax compare --config configs/compare_resnet20_budget.py --data DATA --out out/
 import dataclasses
 from pathlib import Path
 
-from bqjax.budget_method import WithinBudget
-from bqjax.commands import load_config
-from bqjax.compare import CompareConfig
+from bqjax.experiment.config import CompareConfig, load_config
+from bqjax.methods.budget.method import WithinBudget
 
 base = load_config(Path(__file__).parent / "compare_resnet20.py", CompareConfig)
 

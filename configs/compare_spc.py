@@ -3,15 +3,16 @@
 bqjax compare --config configs/compare_spc.py --data DATA --out out/compare_spc
 """
 
-from bqjax.bin_and_quant import BinConfig
-from bqjax.compare import CompareConfig
-from bqjax.gwk import GWKConfig
-from bqjax.gwk_method import GWK
-from bqjax.methods import BinAndQuant, GaussianBins, KMeans
-from bqjax.models.spc import spc_task
-from bqjax.planned import BudgetConfig
-from bqjax.search import RateConfig, SearchConfig
-from bqjax.tree import Rule
+from bqjax.core.rules import Rule
+from bqjax.experiment.config import CompareConfig
+from bqjax.methods.baselines.methods import KMeans
+from bqjax.methods.bins import RateConfig, SearchConfig
+from bqjax.methods.bins.gaussian import BinConfig
+from bqjax.methods.bins.method import BinAndQuant, GaussianBins
+from bqjax.methods.budget.plan import BudgetConfig
+from bqjax.methods.gwk.cluster import GWKConfig
+from bqjax.methods.gwk.method import GWK
+from train.tasks.speech_commands import spc_task
 
 SEARCH = SearchConfig(n_bins=8, max_bins=15, sigma_scales=(1.6,), tolerance=None, max_drop=0.01)
 # The first convolution has few inputs and few weights.

@@ -7,14 +7,14 @@ distillation, but for the rows without training. The two inner convolutions and 
 and last kernel are int8.
 """
 
+from bqjax.methods.baselines.dkm import DKMConfig
+from bqjax.methods.baselines.ptq import PTQConfig
 from bqjax.quantizers import QuantizerConfig
-from bqjax.related.dkm import DKMConfig
-from bqjax.related.ptq import PTQConfig
-from train.config import GWKPhase, TrainConfig
-from train.pipeline import PipelineConfig, Stage
-from train.retrain import Phase, Retrained
-from train.schemes import EWGS, Clusters, Codebooks, Plain, SoftKMeans
-from train.transfer import Pruning
+from train.image.config import GWKPhase, TrainConfig
+from train.image.transfer import Pruning
+from train.methods.retrain import Phase, Retrained
+from train.methods.schemes import EWGS, Clusters, Codebooks, Plain, SoftKMeans
+from train.pipeline.run import PipelineConfig, Stage
 
 EPOCHS, LATE = 20, 6  # LATE: of them, where codebooks are trained at the end
 LEAVES = ("conv2/kernel", "conv3/kernel", "fc1/kernel")

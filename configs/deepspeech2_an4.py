@@ -3,6 +3,6 @@
 python -m train --config configs/deepspeech2_an4.py --data-dir ../shared/data --out out/deepspeech2_an4
 """
 
-from train.speech_config import SpeechConfig
+from train.speech.config import SpeechConfig
 
 config = SpeechConfig(epochs=70, beam_width=16)

@@ -4,7 +4,7 @@ and features; fewer utterances need less: --train-utterances 5000.
 python -m train --config configs/deepspeech2_librispeech.py --data-dir DATA --out out/deepspeech2_librispeech
 """
 
-from train.speech_config import SpeechConfig
+from train.speech.config import SpeechConfig
 
 config = SpeechConfig(
     dataset="librispeech",

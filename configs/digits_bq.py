@@ -3,10 +3,11 @@
 bqjax compress --config configs/digits_bq.py --out out/demo/model.bq.safetensors --report out/demo/report.html
 """
 
-from bqjax.experiment import ExperimentConfig
-from bqjax.methods import BinAndQuant, GaussianBins, KMeans
-from bqjax.search import RateConfig, SearchConfig
-from train.digits import digits_task
+from bqjax.experiment.config import ExperimentConfig
+from bqjax.methods.baselines.methods import KMeans
+from bqjax.methods.bins import RateConfig, SearchConfig
+from bqjax.methods.bins.method import BinAndQuant, GaussianBins
+from train.tasks.digits import digits_task
 
 SEARCH = SearchConfig(n_bins=8, max_bins=16, tolerance=None)
 

@@ -4,7 +4,7 @@ python -m train --config configs/digits_ewgs.py
 """
 
 from bqjax.quantizers import QuantizerConfig
-from train.config import TrainConfig
+from train.image.config import TrainConfig
 
 config = TrainConfig(
     model="digits",

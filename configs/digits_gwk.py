@@ -4,7 +4,7 @@ python -m train --config configs/digits_gwk.py
 """
 
 from bqjax.quantizers import QuantizerConfig
-from train.config import GWKPhase, TrainConfig
+from train.image.config import GWKPhase, TrainConfig
 
 config = TrainConfig(
     model="digits",

@@ -3,8 +3,9 @@
 bqjax sweep --config configs/digits_sensitivity.py --out out/digits_sensitivity
 """
 
-from bqjax.sweeps import BinsByLayer, NoiseByLayer, RandomAgainstGradient, RelativeBySize, SweepConfig
-from train.digits import digits_task
+from bqjax.experiment.config import SweepConfig
+from bqjax.experiment.sweep import BinsByLayer, NoiseByLayer, RandomAgainstGradient, RelativeBySize
+from train.tasks.digits import digits_task
 
 config = SweepConfig(
     task=lambda data_dir, progress: digits_task(progress=progress),

@@ -6,7 +6,7 @@ depthwise, dense) at 8 bits; the paper prints 3.44. The dense layer alone is 2.9
 """
 
 from bqjax.quantizers import QuantizerConfig
-from train.config import GWKPhase, TrainConfig
+from train.image.config import GWKPhase, TrainConfig
 
 config = TrainConfig(
     model="mobilenet_v2",

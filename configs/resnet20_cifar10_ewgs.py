@@ -5,7 +5,7 @@ Other bits, and the baselines beside it: --quantizer.activation-bits 1, --quanti
 """
 
 from bqjax.quantizers import QuantizerConfig
-from train.config import TrainConfig
+from train.image.config import TrainConfig
 
 # The training of the EWGS authors: 400 epochs, batches of 256, Adam.
 config = TrainConfig(

@@ -8,7 +8,7 @@ of 6; the first stage, 5 % of the weights and the most sensitive, shares 32 rows
 """
 
 from bqjax.quantizers import QuantizerConfig
-from train.config import GWKLayers, GWKPhase, TrainConfig
+from train.image.config import GWKLayers, GWKPhase, TrainConfig
 
 config = TrainConfig(
     model="resnet20",

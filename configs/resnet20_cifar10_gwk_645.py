@@ -6,7 +6,7 @@ As in the paper, replaced after each epoch and nothing else:
 """
 
 from bqjax.quantizers import QuantizerConfig
-from train.config import GWKPhase, TrainConfig
+from train.image.config import GWKPhase, TrainConfig
 
 config = TrainConfig(
     model="resnet20",

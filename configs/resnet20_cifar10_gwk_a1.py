@@ -5,7 +5,7 @@ python -m train --config configs/resnet20_cifar10_gwk_a1.py --data-dir DATA
 """
 
 from bqjax.quantizers import QuantizerConfig
-from train.config import GWKPhase, TrainConfig
+from train.image.config import GWKPhase, TrainConfig
 
 config = TrainConfig(
     model="resnet20",

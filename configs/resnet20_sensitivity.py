@@ -3,12 +3,13 @@
 bqjax sweep --config configs/resnet20_sensitivity.py --data ../shared/data --out out/resnet20_sensitivity
 """
 
-from bqjax.sweeps import BinsByLayer, NoiseByLayer, RandomAgainstGradient, RelativeBySize, SweepConfig
-from train.cifar import resnet_task
+from bqjax.experiment.config import SweepConfig
+from bqjax.experiment.sweep import BinsByLayer, NoiseByLayer, RandomAgainstGradient, RelativeBySize
+from train.tasks.cifar import resnet_task
 
 config = SweepConfig(
     task=lambda data_dir, progress: resnet_task(data_dir, depth=20, n_calibration=1000, n_test=1000),
-    data="weights/resnet20_cifar10.safetensors and tfds/cifar10 (see train/cifar.py)",
+    data="weights/resnet20_cifar10.safetensors and tfds/cifar10 (see train/tasks/cifar.py)",
     # Measurements, from which nothing is chosen: on a fixed subset of 1,000 test images. Gradients are taken on 1,000
     # training images.
     split="test",

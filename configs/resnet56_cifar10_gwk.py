@@ -4,7 +4,7 @@ python -m train --config configs/resnet56_cifar10_gwk.py --data-dir DATA
 """
 
 from bqjax.quantizers import QuantizerConfig
-from train.config import GWKPhase, TrainConfig
+from train.image.config import GWKPhase, TrainConfig
 
 config = TrainConfig(
     model="resnet56",

@@ -3,12 +3,13 @@
 bqjax sweep --config configs/resnet56_sensitivity.py --data ../shared/data --out out/resnet56_sensitivity
 """
 
-from bqjax.sweeps import RandomAgainstGradient, SweepConfig
-from train.cifar import resnet_task
+from bqjax.experiment.config import SweepConfig
+from bqjax.experiment.sweep import RandomAgainstGradient
+from train.tasks.cifar import resnet_task
 
 config = SweepConfig(
     task=lambda data_dir, progress: resnet_task(data_dir, depth=56, n_calibration=1000, n_test=1000),
-    data="weights/resnet56_cifar10.safetensors and tfds/cifar10 (see train/cifar.py)",
+    data="weights/resnet56_cifar10.safetensors and tfds/cifar10 (see train/tasks/cifar.py)",
     # Measurements, from which nothing is chosen: on a fixed subset of 1,000 test images. Gradients are taken on 1,000
     # training images.
     split="test",

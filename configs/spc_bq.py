@@ -3,11 +3,12 @@
 bqjax compress --config configs/spc_bq.py --data ../shared/data --out out/spc.bq.safetensors
 """
 
-from bqjax.bin_and_quant import BinConfig
-from bqjax.experiment import ExperimentConfig
-from bqjax.methods import BinAndQuant, GaussianBins, KMeans
-from bqjax.models.spc import spc_task
-from bqjax.search import RateConfig, SearchConfig
+from bqjax.experiment.config import ExperimentConfig
+from bqjax.methods.baselines.methods import KMeans
+from bqjax.methods.bins import RateConfig, SearchConfig
+from bqjax.methods.bins.gaussian import BinConfig
+from bqjax.methods.bins.method import BinAndQuant, GaussianBins
+from train.tasks.speech_commands import spc_task
 
 SEARCH = SearchConfig(n_bins=8, max_bins=15, sigma_scales=(1.6,), tolerance=None, max_drop=0.01)
 

@@ -5,8 +5,8 @@ bqjax compress --config configs/tflite_kws.py --data ../shared/data --out out/tf
 
 from dataclasses import replace
 
-from bqjax.quantised_search import QuantisedConfig
-from bqjax.tflite_experiment import TFLiteConfig, beside
+from bqjax.tflite.codes.search import QuantisedConfig
+from bqjax.tflite.experiment import TFLiteConfig, beside
 
 METHOD = QuantisedConfig(max_drop=0.02, layer_drop=0.02, scan=0)
 config = TFLiteConfig(

@@ -3,8 +3,8 @@
 bqjax compress --config configs/tflite_mobilenet_v1.py --data ../shared/data --out out/tflite_mobilenet_v1.bq.safetensors
 """
 
-from bqjax.quantised_search import QuantisedConfig
-from bqjax.tflite_experiment import TFLiteConfig, beside
+from bqjax.tflite.codes.search import QuantisedConfig
+from bqjax.tflite.experiment import TFLiteConfig, beside
 
 # A grid of 1.3 steps already turns 1.8 % of the predictions, of which few were right before and wrong after. The layers are
 # not tried one by one: that would score the network 28 times more.

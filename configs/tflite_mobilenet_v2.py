@@ -5,8 +5,8 @@ bqjax compress --config configs/tflite_mobilenet_v2.py --data ../shared/data --o
 
 from dataclasses import replace
 
-from bqjax.quantised_search import QuantisedConfig
-from bqjax.tflite_experiment import TFLiteConfig, beside
+from bqjax.tflite.codes.search import QuantisedConfig
+from bqjax.tflite.experiment import TFLiteConfig, beside
 
 # The least changes of codes turn more than 1 % of the predictions, of which few were right before and wrong after. The
 # layers are not tried one by one: that would score the network 53 times more.

@@ -3,8 +3,9 @@
 bqjax sweep --config configs/tflite_person_detect_sensitivity.py --data ../shared/data --out out/tflite_person_detect_sensitivity
 """
 
-from bqjax.sweeps import RelativeBySize, SweepConfig
-from bqjax.tflite_network import quantised_task
+from bqjax.experiment.config import SweepConfig
+from bqjax.experiment.sweep import RelativeBySize
+from bqjax.tflite.network import quantised_task
 
 config = SweepConfig(
     task=lambda data_dir, progress: quantised_task(data_dir, "tflite/person_detect.tflite", "vww/vww_500.zip"),

@@ -3,8 +3,8 @@
 bqjax compress --config configs/tflite_person_detect_without_twin.py --data ../shared/data --out out/person.bq.safetensors
 """
 
-from bqjax.quantised_search import QuantisedConfig
-from bqjax.tflite_experiment import TFLiteConfig, beside
+from bqjax.tflite.codes.search import QuantisedConfig
+from bqjax.tflite.experiment import TFLiteConfig, beside
 
 METHOD = QuantisedConfig(max_drop=0.02, layer_drop=0.02, scan=0)
 config = TFLiteConfig(

@@ -3,10 +3,10 @@
 bqjax compress --config configs/tflite_resnet8.py --data ../shared/data --out out/tflite_resnet8.bq.safetensors
 """
 
-from bqjax.adapters.tflite.examples import Examples, to_int8
-from bqjax.quantised_search import QuantisedConfig
-from bqjax.tflite_experiment import TFLiteConfig, beside
-from train.data import cifar10
+from bqjax.tflite.codes.search import QuantisedConfig
+from bqjax.tflite.examples import Examples, to_int8
+from bqjax.tflite.experiment import TFLiteConfig, beside
+from train.data.tfds import cifar10
 
 N_IMAGES = 2000
 # The least change of the codes turns 1.5 % of the predictions, a grid of 8 steps 3.6 %: a lower limit keeps all codes.
@@ -21,7 +21,7 @@ def examples(data_dir, source):
 
 config = TFLiteConfig(
     model="tflite/resnet8_cifar10_int8.tflite",
-    data="tflite/resnet8_cifar10_int8.tflite and tfds/cifar10 (see train/data.py)",
+    data="tflite/resnet8_cifar10_int8.tflite and tfds/cifar10 (see train/data/tfds.py)",
     examples=examples,
     method=METHOD,
     beside=beside(METHOD, 0.05),

@@ -3,10 +3,11 @@
 bqjax sweep --config configs/tflite_resnet8_sensitivity.py --data ../shared/data --out out/tflite_resnet8_sensitivity
 """
 
-from bqjax.adapters.tflite.examples import Examples, to_int8
-from bqjax.sweeps import RelativeBySize, SweepConfig
-from bqjax.tflite_network import quantised_task
-from train.data import cifar10
+from bqjax.experiment.config import SweepConfig
+from bqjax.experiment.sweep import RelativeBySize
+from bqjax.tflite.examples import Examples, to_int8
+from bqjax.tflite.network import quantised_task
+from train.data.tfds import cifar10
 
 
 def examples(data_dir, source):
@@ -17,7 +18,7 @@ def examples(data_dir, source):
 
 config = SweepConfig(
     task=lambda data_dir, progress: quantised_task(data_dir, "tflite/resnet8_cifar10_int8.tflite", examples),
-    data="tflite/resnet8_cifar10_int8.tflite and tfds/cifar10 (see train/data.py)",
+    data="tflite/resnet8_cifar10_int8.tflite and tfds/cifar10 (see train/data/tfds.py)",
     # A measurement, from which nothing is chosen.
     split="test",
     figures=(RelativeBySize(magnitude=0.03, draws=8),),

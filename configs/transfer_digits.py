@@ -3,12 +3,12 @@
 python -m train --config configs/transfer_digits.py --data-dir DATA --out out/transfer_digits
 """
 
-from bqjax.methods import Uncompressed
-from bqjax.related.ptq import PTQConfig
-from bqjax.related_methods import PTQ
-from train.config import TrainConfig
-from train.pipeline import PipelineConfig, Stage
-from train.transfer import Pruning
+from bqjax.methods.base import Uncompressed
+from bqjax.methods.baselines.methods import PTQ
+from bqjax.methods.baselines.ptq import PTQConfig
+from train.image.config import TrainConfig
+from train.image.transfer import Pruning
+from train.pipeline.run import PipelineConfig, Stage
 
 FLOAT = Uncompressed(label="float32")
 INT8 = PTQ(config=PTQConfig(bits=8), label="int8")

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from orbax.checkpoint.experimental import v1 as ocp  # type: ignore[import-untyped]
 
-from bqjax.files import atomic_write
+from bqjax.core.files import atomic_write
 
 __all__ = ["Checkpoints", "checked_config"]
 
@@ -163,6 +163,6 @@ class Checkpoints:
 
 
 def _by_name(state: Any) -> dict[str, Any]:
-    # The arrays within compressed leaves, too, which bqjax.tree.named_leaves takes as one.
+    # The arrays within compressed leaves, too, which bqjax.core.tree.named_leaves takes as one.
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/").replace("/", "."): leaf for path, leaf in leaves}

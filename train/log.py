@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from bqjax.files import atomic_write
+from bqjax.core.files import atomic_write
 from bqjax.quantizers import REASONS
 
 __all__ = ["MetricsLog", "describe_deltas", "draw_curves", "read_metrics"]

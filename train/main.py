@@ -14,12 +14,13 @@ import jax
 import tyro
 from rich.console import Console
 
-from bqjax.commands import load_config, progress_bar
-from train.config import TrainConfig
-from train.loop import run
-from train.pipeline import PipelineConfig, run_pipeline
-from train.speech import run_speech
-from train.speech_config import SpeechConfig
+from bqjax.experiment.config import load_config
+from bqjax.report.console import progress_bar
+from train.image.config import TrainConfig
+from train.image.loop import run
+from train.pipeline.run import PipelineConfig, run_pipeline
+from train.speech.config import SpeechConfig
+from train.speech.loop import run_speech
 
 __all__ = ["Flags", "PipelineFlags", "main"]
 

@@ -5,7 +5,7 @@ Five lines, marked, turn a training loop into one that clusters after each epoch
     >>> import jax, jax.numpy as jnp, optax
     >>> from bqjax import decode
     >>> from bqjax.adapters.optax import gradient_stats, record_gradients                        # 1
-    >>> from bqjax.gwk import gwk_cluster                                                        # 2
+    >>> from bqjax.methods.gwk.cluster import gwk_cluster                                                        # 2
     >>> params = {"dense": {"kernel": jax.random.normal(jax.random.key(0), (32, 16))}}
     >>> loss = jax.grad(lambda p: ((jnp.ones((1, 32)) @ p["dense"]["kernel"]) ** 2).sum())
     >>> tx = optax.chain(record_gradients(), optax.adam(1e-3))                                   # 3
@@ -27,18 +27,18 @@ from typing import Any
 import jax
 import optax
 
-from bqjax.gradient_stats import GradientStats, gradient_recorder
+from bqjax.sensitivity.gradient_stats import GradientStats, gradient_recorder
 
 __all__ = ["gradient_stats", "record_gradients"]
 
 
 def record_gradients(decay: float | None = 0.99) -> optax.GradientTransformation:
-    """An optax transformation that lets updates pass unchanged and keeps :class:`bqjax.gradient_stats.GradientStats` of them.
+    """An optax transformation that lets updates pass unchanged and keeps their statistics.
 
     Its place is first in ``optax.chain``: there updates are still the gradients.
 
     Args:
-      decay: see :func:`bqjax.gradient_stats.update`.
+      decay: see :func:`bqjax.sensitivity.gradient_stats.update`.
     """
     return optax.GradientTransformation(*gradient_recorder(decay))
 

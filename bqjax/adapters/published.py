@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bqjax.tree import named_leaves
+from bqjax.core.tree import named_leaves
 
 __all__ = ["load_published"]
 

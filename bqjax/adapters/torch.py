@@ -1,6 +1,6 @@
 """Weights in PyTorch's names and layouts, put into Flax NNX models whose layers have the same names.
 
-PyTorch itself is not needed: a state dict of NumPy arrays is (``bqjax.adapters.weights.read_weights`` reads one from a
+PyTorch itself is not needed: a state dict of NumPy arrays is (``bqjax.adapters.safetensors.read_weights`` reads one from a
 safetensors file). A variable ``layer1/0/conv1/kernel`` takes its values from the tensor ``layer1.0.conv1.weight``:
 
     ==========  ================  ===============================================
@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bqjax.tree import named_leaves
+from bqjax.core.tree import named_leaves
 
 __all__ = ["load_torch", "torch_name", "torch_to_nnx_layout"]
 

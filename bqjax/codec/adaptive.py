@@ -21,7 +21,7 @@ from typing import Any
 import constriction
 import numpy as np
 
-from bqjax.leaves import index_dtype
+from bqjax.core.leaves import index_dtype
 
 __all__ = ["decode_payload", "encode_payload"]
 

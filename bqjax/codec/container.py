@@ -35,9 +35,9 @@ from bqjax.codec.header import read_exactly
 from bqjax.codec.info import FileInfo, LeafInfo
 from bqjax.codec.records import parse_records, to_record
 from bqjax.codec.streams import ReadGroup, WrittenGroup, decode_leaf, encode_leaf
-from bqjax.files import atomic_write
-from bqjax.leaves import is_compressed
-from bqjax.tree import named_leaves
+from bqjax.core.files import atomic_write
+from bqjax.core.leaves import is_compressed
+from bqjax.core.tree import named_leaves
 
 __all__ = ["Deferred", "inspect", "load", "read_leaves", "save"]
 
@@ -89,7 +89,7 @@ def save(
 
     Example:
       >>> import tempfile, os
-      >>> from bqjax.leaves import Clustered
+      >>> from bqjax.core.leaves import Clustered
       >>> leaf = Clustered(np.array([0, 1, 1, 0], np.uint8), np.array([[-1.0], [2.0]], np.float32), (2, 2), np.float32)
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     info = save(os.path.join(folder, "net.bq.safetensors"), {"w": leaf}, coder="raw")

@@ -25,7 +25,7 @@ import numpy as np
 import zstandard
 
 from bqjax.codec import adaptive, bitpack, huffman
-from bqjax.leaves import index_dtype
+from bqjax.core.leaves import index_dtype
 
 __all__ = [
     "CODERS",

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from bqjax import blocks
 from bqjax.codec.structure import DTYPES
+from bqjax.core import blocks
 
 __all__ = ["FileInfo", "LeafInfo"]
 
@@ -18,7 +18,7 @@ class LeafInfo:
     """One leaf of a file.
 
     Attributes:
-      name: as :func:`bqjax.tree.named_leaves` gives it.
+      name: as :func:`bqjax.core.tree.named_leaves` gives it.
       kind: ``"array"``, ``"clustered"``, ``"affine"``, ``"residual"`` or ``"factored"``; ``"bits"`` for a part.
       shape: shape of the weight.
       dtype: name of the weight's dtype.

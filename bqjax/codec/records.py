@@ -20,7 +20,7 @@ from typing import Any
 from bqjax.codec import entropy
 from bqjax.codec.info import LeafInfo
 from bqjax.codec.structure import DTYPES
-from bqjax.leaves.residual import MAX_STAGES
+from bqjax.core.leaves.residual import MAX_STAGES
 
 __all__ = ["factored_info", "parse_records", "residual_info", "to_record"]
 

@@ -10,7 +10,7 @@ from bqjax.codec import entropy, structure
 from bqjax.codec.header import read_exactly
 from bqjax.codec.info import LeafInfo
 from bqjax.codec.records import factored_info, residual_info
-from bqjax.leaves import Affine, Clustered, CompressedLeaf, Factored, Residual, is_compressed
+from bqjax.core.leaves import Affine, Clustered, CompressedLeaf, Factored, Residual, is_compressed
 
 __all__ = ["ReadGroup", "WrittenGroup", "decode_leaf", "encode_leaf"]
 

@@ -24,7 +24,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from bqjax.leaves import is_compressed
+from bqjax.core.leaves import is_compressed
 
 __all__ = ["DTYPES", "MAX_DEPTH", "as_array", "flatten", "unflatten"]
 
@@ -66,7 +66,7 @@ def as_array(name: str, leaf: Any) -> np.ndarray:
 def flatten(tree: Any) -> tuple[Any, dict[str, Any]]:
     """The tree as nested JSON values, and its leaves by name in the order of that document.
 
-    Names are those of :func:`bqjax.tree.named_leaves`.
+    Names are those of :func:`bqjax.core.tree.named_leaves`.
 
     Raises:
       ValueError: two leaves of one name, a dict key that is neither ``str`` nor ``int``, too deep a tree.

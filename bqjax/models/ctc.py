@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bqjax.core.task import Predictions, Score
 from bqjax.models.recurrent import valid_frames
-from bqjax.sensitivity.evaluate import Score
-from bqjax.task import Predictions
 
 __all__ = ["ctc_losses", "ctc_outputs", "ctc_predict", "ctc_score", "edit_distances", "greedy_labels", "words"]
 

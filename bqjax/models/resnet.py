@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from bqjax.adapters.safetensors import read_weights
 from bqjax.adapters.torch import load_torch
-from bqjax.adapters.weights import read_weights
 
 __all__ = ["CifarResNet", "ResidualBlock", "load_resnet", "resnet_inputs"]
 

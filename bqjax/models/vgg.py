@@ -20,8 +20,8 @@ import numpy as np
 from flax import nnx
 
 from bqjax.adapters.published import load_published
+from bqjax.adapters.safetensors import read_weights
 from bqjax.adapters.torch import torch_name, torch_to_nnx_layout
-from bqjax.adapters.weights import read_weights
 
 __all__ = ["VGG", "load_vgg"]
 

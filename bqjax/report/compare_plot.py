@@ -10,11 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from bqjax.compare import Comparison
-from bqjax.experiment import Row
+from bqjax.experiment.compare import Comparison
+from bqjax.experiment.row import Row
 from bqjax.report.compare_tables import compare_csv, compare_json, compare_table, front_labels
 from bqjax.report.html import page
-from bqjax.report.plots import GREY, _figure, _plain, _png, _svg
+from bqjax.report.plots import GREY, as_png, as_svg, drawing, plain
 from bqjax.report.tables import Table, markdown
 
 __all__ = ["PAGE", "RESULT_NAMES", "compare_files", "pareto_plot"]
@@ -43,7 +43,7 @@ def pareto_plot(comparison: Comparison) -> tuple[bytes, str]:
     base, rows = 100 * before.test[name], comparison.rows
     values = {row.method: 100 * row.after for row in rows}
     floor = _floor(base, list(values.values()), sign)
-    with _figure(9.6, 5.6) as (figure, axes):
+    with drawing(9.6, 5.6) as (figure, axes):
         axes.set_xscale("log")
         axes.axhline(base, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
         axes.plot([before.float_bytes], [base], "s", color=GREY, label="float32", zorder=3)
@@ -53,7 +53,7 @@ def pareto_plot(comparison: Comparison) -> tuple[bytes, str]:
         front, colors = front_labels(comparison), _colors(rows)
         for family, (color, marker) in colors.items():
             mine = [(row.file_bytes, _held(values[row.method], floor, sign)) for row in rows if _family(row.method) == family]
-            axes.plot(*zip(*mine, strict=True), marker, color=color, markersize=6, label=_plain(family), zorder=4, linestyle="")
+            axes.plot(*zip(*mine, strict=True), marker, color=color, markersize=6, label=plain(family), zorder=4, linestyle="")
             points += mine
         best = [(row.file_bytes, values[row.method]) for row in rows if row.method in front]
         best = sorted(p for p in best if sign * p[1] >= sign * floor)
@@ -71,9 +71,9 @@ def pareto_plot(comparison: Comparison) -> tuple[bytes, str]:
         axes.set(
             ylim=(low - margin, high + 2 * margin),
             xlabel="file, bytes (log scale)",
-            ylabel=_plain(f"{name} on {comparison.data[0]}, %"),
+            ylabel=plain(f"{name} on {comparison.data[0]}, %"),
         )
-        axes.set_title(_plain(f"{comparison.task_name}: every point is a file, decoded and scored"), fontsize=10)
+        axes.set_title(plain(f"{comparison.task_name}: every point is a file, decoded and scored"), fontsize=10)
         axes.grid(color="#e4e7eb", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
@@ -81,7 +81,7 @@ def pareto_plot(comparison: Comparison) -> tuple[bytes, str]:
         axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         figure.legend(frameon=False, fontsize=8, loc="outside right upper")
         _place(figure, axes, points, labels)
-        return _png(figure), _svg(figure)
+        return as_png(figure), as_svg(figure)
 
 
 def _floor(base: float, values: Sequence[float], sign: int) -> float:
@@ -120,7 +120,7 @@ def _place(
     frame = axes.get_window_extent(renderer)
     for at, text, color in labels:
         label = axes.annotate(
-            _plain(text),
+            plain(text),
             at,
             xytext=(0, 0),
             textcoords="offset points",

@@ -9,8 +9,8 @@ import json
 from typing import Any
 
 from bqjax._version import __version__
-from bqjax.compare import Comparison, pareto_front
-from bqjax.experiment import Row
+from bqjax.experiment.compare import Comparison, pareto_front
+from bqjax.experiment.row import Row
 from bqjax.report.tables import Table, results_table
 
 __all__ = ["compare_csv", "compare_json", "compare_records", "compare_table", "front_labels"]

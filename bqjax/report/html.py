@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from bqjax.experiment import Outcome, Reference, Row
-from bqjax.leaves import Clustered
+from bqjax.core.leaves import Clustered
+from bqjax.core.task import Task
+from bqjax.core.tree import named_leaves
+from bqjax.experiment.row import Reference, Row
+from bqjax.experiment.runner import Outcome
 from bqjax.report import plots
 from bqjax.report.tables import Table, results_table, search_table
-from bqjax.task import Task
-from bqjax.tree import named_leaves
 
 __all__ = ["page", "search_report"]
 

@@ -11,8 +11,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from bqjax.experiment import Reference, Row
-from bqjax.search import LayerReport
+from bqjax.experiment.row import Reference, Row
+from bqjax.methods.bins import LayerReport
 
 __all__ = ["accuracy_against_size", "bin_sensitivity", "search_path", "weight_histogram"]
 
@@ -28,26 +28,26 @@ _STYLE: Any = {
 
 
 @contextmanager
-def _figure(width: float = 5.2, height: float = 3.0) -> Iterator[tuple[Figure, Any]]:
+def drawing(width: float = 5.2, height: float = 3.0) -> Iterator[tuple[Figure, Any]]:
     # A Figure made directly, without pyplot, needs no display and leaves no global state.
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots()
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that matplotlib shows as it is: a pair of dollars would be a formula."""
     return text.replace("$", r"\$")
 
 
-def _svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
@@ -63,7 +63,7 @@ def weight_histogram(name: str, weights: np.ndarray, edges: Sequence[float], val
       values: one a bin.
     """
     weights = weights.astype(np.float32)  # NumPy's histogram takes no bfloat16
-    with _figure() as (figure, axes):
+    with drawing() as (figure, axes):
         # The outermost weights in ten thousand would squeeze everything else into the middle.
         low, high = np.quantile(weights, [0.0001, 0.9999]) if weights.size else (0.0, 1.0)
         low, high = min(low, min(values)), max(high, max(values))
@@ -74,13 +74,13 @@ def weight_histogram(name: str, weights: np.ndarray, edges: Sequence[float], val
             axes.axvline(edge, color=GREY, linewidth=0.8, label="bin edge" if i == 0 else None)
         axes.plot(values, np.zeros(len(values)), "^", color=ORANGE, clip_on=False, zorder=3, label="value of the bin")
         axes.set(
-            title=_plain(f"{name}: {weights.size:,} weights, {len(values)} bins"),
+            title=plain(f"{name}: {weights.size:,} weights, {len(values)} bins"),
             xlabel="weight",
             ylabel="weights",
             xlim=(low, high),
         )
         axes.legend(frameon=False, loc="upper left")
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def bin_sensitivity(layer: LayerReport, rank_by: str) -> str:
@@ -93,7 +93,7 @@ def bin_sensitivity(layer: LayerReport, rank_by: str) -> str:
     last = layer.result
     bounds = ["-∞", *[f"{e:.3g}" for e in last.edges], "∞"]
     name = rank_by.removeprefix("-")
-    with _figure() as (figure, axes):
+    with drawing() as (figure, axes):
         positions = np.arange(last.n_bins)
         lost = np.nan_to_num(np.array(last.bin_rank_drops), posinf=0.0)
         axes.bar(positions, lost, color=BLUE, width=0.75)
@@ -104,41 +104,41 @@ def bin_sensitivity(layer: LayerReport, rank_by: str) -> str:
             xlabel="bin, between its edges",
             ylabel=f"increase of {name}" if rank_by != name else f"drop of {name}",
         )
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def search_path(layers: Sequence[LayerReport], metric: str) -> str:
     """The metric on calibration data against bits per weight of the leaf, along the search of each leaf."""
     name = metric.removeprefix("-")
-    with _figure(6.4, 3.4) as (figure, axes):
+    with drawing(6.4, 3.4) as (figure, axes):
         for i, layer in enumerate(layers):
             color = f"C{i % 10}"
             for path in layer.paths:
                 points = [(step.entropy, 100 * step.metrics[name]) for step in path]
                 axes.plot(*zip(*points, strict=True), ".-", linewidth=0.7, color=color, alpha=0.6)
             end = (layer.result.entropy, 100 * layer.result.metrics[name])
-            axes.plot(*end, "o" if layer.accepted else "x", color=color, label=_plain(", ".join(layer.names)))
+            axes.plot(*end, "o" if layer.accepted else "x", color=color, label=plain(", ".join(layer.names)))
         axes.legend(frameon=False, fontsize=8, loc="lower right")
         axes.set(
             title="Along the search",
             xlabel="entropy of the indices, bits per weight",
-            ylabel=_plain(f"{name} on calibration data, %"),
+            ylabel=plain(f"{name} on calibration data, %"),
         )
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def accuracy_against_size(before: Reference, rows: Sequence[Row], metric: str) -> str:
     """The metric on test data against the bytes of the file: every row, the float file and the lossless one."""
     name = metric.removeprefix("-")
-    with _figure(6.4, 3.6) as (figure, axes):
+    with drawing(6.4, 3.6) as (figure, axes):
         base = 100 * before.test[name]
         axes.axhline(base, color=GREY, linewidth=0.8, linestyle=":")
         axes.plot([before.float_bytes], [base], "s", color=GREY, label="float32")
         axes.plot([before.zstd_bytes], [base], "D", color=GREY, label="zstd -19, lossless")
         for method in dict.fromkeys(row.method.split(",")[0] for row in rows):
             mine = sorted((r.file_bytes, 100 * r.after) for r in rows if r.method.split(",")[0] == method)
-            axes.plot(*zip(*mine, strict=True), "o-", linewidth=0.8, markersize=5, label=_plain(method))
+            axes.plot(*zip(*mine, strict=True), "o-", linewidth=0.8, markersize=5, label=plain(method))
         axes.set_xscale("log")
-        axes.set(title="Every point is a file, decoded and scored", xlabel="file, bytes", ylabel=_plain(f"{name} on test data, %"))
+        axes.set(title="Every point is a file, decoded and scored", xlabel="file, bytes", ylabel=plain(f"{name} on test data, %"))
         axes.legend(frameon=False, fontsize=8, loc="lower right")
-        return _svg(figure)
+        return as_svg(figure)

@@ -10,9 +10,9 @@ import rich.table
 import rich.text
 
 from bqjax import codec
-from bqjax.experiment import Reference, Row
-from bqjax.search import SearchInfo
-from bqjax.tflite_container import kept_within, searched_layers
+from bqjax.experiment.row import Reference, Row
+from bqjax.methods.bins import SearchInfo
+from bqjax.tflite.container import kept_within, searched_layers
 
 __all__ = ["Table", "file_table", "markdown", "results_table", "rich_table", "search_table"]
 

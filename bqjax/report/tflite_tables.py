@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bqjax.quantised_search import QuantisedInfo
 from bqjax.report.tables import Table
-from bqjax.tflite_experiment import TFLiteRow, TFLiteRun
+from bqjax.tflite.codes.search import QuantisedInfo
+from bqjax.tflite.experiment import TFLiteRow, TFLiteRun
 
 __all__ = ["layers_table", "tflite_table"]
 

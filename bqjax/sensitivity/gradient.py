@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.sensitivity.evaluate import Score, signed
-from bqjax.tree import named_leaves, replace
+from bqjax.core.task import Score, signed
+from bqjax.core.tree import named_leaves, replace
 
 __all__ = ["loss_gradient"]
 
@@ -22,7 +22,7 @@ def loss_gradient(score: Score, params: Any, batches: Sequence[Any], metric: str
     """The gradient of the mean loss, ``d/dw (sum of sums / sum of counts)``, one backward pass a batch.
 
     Args:
-      score: see :data:`bqjax.sensitivity.evaluate.Score`; counts must not depend on the parameters.
+      score: see :data:`bqjax.core.task.Score`; counts must not depend on the parameters.
       params: parameters, any pytree.
       batches: data; each batch counts by its examples.
       metric: what training would improve. ``"-loss"`` (lower is better) gives the gradient of ``loss``; a metric where

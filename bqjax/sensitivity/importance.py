@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.tree import named_leaves, replace
+from bqjax.core.tree import named_leaves, replace
 
 __all__ = ["output_importance"]
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.leaves import round_to
+from bqjax.core.leaves import round_to
 
 __all__ = ["KINDS", "Choice", "CodeNoise", "Codebook", "HalfNoise", "Kind", "Noise", "NoiseCandidate", "Perturbation", "Quantize"]
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bqjax import gradient_stats as core
 from bqjax.adapters.optax import gradient_stats, record_gradients
+from bqjax.sensitivity import gradient_stats as core
 
 optax = pytest.importorskip("optax")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bqjax import codec
 from bqjax.codec import entropy
 from bqjax.codec.adaptive import decode_payload, encode_payload
-from bqjax.leaves import Clustered
+from bqjax.core.leaves import Clustered
 
 
 def krichevsky_trofimov_bits(symbols, k):

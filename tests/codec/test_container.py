@@ -13,10 +13,10 @@ import safetensors
 from hypothesis import strategies as st
 
 from bqjax import codec
-from bqjax.blocks import n_blocks
 from bqjax.codec import structure
-from bqjax.leaves import Affine, Clustered, bits, index_dtype, is_compressed
-from bqjax.tree import named_leaves
+from bqjax.core.blocks import n_blocks
+from bqjax.core.leaves import Affine, Clustered, bits, index_dtype, is_compressed
+from bqjax.core.tree import named_leaves
 
 ARRAY_TYPES = (np.ndarray, np.generic, jax.Array)
 

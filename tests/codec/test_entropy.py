@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from bqjax.codec import entropy, huffman
-from bqjax.leaves import index_dtype
+from bqjax.core.leaves import index_dtype
 
 SKEWED = np.array([0.35, 0.25, 0.17, 0.10, 0.06, 0.04, 0.02, 0.01])
 

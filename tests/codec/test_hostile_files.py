@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from bqjax import codec
 from bqjax.codec import header
-from bqjax.leaves import Affine, Clustered, Factored, Residual, is_compressed
-from bqjax.tree import named_leaves
+from bqjax.core.leaves import Affine, Clustered, Factored, Residual, is_compressed
+from bqjax.core.tree import named_leaves
 
 RNG = np.random.default_rng(0)
 SHARED = RNG.normal(size=(5, 1)).astype(np.float32)

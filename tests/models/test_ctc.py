@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bqjax.models.ctc import ctc_losses, ctc_outputs, ctc_predict, ctc_score, edit_distances, greedy_labels, words
-from bqjax.transcripts import ENGLISH, cer, edit_distance, greedy, wer
+from bqjax.models.transcripts import ENGLISH, cer, edit_distance, greedy, wer
 
 N, T, M = 6, 9, 5
 N_COUNTED = 5

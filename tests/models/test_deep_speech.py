@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
+from bqjax.core.tree import named_leaves
 from bqjax.models.deep_speech import DeepSpeech1, DeepSpeech2, clipped_relu
 from bqjax.sensitivity.slicing import split, trace
-from bqjax.tree import named_leaves
 
 SMALL = {
     DeepSpeech1: {"features": 5, "characters": 4, "hidden": 8, "cells": 6, "context": 2},

@@ -11,7 +11,8 @@ from flax import nnx
 
 from bqjax.adapters.flax import nnx_params
 from bqjax.models.digits import DigitsConv
-from train.digits import EpochRecord, digits_splits, digits_task, train_digits
+from train.data.digits import digits_splits
+from train.tasks.digits import EpochRecord, digits_task, train_digits
 
 
 @pytest.fixture(scope="module")

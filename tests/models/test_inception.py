@@ -9,8 +9,8 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from bqjax.adapters.flax import nnx_params
+from bqjax.core.tree import named_leaves
 from bqjax.models.inception import _V1, InceptionV1, InceptionV2, load_googlenet
-from bqjax.tree import named_leaves
 
 WIDTH = 1 / 16
 

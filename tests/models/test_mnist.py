@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 from bqjax.adapters.flax import nnx_params
+from bqjax.core.tree import named_leaves
 from bqjax.models.mnist import MnistConv, _pooled
-from bqjax.tree import named_leaves
 
 
 @pytest.mark.parametrize(("name", "weights"), [("mnist_5x5", 3_274_634), ("mnist_large", 3_131_230), ("mnist_small", 206_922)])

@@ -12,9 +12,9 @@ from flax import nnx
 from jax import lax
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
+from bqjax.core.tree import named_leaves
 from bqjax.models.depthwise import DepthwiseConv, depthwise_conv
 from bqjax.models.mobilenet import InvertedResidual, MobileNetV1, MobileNetV2, SeparableBlock
-from bqjax.tree import named_leaves
 
 
 @functools.cache

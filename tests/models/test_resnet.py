@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
 from bqjax.adapters.torch import torch_name
+from bqjax.core.tree import named_leaves
 from bqjax.models.resnet import CifarResNet, ResidualBlock, load_resnet, resnet_inputs
-from bqjax.tree import named_leaves
-from train.cifar import resnet_task
+from train.tasks.cifar import resnet_task
 
 
 def abstract(depth, classes=10):

@@ -13,10 +13,11 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
-from bqjax.audio import mfcc
-from bqjax.models.spc import SpeechConv, load_spc, read_speech, spc_features, spc_task
-from bqjax.task import classification_score
-from bqjax.tree import named_leaves
+from bqjax.core.classification import classification_score
+from bqjax.core.tree import named_leaves
+from bqjax.models.audio import mfcc
+from bqjax.models.spc import SpeechConv, load_spc, spc_features
+from train.tasks.speech_commands import read_speech, spc_task
 
 SHAPES = {
     "first_weights": (20, 8, 1, 64),

@@ -10,8 +10,8 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
+from bqjax.core.tree import named_leaves
 from bqjax.models.vgg import VGG, load_vgg
-from bqjax.tree import named_leaves
 
 
 def sizes(*args, **kwargs):

@@ -4,58 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import ml_dtypes
 import numpy as np
 import pytest
-from test_experiment import before, searched, tiny_task
+from html_page import Page
+from tiny import before, searched, tiny_task
 
 from bqjax import codec
 from bqjax.report import plots
 from bqjax.report.html import page, search_report
 from bqjax.report.tables import Table, file_table
 
-VOID = {"meta", "br", "hr", "img", "link", "input"}
 NASTY = "a<b>&amp;\"'</td><script>alert(1)</script>$x$"
-
-
-class Page(HTMLParser):
-    """Checks that tags are balanced, and collects what a browser would show and load."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.loads, self.cells, self.svg_text = [], [], [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action", "srcset")]
-        self.loads += re.findall(r"url\(([^)]*)\)", " ".join(value or "" for _, value in attrs))
-        assert not [name for name, _ in attrs if name.startswith("on")], attrs
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag in ("td", "th"):
-            self.cells.append("")
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
-            self.cells[-1] += data
-        elif self.open and self.open[-1] == "text":
-            self.svg_text.append(data)
-        elif self.open and self.open[-1] == "style":
-            self.loads += re.findall(r"url\(([^)]*)\)|@import\s+(\S+)", data)
 
 
 def report(folder, outcome, data):

@@ -6,10 +6,10 @@ import re
 
 import pytest
 from rich.console import Console
-from test_experiment import before, searched
+from tiny import before, searched
 
 from bqjax import codec
-from bqjax.experiment import Row
+from bqjax.experiment.row import Row
 from bqjax.report.tables import Table, file_table, markdown, results_table, rich_table, search_table
 
 

@@ -13,10 +13,10 @@ from flax import nnx
 from several_devices import found_on
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
-from bqjax.sensitivity.evaluate import Evaluator
+from bqjax.core.classification import classification_score
+from bqjax.core.tree import named_leaves, replace
+from bqjax.sensitivity.evaluator import Evaluator
 from bqjax.sensitivity.perturb import KINDS, Codebook, Noise, NoiseCandidate, Quantize
-from bqjax.task import classification_score
-from bqjax.tree import named_leaves, replace
 
 F32 = np.float32
 # Sums over the examples of a batch may be taken in another order, or by a grouped convolution; losses here are about 1.

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bqjax.core.classification import batches, classification_score
 from bqjax.sensitivity.gradient import loss_gradient
-from bqjax.task import batches, classification_score
 
 RNG = np.random.default_rng(0)
 INPUTS, LABELS = RNG.normal(size=(23, 5)).astype(np.float32), np.arange(23) % 3

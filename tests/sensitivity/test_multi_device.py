@@ -10,8 +10,8 @@ from flax import nnx
 from several_devices import found_on
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
-from bqjax.sensitivity.sweep import Candidate, sweep
-from bqjax.task import classification_score
+from bqjax.core.classification import classification_score
+from bqjax.sensitivity.sweeps import Candidate, sweep
 
 F32 = np.float32
 

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from bqjax.sensitivity.evaluate import Evaluator
+from bqjax.sensitivity.evaluator import Evaluator
 from bqjax.sensitivity.perturb import Codebook, Noise, NoiseCandidate, Quantize
-from bqjax.sensitivity.sweep import Candidate, sweep
+from bqjax.sensitivity.sweeps import Candidate, sweep
 
 F32 = np.float32
 HEARTBEAT = 8  # seconds without a sign of life after which a process counts as lost

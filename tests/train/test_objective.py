@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from train.methods.retrain import RetrainConfig
 from train.objective import adam, check_objective, mean_loss
-from train.retrain import RetrainConfig
 
 
 def log_softmax(x):

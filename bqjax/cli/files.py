@@ -1,0 +1,47 @@
+"""What ``bqjax decompress`` and ``bqjax inspect`` do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from bqjax import codec
+from bqjax.adapters.safetensors import stream_weights
+from bqjax.codec.structure import DTYPES
+from bqjax.core.files import atomic_write
+from bqjax.core.leaves import decode
+from bqjax.report.console import say
+from bqjax.report.tables import file_table, rich_table
+from bqjax.tflite.container import described, load_model
+
+__all__ = ["decompress", "inspect", "refuse_same"]
+
+
+def refuse_same(source: Path, out: Path) -> None:
+    """Raises ``ValueError`` where a command would write over the file that it reads."""
+    if source.exists() and out.exists() and source.samefile(out):
+        raise ValueError(f"{out} is the file that is read: name another one to write")
+
+
+def decompress(source: Path, out: Path, *, force: bool = False, console: Console) -> None:
+    """Decodes a file to plain safetensors weights, or to the ``.tflite`` model that it holds."""
+    refuse_same(source, out)
+    info = codec.inspect(source)
+    if info.metadata.get("kind") == "tflite":
+        content = load_model(source)
+        with atomic_write(out, force=force) as file:
+            file.write(content)
+        say(console, f"wrote {out}: a .tflite model, {len(content):,} bytes")
+        return
+    shapes = {leaf.name: (leaf.shape, DTYPES[leaf.dtype]) for leaf in info.leaves}
+    stream_weights(out, shapes, ((name, decode(leaf)) for name, leaf in codec.read_leaves(source)), force=force)
+    say(console, f"wrote {out}: {len(shapes)} tensors, {out.stat().st_size:,} bytes")
+
+
+def inspect(source: Path, *, console: Console) -> None:
+    """Shows what a file holds, leaf by leaf, without decoding it."""
+    info = codec.inspect(source)
+    console.print(rich_table(file_table(info, source.name)))
+    for name, value in described(info.metadata).items():
+        say(console, f"{name}: {value}")

@@ -1,0 +1,62 @@
+"""What ``bqjax sweep`` does; :mod:`bqjax.cli.arguments` parses its arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from bqjax.core.files import atomic_write
+from bqjax.experiment import sweep as sweeps
+from bqjax.experiment.config import SweepConfig
+from bqjax.report.console import progress_bar, say
+from bqjax.report.sweep import PAGE, figure_table, result_names, sweep_files
+from bqjax.report.tables import rich_table
+
+__all__ = ["sweep_network"]
+
+_STATE = "sweep.state.jsonl"
+
+
+def sweep_network(
+    config: SweepConfig,
+    data: Path | None,
+    out: Path,
+    *,
+    command: str,
+    examples: int | None = None,
+    force: bool = False,
+    console: Console,
+) -> None:
+    """Measures the figures of a config, prints a table of each, and writes data, pictures and a page into a folder.
+
+    Interrupted, it keeps its measurements in the folder and goes on from them when run again.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: --out names a folder")
+    if examples is not None and examples < 1:
+        raise ValueError(f"--examples must be at least 1, got {examples}")
+    state = out / _STATE
+    # The page is written last and the state removed after it: without a page and with a state, a sweep did not finish.
+    there = [out / name for name in result_names(config) if (out / name).exists()]
+    if there and not force and (not state.exists() or (out / PAGE).exists()):
+        raise ValueError(f"{there[0]} exists: pass --force to overwrite the results in {out}, or name another --out")
+    if config.data is not None and data is None:
+        raise ValueError(f"--data is missing: it must name a folder with {config.data}")
+    with progress_bar(console, "preparing") as progress:
+        task = config.task(data, progress)
+    out.mkdir(parents=True, exist_ok=True)
+    with progress_bar(console, task.name) as progress:
+        found = sweeps.run(config, task, limit=examples, state_path=state, progress=progress)
+    for name, content in sweep_files(found, command).items():
+        with atomic_write(out / name, force=True) as file:
+            file.write(content)
+    for rows in found.figures:
+        table = figure_table(found, rows)
+        say(console, f"{table.title}. {table.caption}")  # as lines of their own: a narrow table would fold them
+        console.print(rich_table(table._replace(title="", caption="")))
+    for path in sweeps.state_files(state):
+        path.unlink()
+    result = found.result
+    resumed = f", {result.n_resumed:,} of them by an earlier run" if result.n_resumed else ""
+    say(console, f"scored {result.n_scores:,} perturbed networks{resumed} in {result.seconds:.0f} s; wrote {out / PAGE}")

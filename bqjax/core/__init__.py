@@ -1,0 +1,33 @@
+"""The vocabulary that every room shares: named leaves and rules, compressed leaves, tasks and scores, files and journals."""
+
+from bqjax.core.classification import batches, classification_outputs, classification_predict, classification_score
+from bqjax.core.leaves import Affine, Clustered, Factored, Residual, bits, decode, is_compressed
+from bqjax.core.rules import Rule, Selection, select
+from bqjax.core.scoring import Scored, paired_error, score_on
+from bqjax.core.task import Predictions, Score, Task
+from bqjax.core.tree import named_leaves, replace
+
+__all__ = [
+    "Affine",
+    "Clustered",
+    "Factored",
+    "Predictions",
+    "Residual",
+    "Rule",
+    "Score",
+    "Scored",
+    "Selection",
+    "Task",
+    "batches",
+    "bits",
+    "classification_outputs",
+    "classification_predict",
+    "classification_score",
+    "decode",
+    "is_compressed",
+    "named_leaves",
+    "paired_error",
+    "replace",
+    "score_on",
+    "select",
+]

@@ -1,0 +1,225 @@
+"""The paper's sensitivity figures, measured: one sweep for all figures of a network, its rows split by figure again.
+
+Reference: Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), figures 2, 3 and 5; III-A to III-C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bqjax.adapters.safetensors import read_weights, write_weights
+from bqjax.core.journal import digest
+from bqjax.core.progress import Progress
+from bqjax.core.task import Task
+from bqjax.core.tree import named_leaves
+from bqjax.experiment.config import SweepConfig
+from bqjax.experiment.figures import BinsByLayer, Figure, NoiseByLayer, RandomAgainstGradient, RelativeBySize
+from bqjax.sensitivity.gradient import loss_gradient
+from bqjax.sensitivity.sweeps import SweepResult, SweepRow, sweep
+
+__all__ = [
+    "BinsByLayer",
+    "Comparison",
+    "Figure",
+    "FigureRows",
+    "NoiseByLayer",
+    "RandomAgainstGradient",
+    "RelativeBySize",
+    "Sweeps",
+    "compare_halves",
+    "run",
+    "state_files",
+]
+
+
+class FigureRows(NamedTuple):
+    """A figure and its rows, in the order of its candidates."""
+
+    figure: Figure
+    rows: tuple[SweepRow, ...]
+
+    @property
+    def leaves(self) -> list[str]:
+        """The layers in the figure's order."""
+        return list(dict.fromkeys(row.candidate.leaf for row in self.rows))
+
+    @property
+    def series(self) -> list[str]:
+        """Labels of its series."""
+        return list(dict.fromkeys(row.candidate.tags["series"] for row in self.rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweeps:
+    """All figures of a network, measured.
+
+    Attributes:
+      task_name, data_name: the network, and the data it was scored on.
+      gradient_name: the data that gradients were taken on, or None.
+      n_examples: that were scored.
+      figures: in the config's order.
+      sizes: weights by leaf name.
+      result: the whole sweep.
+    """
+
+    task_name: str
+    data_name: str
+    gradient_name: str | None
+    n_examples: int
+    figures: tuple[FigureRows, ...]
+    sizes: Mapping[str, int] = field(repr=False)
+    result: SweepResult = field(repr=False)
+
+
+class Comparison(NamedTuple):
+    """Layers of a figure, those in which the largest-gradient half hurts more, and by more than two standard errors.
+
+    ``clearly`` and ``clearly_less`` are None with one draw, which has no standard error.
+    """
+
+    layers: int
+    more: int
+    less: int
+    clearly: int | None
+    clearly_less: int | None
+
+
+def compare_halves(rows: FigureRows) -> Comparison:
+    """Counts the layers in which the half of largest gradient hurts more than a random half."""
+    found = {(row.candidate.leaf, row.candidate.tags["by"]): row for row in rows.rows}
+    pairs = [(found[leaf, "largest"], found[leaf, "random"]) for leaf in rows.leaves]
+    differences = np.array([a.drop - b.drop for a, b in pairs])
+    # The draws of both are independent. A random choice spreads more than a fixed one, so the two errors are kept apart.
+    errors = np.array([math.hypot(a.standard_error, b.standard_error) for a, b in pairs])
+    known = bool(np.isfinite(errors).all())
+    return Comparison(
+        len(pairs),
+        int((differences > 0).sum()),
+        int((differences < 0).sum()),
+        int((differences > 2 * errors).sum()) if known else None,
+        int((differences < -2 * errors).sum()) if known else None,
+    )
+
+
+def run(
+    config: SweepConfig,
+    task: Task,
+    *,
+    limit: int | None = None,
+    state_path: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    **engine: Any,
+) -> Sweeps:
+    """Measures all figures of a config in one sweep.
+
+    Args:
+      config: what to measure.
+      task: from ``config.task``.
+      limit: overrides the config's.
+      state_path: a file that keeps what was finished; the gradient is kept beside it, see :func:`state_files`.
+      progress: called as candidates are finished, with the time left.
+      **engine: see :func:`bqjax.sensitivity.sweeps.sweep`.
+
+    Raises:
+      ValueError: a rule that matches no leaf; see also :func:`~bqjax.sensitivity.sweeps.sweep`.
+    """
+    batches = task.calibration if config.split == "calibration" else task.test
+    data_name = task.calibration_name if config.split == "calibration" else task.test_name
+    limit = config.limit if limit is None else limit
+    n_all = _count(task, batches)
+    if limit is not None and limit < n_all:
+        batches, data_name = first_examples(batches, limit), f"the first {limit:,} of {n_all:,} {_bare(data_name)}"
+
+    # Before anything is scored, so that a pattern that matches nothing is known at once.
+    candidates, parts = [], []
+    for figure in config.figures:
+        made = [dataclasses.replace(c, tags={**c.tags, "figure": figure.name}) for c in figure.candidates(task.params)]
+        candidates += made
+        parts.append((figure, len(made)))
+    gradients = any(figure.uses_gradient for figure in config.figures)
+    result = sweep(
+        task.score,
+        task.params,
+        batches,
+        candidates,
+        key=jax.random.key(config.seed),
+        metric=task.metric,
+        context=_gradient(task, state_path, progress) if gradients else None,
+        state_path=None if state_path is None else os.fspath(state_path),
+        progress=progress,
+        **engine,
+    )
+    rows = iter(result.rows)
+    return Sweeps(
+        task_name=task.name,
+        data_name=data_name,
+        gradient_name=task.calibration_name if gradients else None,
+        n_examples=_count(task, batches),
+        figures=tuple(FigureRows(figure, tuple(next(rows) for _ in range(n))) for figure, n in parts),
+        sizes={name: int(np.size(leaf)) for name, leaf in named_leaves(task.params).items()},
+        result=result,
+    )
+
+
+def first_examples(batches: Sequence[Any], n: int) -> list[Any]:
+    """The first ``n`` examples of some batches, whose arrays must all have the examples first.
+
+    Raises:
+      ValueError: ``n`` is below 1, or the arrays of a batch have different lengths.
+    """
+    if n < 1:
+        raise ValueError(f"at least 1 example must be scored, got {n}")
+    taken = []
+    for batch in batches:
+        lengths = {np.shape(x)[:1] for x in jax.tree.leaves(batch)}
+        if len(lengths) != 1 or () in lengths:
+            raise ValueError("a limit on examples needs batches whose arrays all have the examples as their first axis")
+        ((size,),) = lengths
+        taken.append(batch if size <= n else jax.tree.map(lambda x, n=n: x[:n], batch))
+        n -= size
+        if n <= 0:
+            break
+    return taken
+
+
+def state_files(state_path: str | os.PathLike[str]) -> list[Path]:
+    """The files that :func:`run` keeps for a state path, as far as they exist."""
+    path = Path(state_path)
+    return [p for p in (path, *sorted(path.parent.glob(f"{path.name}.gradient-*"))) if p.exists()]
+
+
+def _bare(name: str) -> str:
+    """A name of data without the count that it may begin with."""
+    return re.sub(r"^[\d,]+ ", "", name)
+
+
+def _count(task: Task, batches: Sequence[Any]) -> int:
+    count = jax.jit(lambda params, batch: task.score(params, batch)[1])
+    return round(sum(float(count(task.params, batch)) for batch in batches))
+
+
+def _gradient(task: Task, state_path: str | os.PathLike[str] | None, progress: Progress | None) -> dict[str, np.ndarray]:
+    """The loss's gradient on the calibration data.
+
+    It is kept beside the state file: an accelerator may sum in another order in the next process, and weights at the edge of
+    the larger half would change sides in the middle of a sweep.
+    """
+    if progress:
+        progress(0, 1, "gradient of the loss")
+    if state_path is None:
+        return loss_gradient(task.score, task.params, task.calibration, task.rank_by)
+    of = digest([task.params, list(task.calibration), np.array(task.rank_by)])[:12]
+    path = Path(f"{os.fspath(state_path)}.gradient-{of}")
+    if not path.exists():
+        write_weights(path, loss_gradient(task.score, task.params, task.calibration, task.rank_by))
+    return read_weights(path)

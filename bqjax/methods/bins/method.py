@@ -1,0 +1,96 @@
+"""Compression methods behind one interface, so that one harness can run any of them on any task.
+
+A method is a frozen dataclass of its settings with ``compress(task, key=...)``. The pure functions underneath
+(:func:`~bqjax.methods.bins.quantize.bin_and_quant`, :func:`~bqjax.methods.baselines.weight_sharing.kmeans_share`, ...) are the way
+to compose them into other programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import jax
+
+from bqjax.core.progress import Progress
+from bqjax.core.rules import Rule
+from bqjax.core.task import Task
+from bqjax.methods.base import Compressed
+from bqjax.methods.bins import RateConfig, SearchConfig, search_bins, search_price
+from bqjax.methods.bins.ecsq import bin_and_quant_at_price
+from bqjax.methods.bins.gaussian import BinConfig, BinStats, gaussian_bins
+from bqjax.methods.bins.quantize import bin_and_quant
+from bqjax.sensitivity.task_statistics import task_importance
+
+__all__ = ["BinAndQuant", "GaussianBins"]
+
+
+def _at_price(task: Task, stats: BinStats, rate: RateConfig, key: jax.Array, progress: Progress | None) -> Compressed:
+    """Weighs bins against storage, at the price given or else at the highest that keeps the limit."""
+    importance = task_importance(task, key=key, draws=rate.draws, names=list(stats))
+    price = rate.price
+    if price is None:
+        price = search_price(
+            task.score,
+            task.params,
+            task.calibration,
+            stats,
+            importance,
+            rate,
+            metric=task.metric,
+            rank_by=task.rank_by,
+            progress=progress,
+        )
+    tree = bin_and_quant_at_price(task.params, stats, importance, price, floor=rate.floor, iterations=rate.iterations)
+    return Compressed(tree, found={"price": f"{price:.4g}"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinAndQuant:
+    """Bin & Quant with its sensitivity search (see :func:`bqjax.methods.bins.search_bins`).
+
+    With ``rate``, the bins that were found are then weighed against what storing their indices costs (see
+    :func:`bqjax.methods.bins.ecsq.bin_and_quant_at_price`); the task must have ``outputs``.
+    """
+
+    search: SearchConfig = field(default_factory=SearchConfig)
+    rate: RateConfig | None = None
+    rules: Sequence[Rule[SearchConfig]] | None = None
+    label: str = "B&Q"
+
+    def compress(
+        self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
+    ) -> Compressed:
+        stats, info = search_bins(
+            task.score,
+            task.params,
+            task.calibration,
+            self.search,
+            key=key,
+            rules=self.rules,
+            metric=task.metric,
+            rank_by=task.rank_by,
+            state_path=state_path,
+            progress=progress,
+        )
+        if self.rate is None or not stats:
+            return Compressed(bin_and_quant(task.params, stats), info)
+        return _at_price(task, stats, self.rate, key, progress)._replace(info=info)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianBins:
+    """Bins by the normal distribution (see :func:`bqjax.methods.bins.gaussian.gaussian_bins`); needs data with ``rate`` only."""
+
+    bins: int | BinConfig = 8
+    rate: RateConfig | None = None
+    rules: Sequence[Rule[int | BinConfig]] | None = None
+    label: str = "Gaussian bins"
+
+    def compress(
+        self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
+    ) -> Compressed:
+        stats = gaussian_bins(task.params, self.bins, self.rules)
+        if self.rate is None:
+            return Compressed(bin_and_quant(task.params, stats))
+        return _at_price(task, stats, self.rate, key, progress)

@@ -1,0 +1,119 @@
+"""The highest price of storage that a network bears: bisection on calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from bqjax.core.leaves import decode
+from bqjax.core.progress import Progress
+from bqjax.core.task import Score, signed
+from bqjax.core.tree import named_leaves
+from bqjax.methods.bins.ecsq import bin_and_quant_at_price
+from bqjax.methods.bins.gaussian import BinStats
+from bqjax.sensitivity.evaluator import Evaluator
+
+__all__ = ["RateConfig", "search_price"]
+
+# Bounds of the bisection as powers of two of the price at which a bit is worth what a leaf's removal would cost.
+_LOWEST, _HIGHEST = -12.0, 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateConfig:
+    """How bins are weighed against storage, see :func:`bqjax.methods.bins.ecsq.bin_and_quant_at_price`.
+
+    Attributes:
+      price: what a kilobyte is worth; None finds the highest at which ``max_drop`` holds.
+      max_drop: of the metric on calibration data, all leaves compressed together.
+      max_rank_drop: likewise of the ranking metric, which moves in finer steps; None sets no limit.
+      steps: of the bisection for the price; each compresses and scores the network once.
+      floor: share of the mean importance that every weight has at least.
+      draws: random signs for the importance, see :func:`bqjax.sensitivity.importance.output_importance`.
+      iterations: of the alternation between values and assignments.
+    """
+
+    price: float | None = None
+    max_drop: float = 0.01
+    max_rank_drop: float | None = None
+    steps: int = 8
+    floor: float = 0.02
+    draws: int = 4
+    iterations: int = 20
+
+    def __post_init__(self) -> None:
+        if self.price is not None and not self.price >= 0:
+            raise ValueError(f"price must not be negative, got {self.price}")
+        for what in ("steps", "draws", "iterations"):
+            if getattr(self, what) < 1:
+                raise ValueError(f"{what} must be at least 1, got {getattr(self, what)}")
+
+
+def search_price(
+    score: Score,
+    params: Any,
+    batches: Sequence[Any],
+    stats: BinStats,
+    importance: Mapping[str, Any],
+    config: RateConfig,
+    *,
+    metric: str,
+    rank_by: str,
+    progress: Progress | None = None,
+) -> float:
+    """Bisects for the highest price whose drops are within the limits of ``config``.
+
+    The metric on few examples is not quite monotone in the price; what is returned was measured to keep the limit,
+    unless not even the lowest price did.
+
+    Args:
+      score, batches: calibration data.
+      params: parameters.
+      stats, importance: see :func:`bqjax.methods.bins.ecsq.bin_and_quant_at_price`.
+      config: limits and number of steps.
+      metric, rank_by: what ``max_drop`` and ``max_rank_drop`` speak of.
+      progress: called after each step.
+
+    Raises:
+      ValueError: no leaf in ``stats``, or the limit does not hold at the lowest price.
+    """
+    if not stats:
+        raise ValueError("no leaf to find a price for: the search accepted none")
+    leaves = named_leaves(params)
+    damage = sum(float(jnp.mean(importance[n])) * float(jnp.var(leaves[n])) * leaves[n].size / 2 for n in stats)
+    unit = damage / sum(leaves[n].size / 8000 for n in stats) or 1.0
+    evaluator = Evaluator(score, batches)
+    before = evaluator.baseline(params)
+    limits = [(metric, config.max_drop)]
+    if config.max_rank_drop is not None:
+        limits.append((rank_by, config.max_rank_drop))
+
+    def drops(exponent: float) -> list[float]:
+        tree = bin_and_quant_at_price(
+            params, stats, importance, unit * 2**exponent, floor=config.floor, iterations=config.iterations
+        )
+        after = evaluator.baseline(decode(tree))
+        return [float(signed(before, by) - signed(after, by)) for by, _ in limits]
+
+    def within(lost: list[float]) -> bool:
+        return all(d <= limit + 1e-9 for d, (_, limit) in zip(lost, limits, strict=True))
+
+    low, high = _LOWEST, _HIGHEST
+    for d, (by, limit) in zip(drops(low), limits, strict=True):
+        if not d <= limit + 1e-9:
+            raise ValueError(
+                f"these bins cost {d:.4f} of {by.removeprefix('-')} at the lowest price already, more than the limit "
+                f"{limit:g}: start from more bins or allow more"
+            )
+    for step in range(config.steps):
+        middle = (low + high) / 2
+        lost = drops(middle)
+        low, high = (middle, high) if within(lost) else (low, middle)
+        if progress:
+            told = ", ".join(f"{by.removeprefix('-')} {d:+.4f}" for d, (by, _) in zip(lost, limits, strict=True))
+            progress(step + 1, config.steps, f"price {unit * 2**middle:.3g}: drop of {told}")
+    return float(np.float64(unit * 2**low))

@@ -1,0 +1,251 @@
+"""A method that stores every layer as a plan says: values or blocks of its own, each against a price.
+
+Plans are made by :mod:`bqjax.methods.budget.search`, or by hand.
+"""
+
+from __future__ import annotations
+
+import glob
+import operator
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as with_fields
+from typing import Any
+
+import jax
+import numpy as np
+
+from bqjax.core.leaves import Clustered
+from bqjax.core.progress import Progress
+from bqjax.core.rules import Rule
+from bqjax.core.task import Task
+from bqjax.core.tree import named_leaves, replace
+from bqjax.kmeans.ecvq import blocks_at_price, trim_blocks
+from bqjax.methods.base import Compressed
+from bqjax.methods.bins.ecsq import bin_and_quant_at_price
+from bqjax.methods.bins.gaussian import BinConfig, gaussian_bins
+from bqjax.methods.gwk.cluster import gwk_cluster
+from bqjax.methods.gwk.config import GWKConfig
+from bqjax.sensitivity.task_statistics import task_importance
+
+__all__ = ["Blocks", "BudgetConfig", "Layer", "Planned", "Setting", "Values", "compress_layer", "weights_importance"]
+
+# A codebook is rounded to float16 where no entry moves by more than this share of the largest: as little as 11 bits do.
+_HALF_ERROR = 2.0**-11
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """Shared values: Gaussian bins, then weighed against storage (see :func:`bqjax.methods.bins.ecsq.bin_and_quant_at_price`).
+
+    Attributes:
+      bins: to start from; the price leaves fewer.
+      price: of a kilobyte.
+      sigma_scale: factor on the standard deviation that places the first bins.
+    """
+
+    bins: int = 16
+    price: float = 0.0
+    sigma_scale: float = 1.6
+
+    def __post_init__(self) -> None:
+        BinConfig(n_bins=self.bins, sigma_scale=self.sigma_scale)
+        _check_price(self.price)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Shared blocks: product quantisation (see :func:`bqjax.methods.gwk.cluster.gwk_cluster`), then weighed against storage.
+
+    Attributes:
+      d: weights of a block.
+      bits: of an index at first; the price leaves fewer.
+      price: of a kilobyte, see :func:`bqjax.kmeans.ecvq.blocks_at_price`; at 0 the blocks stay as clustered.
+    """
+
+    d: int = 2
+    bits: int = 6
+    price: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.config("none")
+        _check_price(self.price)
+
+    def config(self, weighting: Any) -> GWKConfig:
+        """The clustering that blocks start from."""
+        return GWKConfig(bits=self.bits, cv=self.d, pw=self.d, weighting=weighting)
+
+
+def _check_price(price: float) -> None:
+    if not (price >= 0 and np.isfinite(price)):
+        raise ValueError(f"price must be finite and not negative, got {price}")
+
+
+Setting = Values | Blocks
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One leaf, or several that share a codebook, and how they are stored."""
+
+    names: tuple[str, ...]
+    setting: Setting
+
+    def __post_init__(self) -> None:
+        if not self.names or isinstance(self.names, str):
+            raise ValueError(f"a layer's names are a tuple of at least one leaf's name, got {self.names!r}")
+
+
+def weights_importance(task: Task, *, key: jax.Array, draws: int) -> dict[str, np.ndarray]:
+    """How much each weight matters to the outputs, see :func:`~bqjax.sensitivity.task_statistics.task_importance`.
+
+    All the same where the task has no outputs. Of all leaves of floating point at once, so that a plan finds the very numbers
+    that it was made by.
+    """
+    if task.outputs is None:
+        return {name: np.ones(np.shape(leaf), np.float32) for name, leaf in named_leaves(task.params).items()}
+    return task_importance(task, key=key, draws=draws)
+
+
+def compress_layer(
+    params: Any,
+    layer: Layer,
+    importance: Mapping[str, Any],
+    *,
+    key: jax.Array,
+    floor: float = 0.02,
+    iterations: int = 20,
+    starts: dict[Any, Clustered] | None = None,
+) -> dict[str, Clustered]:
+    """The layer's leaves in compressed form, by name.
+
+    Args:
+      params: parameters, concrete.
+      layer: leaves and setting.
+      importance: by leaf name, see :func:`weights_importance`.
+      key: a ``jax.random`` key; draws depend on it, the layer's names and its block size and bits, not on the price.
+      floor, iterations: see :func:`bqjax.methods.bins.ecsq.bin_and_quant_at_price`.
+      starts: keeps blocks as they are before any price, which layers of one leaf and different prices share; grows.
+
+    Raises:
+      ValueError: a leaf that does not exist or cannot be compressed so; the message names it.
+    """
+    leaves = named_leaves(params)
+    for name in layer.names:
+        if name not in leaves:
+            replace(params, {name: None})  # says which names there are
+        if not np.any(importance[name]):
+            importance = {**importance, name: np.ones_like(importance[name])}  # seen by no example: all the same
+    own = {name: leaves[name] for name in layer.names}
+    group = layer.names[0] if len(own) > 1 else None
+    setting = layer.setting
+    if isinstance(setting, Values):
+        start = BinConfig(n_bins=setting.bins, sigma_scale=setting.sigma_scale)
+        stats = gaussian_bins(own, start, [Rule(glob.escape(name), group=group) for name in own])
+        tree = bin_and_quant_at_price(own, stats, importance, setting.price, floor=floor, iterations=iterations)
+        return {name: _with_short_codebook(tree[name]) for name in own}
+    if group is not None:
+        raise ValueError(f"leaves {', '.join(own)} share blocks, which one leaf alone can have: give each a layer of its own")
+    ((name, leaf),) = own.items()
+    key = jax.random.fold_in(key, zlib.crc32(f"{name} {operator.index(setting.d)} {setting.bits}".encode()))
+    starts = {} if starts is None else starts
+    at = name, setting.d, setting.bits
+    if at not in starts:
+        weighting = {name: np.asarray(importance[name]) + floor * float(np.mean(importance[name]))}
+        tree, _ = gwk_cluster(own, weighting, key=key, config=setting.config("coordinate"), rules=[Rule(glob.escape(name))])
+        starts[at] = tree[name]
+    made = starts[at]
+    if setting.price:
+        made = blocks_at_price(leaf, importance[name], made, setting.price, floor=floor, iterations=iterations)
+    else:
+        codebook, indices = trim_blocks(made.codebook, made.indices)
+        made = with_fields(made, codebook=codebook, indices=indices)
+    return {name: _with_short_codebook(made)}
+
+
+def _with_short_codebook(leaf: Clustered) -> Clustered:
+    """The codebook in float16 where that changes it by no more than float16's own rounding of its largest entry."""
+    codebook = np.asarray(leaf.codebook)
+    if codebook.dtype != np.float32:
+        return leaf
+    with np.errstate(over="ignore"):
+        short = codebook.astype(np.float16)
+    if not np.abs(short.astype(np.float32) - codebook).max() <= _HALF_ERROR * np.abs(codebook).max():
+        return leaf
+    return with_fields(leaf, codebook=short)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """Compresses as a plan says.
+
+    Attributes:
+      layers: what is compressed and how; a leaf can be named once, other leaves are left as they are.
+      draws: for the importance of weights.
+      floor, iterations: see :func:`bqjax.methods.bins.ecsq.bin_and_quant_at_price`.
+    """
+
+    layers: Sequence[Layer]
+    draws: int = 8
+    floor: float = 0.02
+    iterations: int = 20
+    label: str = "planned"
+
+    def __post_init__(self) -> None:
+        names = [name for layer in self.layers for name in layer.names]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"leaf {name!r} is in two layers of the plan: name it once")
+
+    def compress(
+        self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
+    ) -> Compressed:
+        names = [name for layer in self.layers for name in layer.names]
+        if not names:
+            return Compressed(task.params)
+        replace(task.params, dict.fromkeys(names))  # names the leaf that does not exist
+        importance = weights_importance(task, key=key, draws=self.draws)
+        new: dict[str, Clustered] = {}
+        for i, layer in enumerate(self.layers):
+            new.update(compress_layer(task.params, layer, importance, key=key, floor=self.floor, iterations=self.iterations))
+            if progress:
+                progress(i + 1, len(self.layers), ", ".join(layer.names))
+        return Compressed(replace(task.params, new))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """What options the layers are offered, and how they are measured.
+
+    Attributes:
+      bins: values that leaves start from.
+      blocks: ``(d, bits)`` of the blocks that leaves start from; those too large for a leaf are not offered to it.
+      prices: exponents ``e``; a leaf's prices are ``2^e`` times that at which a bit is worth what the leaf's removal would
+        cost by its importance.
+      vectors: values offered to leaves of fewer than two dimensions, which share a codebook with those of their kind.
+      draws, floor, iterations: see :class:`Planned`.
+      refine: how often prices between those around the plan's are measured and planned with, too.
+    """
+
+    bins: tuple[int, ...] = (16,)
+    blocks: tuple[tuple[int, int], ...] = ((2, 6), (4, 8))
+    prices: tuple[float, ...] = (-9.0, -7.0, -5.0, -3.0, -1.0)
+    vectors: tuple[int, ...] = (32, 128)
+    draws: int = 8
+    floor: float = 0.02
+    iterations: int = 20
+    refine: int = 3
+
+    def __post_init__(self) -> None:
+        if not self.prices or list(self.prices) != sorted(set(self.prices)):
+            raise ValueError(f"prices must be ascending exponents, at least one, got {self.prices}")
+        if not self.bins and not self.blocks:
+            raise ValueError("neither bins nor blocks are offered: a plan could only leave everything as it is")
+        if self.refine < 0:
+            raise ValueError(f"refine must not be negative, got {self.refine}")
+        for n in (*self.bins, *self.vectors):
+            Values(bins=n)
+        for d, bits in self.blocks:
+            Blocks(d=d, bits=bits)
+        Planned(layers=(), draws=self.draws, floor=self.floor, iterations=self.iterations)

@@ -1,0 +1,239 @@
+"""Sensitivity figures as files: data, pictures, and a page on which every point tells its numbers."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from bqjax.experiment.config import SweepConfig
+from bqjax.experiment.sweep import FigureRows, Sweeps, compare_halves
+from bqjax.report.html import page
+from bqjax.report.plots import BLUE, GREY, ORANGE, as_png, as_svg, drawing, plain
+from bqjax.report.tables import Table
+from bqjax.sensitivity.perturb import CodeNoise, HalfNoise, Noise
+from bqjax.sensitivity.sweeps import SweepRow
+
+__all__ = ["PAGE", "comparison_text", "figure_table", "result_names", "sweep_csv", "sweep_files", "sweep_json", "sweep_records"]
+
+PAGE = "report.html"
+_FAINT = "#e4e7eb"
+_METRIC = "metric "  # what the CSV's columns of metrics begin with
+
+# The numbers of a point stand above its picture while the pointer is on it. No script: a page may be opened anywhere.
+_HOVER = """<style>
+.point { cursor: crosshair; }
+.point .hit { fill: transparent; }
+.point:hover .hit { fill: #d9730d; fill-opacity: 0.25; stroke: #d9730d; }
+.point .tip { visibility: hidden; font: 10px sans-serif; fill: #1f2933; }
+.point:hover .tip { visibility: visible; }
+</style>"""
+
+
+def sweep_records(sweeps: Sweeps) -> list[dict[str, Any]]:
+    """A flat dict a row: what was perturbed and how, the drop, its standard error over draws, and the metrics.
+
+    ``drop`` is that of the sweep's metric, as a fraction. ``bin``, ``by``, ``lower``, ``upper`` and ``standard_error`` are None
+    where a row has none.
+    """
+    records = []
+    for figure, rows in sweeps.figures:
+        for row in rows:
+            c = row.candidate
+            how = c.perturbation
+            records.append(
+                {
+                    "figure": figure.name,
+                    "leaf": c.leaf,
+                    "size": sweeps.sizes[c.leaf],
+                    "series": c.tags["series"],
+                    "bin": int(c.tags["bin"]) if "bin" in c.tags else None,
+                    "lower": _finite(c.lower),
+                    "upper": _finite(c.upper),
+                    "kind": how.kind if isinstance(how, Noise | CodeNoise | HalfNoise) else type(how).__name__,
+                    "magnitude": c.magnitude,
+                    "by": c.tags.get("by"),
+                    "draws": c.draws,
+                    "drop": row.drop,
+                    "standard_error": _finite(row.standard_error),
+                    "metrics": {name: _finite(value) for name, value in row.metrics.items()},
+                }
+            )
+    return records
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def sweep_csv(sweeps: Sweeps) -> str:
+    """The records as CSV, numbers in full precision, a column a metric, empty where there is no value."""
+    out = io.StringIO()
+    metrics = list(sweeps.result.baseline)
+    records = sweep_records(sweeps)
+    columns = [*(name for name in records[0] if name != "metrics"), *(_METRIC + name for name in metrics)]
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        found = record.pop("metrics")
+        writer.writerow({**record, **{_METRIC + name: found[name] for name in metrics}})
+    return out.getvalue()
+
+
+def sweep_json(sweeps: Sweeps, command: str) -> str:
+    """The records with what they were measured on; standard JSON, null where there is no value."""
+    content = {
+        "command": command,
+        "task": sweeps.task_name,
+        "data": sweeps.data_name,
+        "n_examples": sweeps.n_examples,
+        "gradient_data": sweeps.gradient_name,
+        "metric": sweeps.result.metric,
+        "baseline": dict(sweeps.result.baseline),
+        "unused": list(sweeps.result.unused),
+        "figures": [{"name": figure.name, "title": figure.title} for figure, _ in sweeps.figures],
+        "comparisons": {r.figure.name: compare_halves(r)._asdict() for r in sweeps.figures if r.figure.uses_gradient},
+        "rows": sweep_records(sweeps),
+    }
+    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def result_names(config: SweepConfig) -> list[str]:
+    """Names of the files that a sweep leaves in its folder; the page is written last."""
+    pictures = [f"{figure.name}.{ending}" for figure in config.figures for ending in ("png", "svg")]
+    return ["sweep.csv", "sweep.json", *pictures, PAGE]
+
+
+def sweep_files(sweeps: Sweeps, command: str) -> dict[str, bytes]:
+    """All files of a sweep by name. The same rows and command give the same bytes."""
+    files = {"sweep.csv": sweep_csv(sweeps).encode(), "sweep.json": sweep_json(sweeps, command).encode()}
+    sections: list[tuple[str, Sequence[str | Table]]] = []
+    for rows in sweeps.figures:
+        png, svg = _pictures(sweeps, rows)
+        files[f"{rows.figure.name}.png"] = png
+        files[f"{rows.figure.name}.svg"] = svg.encode()
+        sections.append((rows.figure.title, [svg]))
+        sections.append((f"{rows.figure.title}: numbers", [figure_table(sweeps, rows)]))
+    files[PAGE] = page(f"{sweeps.task_name}: sensitivity", command, sections).encode()
+    return files
+
+
+def _data_text(sweeps: Sweeps) -> str:
+    name, count = sweeps.result.metric.removeprefix("-"), f"{sweeps.n_examples:,}"
+    data = sweeps.data_name if count in sweeps.data_name.split() else f"{count} examples: {sweeps.data_name}"
+    return f"{name} ({100 * sweeps.result.baseline[name]:.2f} % unperturbed) on {data}"
+
+
+def _drop_text(row: SweepRow) -> str:
+    drop = round(100 * row.drop, 2) + 0.0  # never a negative zero
+    error = f" ± {100 * row.standard_error:.2f}" if math.isfinite(row.standard_error) else ""
+    return f"{drop:+.2f}{error}"
+
+
+def figure_table(sweeps: Sweeps, rows: FigureRows) -> Table:
+    """A line a layer, a column a series: drop in points with its standard error."""
+    found = {(row.candidate.leaf, row.candidate.tags["series"]): _drop_text(row) for row in rows.rows}
+    lines = [(leaf, f"{sweeps.sizes[leaf]:,}", *(found.get((leaf, series), "") for series in rows.series)) for leaf in rows.leaves]
+    draws = sorted({row.candidate.draws for row in rows.rows})
+    caption = f"Drop of {_data_text(sweeps)}; in points ± standard error over {' or '.join(map(str, draws))} draws of noise."
+    if rows.figure.uses_gradient:
+        caption += f" Gradients on {sweeps.gradient_name}. {comparison_text(rows)}"
+    return Table(rows.figure.title, ("layer", "weights", *rows.series), lines, caption)
+
+
+def comparison_text(rows: FigureRows) -> str:
+    """In how many layers the half of largest gradient hurts more, in a sentence."""
+    found = compare_halves(rows)
+    text = (
+        f"The weights of largest gradient hurt more than random ones in {found.more} of {found.layers} layers, less in {found.less}"
+    )
+    if found.clearly is None:
+        return f"{text}; one draw has no standard error."
+    return f"{text}; by more than 2 standard errors more in {found.clearly} and less in {found.clearly_less}."
+
+
+def _common(leaves: Sequence[str]) -> str:
+    """The last part of the names, where it is the same in all of several."""
+    ends = {leaf.rpartition("/")[2] for leaf in leaves}
+    return f"/{ends.pop()}" if len(ends) == 1 and len(leaves) > 1 and all("/" in leaf for leaf in leaves) else ""
+
+
+def _colors(form: str, n: int) -> list[Any]:
+    if form == "choices" and n <= 2:
+        return [BLUE, ORANGE][:n]
+    # In order, from dark to light; the lightest end of the map is too faint on white.
+    return [matplotlib.colormaps["viridis"](x) for x in np.linspace(0.0, 0.85, n)]
+
+
+def _pictures(sweeps: Sweeps, rows: FigureRows) -> tuple[bytes, str]:
+    """One figure as PNG and as SVG whose points tell their numbers."""
+    figure, leaves, series = rows.figure, rows.leaves, rows.series
+    n, colors = len(series), _colors(rows.figure.form, len(rows.series))
+    # Bins stand side by side within their layer; the other forms are moved apart just enough to tell error bars apart.
+    step = 0.8 / n if figure.form == "bins" else min(0.12, 0.4 / n)
+    width = min(15.0, max(6.8, 2.4 + len(leaves) * (0.07 * n + 0.16 if figure.form == "bins" else 0.26)))
+    end = _common(leaves)
+    metric = sweeps.result.metric.removeprefix("-")
+    tips: list[tuple[str, str]] = []
+    with drawing(width, 4.2 if len(leaves) <= 25 else 5.2) as (picture, axes):
+        axes.axhline(0, color=GREY, linewidth=0.8)
+        if figure.form == "bins":
+            found = {(r.candidate.leaf, r.candidate.tags["series"]): r for r in rows.rows}
+            for i, leaf in enumerate(leaves):
+                axes.axvline(i + 0.5, color=_FAINT, linewidth=0.6, zorder=0)
+                mine = [(j, found[leaf, s]) for j, s in enumerate(series) if (leaf, s) in found]
+                at = [i + (j - (n - 1) / 2) * step for j, _ in mine]
+                axes.plot(at, [100 * r.drop for _, r in mine], color=GREY, linewidth=0.6, zorder=1)
+        for j, label in enumerate(series):
+            points = [r for r in rows.rows if r.candidate.tags["series"] == label]
+            x = [leaves.index(r.candidate.leaf) + (j - (n - 1) / 2) * step for r in points]
+            y = [100 * r.drop for r in points]
+            error = [100 * r.standard_error if math.isfinite(r.standard_error) else 0.0 for r in points]
+            joined = "" if figure.form == "bins" else "-"
+            axes.errorbar(x, y, error, color=colors[j], fmt=joined or "none", linewidth=0.9, elinewidth=0.9, capsize=1.5, zorder=2)
+            axes.plot([], [], "o" + joined, color=colors[j], markersize=4, linewidth=0.9, label=plain(label))
+            for row, a, b in zip(points, x, y, strict=True):
+                name = f"{figure.name}-point-{len(tips)}"
+                axes.plot([a], [b], "o", color=colors[j], markersize=3.5, zorder=3, gid=name)
+                size = f"{sweeps.sizes[row.candidate.leaf]:,} weights"
+                tips.append((name, f"{row.candidate.leaf} ({size}), {label}: drop {_drop_text(row)} points"))
+        axes.set_xticks(range(len(leaves)), [plain(leaf.removesuffix(end)) for leaf in leaves], rotation=90)
+        axes.tick_params(axis="x", labelsize=8 if len(leaves) < 40 else 7)
+        axes.grid(axis="y", color=_FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set(
+            xlim=(-0.7, len(leaves) - 0.3),
+            xlabel=plain(f"layer (…{end})" if end else "layer"),
+            ylabel=plain(f"drop of {metric}, points"),
+        )
+        # The title leaves the topmost line to the numbers of a point.
+        picture.suptitle(plain(f"\n{figure.title}\n{_data_text(sweeps)}"), fontsize=9)
+        if n > 1:
+            picture.legend(frameon=False, fontsize=8, loc="outside right center")
+        return as_png(picture), _with_tips(as_svg(picture), tips)
+
+
+def _with_tips(svg: str, tips: Sequence[tuple[str, str]]) -> str:
+    """The picture with a larger spot on every named point that shows its text."""
+    for name, text in tips:
+        start = svg.index(f'<g id="{name}">')
+        place = re.compile(r'<use [^>]*?\bx="([-\d.]+)" y="([-\d.]+)"').search(svg, start)
+        if place is None:
+            raise RuntimeError(f"matplotlib drew no marker for {name}")
+        x, y = place.groups()
+        shown = html.escape(text)
+        spot = (
+            f'<g id="{name}" class="point"><title>{shown}</title><circle class="hit" cx="{x}" cy="{y}" r="5"/>'
+            f'<text class="tip" x="8" y="9">{shown}</text>'
+        )
+        svg = svg[:start] + spot + svg[start + len(f'<g id="{name}">') :]
+    first = svg.index(">") + 1
+    return svg[:first] + _HOVER + svg[first:]

@@ -1,0 +1,186 @@
+"""What a quantised layer's inputs look like, and how much its outputs matter: all that choosing its codes needs.
+
+Layers see their inputs as rows ``[d]`` of what one output is made of, and weights as ``[G, rows, d]``: ``G`` is 1, but the
+number of channels for a depthwise convolution, each of whose filters sees another input.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bqjax.tflite.codes.gptq import inverse_factor
+from bqjax.tflite.codes.grid import LayerStats
+
+__all__ = ["Layer", "Measured", "Moments", "input_rows", "layer_stats", "same_pads", "to_rows", "to_weight"]
+
+
+class Layer(Protocol):
+    """A convolution or dense layer: its kind in the schema's words and the options that place its windows."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+
+
+def to_rows(weight: np.ndarray, kind: str) -> np.ndarray:
+    """A weight in the file's layout as ``[G, rows, d]``.
+
+    ``CONV_2D`` is ``[cout, kh, kw, cin]``, ``FULLY_CONNECTED`` ``[out, in]``, ``DEPTHWISE_CONV_2D`` ``[1, kh, kw, cin * m]``
+    with ``m`` filters for each input channel, which here are ``cin`` groups of ``m`` rows where ``m`` is 1 and one group a
+    filter otherwise.
+    """
+    if kind == "DEPTHWISE_CONV_2D":
+        return np.moveaxis(weight[0], -1, 0).reshape(weight.shape[-1], 1, -1)
+    return weight.reshape(1, weight.shape[0], -1)
+
+
+def to_weight(rows: np.ndarray, kind: str, shape: Sequence[int]) -> np.ndarray:
+    """The inverse of :func:`to_rows`."""
+    if kind == "DEPTHWISE_CONV_2D":
+        _, kh, kw, channels = shape
+        return np.moveaxis(rows.reshape(channels, kh, kw), 0, -1)[None]
+    return rows.reshape(shape)
+
+
+def same_pads(size: int, window: int, stride: int, dilation: int) -> tuple[int, int]:
+    """Zeros before and after one dimension for padding ``SAME``."""
+    reach = (window - 1) * dilation + 1
+    total = max(0, (-(-size // stride) - 1) * stride + reach - size)
+    return total // 2, total - total // 2
+
+
+def _output_size(x_shape: Sequence[int], layer: Layer, shape: Sequence[int]) -> tuple[int, ...]:
+    """``(n, height, width)`` of a convolution's output, ``(rows,)`` of a dense layer's."""
+    if layer.kind == "FULLY_CONNECTED":
+        return (math.prod(x_shape) // shape[1],)
+    windows = [(w - 1) * d + 1 for w, d in zip(shape[1:3], _pair(layer, "dilation_{}factor"), strict=True)]
+    strides = _pair(layer, "stride_{}")
+    if layer.options["padding"] == "SAME":
+        return x_shape[0], *(-(-size // stride) for size, stride in zip(x_shape[1:3], strides, strict=True))
+    return x_shape[0], *((size - w) // stride + 1 for size, w, stride in zip(x_shape[1:3], windows, strides, strict=True))
+
+
+def _pair(layer: Layer, name: str) -> tuple[int, int]:
+    """An option of both dimensions; dilations may be absent."""
+    return layer.options.get(name.format("h"), 1), layer.options.get(name.format("w"), 1)
+
+
+def input_rows(x: jax.Array, layer: Layer, shape: Sequence[int], positions: jax.Array | None = None) -> jax.Array:
+    """What each output is made of.
+
+    Args:
+      x: ``[n, h, w, c]`` or ``[n, ..., in]``, counted from the zero point (padding is 0).
+      layer: the operator.
+      shape: of its weight.
+      positions: ``[p]`` of the outputs that are looked at, numbered over examples, rows and columns; None takes all. The others
+        cost nothing.
+
+    Returns:
+      ``[G, p, d]`` in the order of :func:`to_rows`.
+    """
+    size = _output_size(x.shape, layer, shape)
+    positions = jnp.arange(math.prod(size)) if positions is None else positions
+    if layer.kind == "FULLY_CONNECTED":
+        return x.reshape(-1, shape[1])[positions][None]
+    _, kh, kw, last = shape
+    example, *place = jnp.unravel_index(positions, size)
+    strides, dilations = _pair(layer, "stride_{}"), _pair(layer, "dilation_{}factor")
+    pads = [0, 0]
+    if layer.options["padding"] == "SAME":
+        pads = [same_pads(*of)[0] for of in zip(x.shape[1:3], (kh, kw), strides, dilations, strict=True)]
+    taps = []
+    for tap in itertools.product(range(kh), range(kw)):
+        at = [place[i] * strides[i] + tap[i] * dilations[i] - pads[i] for i in range(2)]
+        inside = (at[0] >= 0) & (at[0] < x.shape[1]) & (at[1] >= 0) & (at[1] < x.shape[2])
+        seen = x[example, jnp.clip(at[0], 0, x.shape[1] - 1), jnp.clip(at[1], 0, x.shape[2] - 1)]  # [p, c]
+        taps.append(jnp.where(inside[:, None], seen, 0))
+    if layer.kind == "DEPTHWISE_CONV_2D":
+        stacked = jnp.stack(taps, axis=-1)  # [p, cin, d]
+        return jnp.repeat(jnp.moveaxis(stacked, 1, 0), last // x.shape[-1], axis=0)
+    return jnp.concatenate(taps, axis=-1)[None]
+
+
+class Moments:
+    """First and second moments of the rows of one layer, summed batch by batch in float32.
+
+    Args:
+      layer, shape: the operator and its weight's shape.
+      positions: of which at most so many rows of a batch are taken, evenly spread by a random order.
+      key: of that order.
+    """
+
+    def __init__(self, layer: Layer, shape: Sequence[int], positions: int, key: jax.Array):
+        self._key, self._batches = key, 0
+        self._sums: Any = None
+
+        @jax.jit
+        def sums(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            total = math.prod(_output_size(x.shape, layer, shape))
+            chosen = jax.random.choice(key, total, (positions,), replace=False) if total > positions else None
+            rows = input_rows(x, layer, shape, chosen).astype(jnp.float32)
+            second = jnp.einsum("gpi,gpj->gij", rows, rows, preferred_element_type=jnp.float32)
+            return second, rows.sum(1), jnp.float32(rows.shape[1])
+
+        self._of = sums
+
+    def add(self, x: jax.Array) -> None:
+        """Adds a batch of inputs, counted from their zero point."""
+        new = self._of(x, jax.random.fold_in(self._key, self._batches))
+        self._batches += 1
+        self._sums = new if self._sums is None else jax.tree.map(jnp.add, self._sums, new)
+
+    def result(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """Second moment ``[G, d, d]``, mean ``[G, d]``, and over how many rows they are taken."""
+        if self._sums is None:
+            raise ValueError("no inputs were added")
+        second, first, count = jax.device_get(self._sums)
+        return second / count, first / count, int(count)
+
+
+class Measured(NamedTuple):
+    """What calibration data say of a layer.
+
+    Attributes:
+      second, mean: ``[G, d, d]`` and ``[G, d]``, moments of its inputs, in steps from their zero point.
+      rows: over how many rows of inputs.
+      importance: ``[G, rows, d]`` of the single weights, see :func:`bqjax.sensitivity.importance.output_importance`.
+    """
+
+    second: np.ndarray
+    mean: np.ndarray
+    rows: int
+    importance: np.ndarray
+
+
+def layer_stats(measured: Measured, *, centred: bool = True, damping: float = 0.01) -> LayerStats:
+    """Statistics of a layer, for :func:`bqjax.tflite.codes.grid.quantise_layer`.
+
+    The curvature of the network's outputs in a layer's weights is taken as the product of one matrix for the inputs and
+    one number for each output (Martens, Grosse 2015, "Optimizing neural networks with Kronecker-factored approximate
+    curvature", with a diagonal for the outputs): the number is the importance of the output's weights, over what the inputs
+    account for.
+
+    Args:
+      measured: moments and importance.
+      centred: errors along the inputs' mean count nothing, since the bias takes them up.
+      damping: see :func:`bqjax.tflite.codes.gptq.inverse_factor`; ``d / rows`` is added to it: a matrix from few rows knows
+        directions along which nothing seems to happen, and errors must not be hidden there (the shrinkage of Ledoit, Wolf
+        2004, "A well-conditioned estimator for large-dimensional covariance matrices", in its order of magnitude).
+    """
+    second, mean = jnp.asarray(measured.second), jnp.asarray(measured.mean)
+    moment = second - mean[:, :, None] * mean[:, None, :] if centred else second
+    order, factor = jax.vmap(inverse_factor, in_axes=(0, None))(moment, damping + mean.shape[1] / measured.rows)
+    power = np.trace(np.asarray(second, np.float64), axis1=1, axis2=2)  # [G]
+    outputs = measured.importance.sum(-1, dtype=np.float64) / np.maximum(power, 1e-30)[:, None]
+    # What calibration never reached is not known to be worthless.
+    outputs += 0.01 * outputs.mean() + 1e-30
+    return LayerStats(order, factor, jnp.asarray(outputs, jnp.float32))

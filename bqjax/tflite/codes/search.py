@@ -1,0 +1,356 @@
+"""Bin & Quant for integer models: new codes for every layer at one price of storage, found on calibration data.
+
+1. Once: moments of every layer's inputs, and the importance of its outputs (no labels).
+2. At a price, each layer gets a grid of its own and codes with error compensation (:mod:`bqjax.tflite.codes.grid`); its bias takes
+   up what the mean of its outputs has moved.
+3. Bisection and a scan around its end (:mod:`bqjax.sensitivity.limit`) find the highest price at which the network loses no more
+   than it may.
+4. Layers are gone through in descending order of size, as in the paper: one that costs too much by itself stays as it was.
+
+Reference: Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), III-B; what is ours is said in docs/tflite.md.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bqjax.core.journal import Journal, digest
+from bqjax.core.progress import Progress
+from bqjax.core.task import Score, signed
+from bqjax.sensitivity.importance import output_importance
+from bqjax.sensitivity.limit import highest_within
+from bqjax.tflite.codes.grid import QuantisedLayer, quantise_layer, quantise_layer_by_output
+from bqjax.tflite.codes.layer_stats import Layer, Measured, Moments, layer_stats, to_rows, to_weight
+
+__all__ = ["QuantisedConfig", "QuantisedInfo", "QuantisedNetwork", "QuantisedReport", "measure_layers", "search_codes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisedConfig:
+    """How codes are searched.
+
+    Attributes:
+      price: of a bit; None finds the highest at which ``max_drop`` holds.
+      max_drop: of the metric on calibration data, all layers together (a share: 0.01 is a point of accuracy).
+      layer_drop: a layer whose new codes cost more, against the network with the layers accepted before it, is left as
+        it was (the paper: 0.01); None tries no layer by itself.
+      compensate: later weights of a layer make good the errors of earlier ones.
+      correct_bias: biases take up the mean of what the outputs move.
+      by_output: outputs of a convolution or dense layer that matter more get a finer grid of their own where that pays, see
+        :func:`bqjax.tflite.codes.grid.quantise_layer_by_output`.
+      steps: of the bisection, each compresses and scores the network once.
+      scan: prices tried after it, from the one that it accepted to twice the lowest that it refused, see
+        :func:`bqjax.sensitivity.limit.highest_within`; 0 takes what the bisection found.
+      passes: over a layer, see :func:`bqjax.tflite.codes.grid.quantise_layer`.
+      step_scale: likewise.
+      damping: of the inputs' second moment, a share of its mean diagonal.
+    """
+
+    price: float | None = None
+    max_drop: float = 0.01
+    layer_drop: float | None = 0.01
+    compensate: bool = True
+    correct_bias: bool = True
+    by_output: bool = False
+    steps: int = 7
+    scan: int = 8
+    passes: int = 3
+    step_scale: float = 1.0
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.price is not None and not (self.price >= 0 and math.isfinite(self.price)):
+            raise ValueError(f"price must be finite and not negative, got {self.price}")
+        for what in ("steps", "passes"):
+            if getattr(self, what) < 1:
+                raise ValueError(f"{what} must be at least 1, got {getattr(self, what)}")
+        if self.scan < 0:
+            raise ValueError(f"scan must not be negative, got {self.scan}")
+        for what in ("max_drop", "layer_drop"):
+            value = getattr(self, what)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{what} must be finite and not negative, got {value}")
+        for what in ("step_scale", "damping"):
+            if not (getattr(self, what) > 0 and math.isfinite(getattr(self, what))):
+                raise ValueError(f"{what} must be positive and finite, got {getattr(self, what)}")
+
+
+class QuantisedNetwork(NamedTuple):
+    """An integer network as functions.
+
+    Attributes:
+      params: ``{layer: {"codes", "zero_point", "bias", ...}}``; ``bias`` may be absent.
+      layers: the operator of each layer, by name.
+      inputs: ``inputs(params, x) -> {layer: input}``, counted from the input's zero point.
+      real: ``real(params, batch) -> [n, ...]`` the outputs in real numbers, differentiable in float codes; zero for padding.
+      score: of integer params, see :data:`bqjax.core.task.Score`.
+      traceable: whether the score can run under ``jit``.
+    """
+
+    params: dict[str, dict[str, Any]]
+    layers: Mapping[str, Layer]
+    inputs: Callable[[Any, Any], Mapping[str, jax.Array]]
+    real: Callable[[Any, Any], jax.Array]
+    score: Score
+    traceable: bool = True
+
+
+@dataclass(frozen=True)
+class QuantisedReport:
+    """What was done to a layer.
+
+    Attributes:
+      name, size: its weight and how many codes that has.
+      accepted: False where it was left as it was, for ``reason``.
+      values: how many different codes it has now.
+      bits: per code, at their entropy.
+      step: of the grid, the coarsest where there are several, in steps of the old codes.
+      drop: of the metric by this layer, after those before it; None where it was not tried by itself.
+    """
+
+    name: str
+    size: int
+    accepted: bool
+    reason: str
+    values: int
+    bits: float
+    step: float
+    drop: float | None
+
+
+@dataclass(frozen=True)
+class QuantisedInfo:
+    """Report of a search; metrics are on calibration data. ``classes`` has ``[outputs]`` of layers with several grids."""
+
+    price: float
+    baseline: Mapping[str, float]
+    final: Mapping[str, float]
+    layers: tuple[QuantisedReport, ...]
+    seconds: float
+    classes: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def measure_layers(
+    network: QuantisedNetwork,
+    batches: Sequence[Any],
+    *,
+    key: jax.Array,
+    positions: int = 2048,
+    draws: int = 2,
+    progress: Progress | None = None,
+) -> dict[str, Measured]:
+    """What a search needs to know of every layer, from calibration data; no labels are used.
+
+    Args:
+      network: the network.
+      batches: ``{"inputs", "mask", ...}``.
+      key: a ``jax.random`` key.
+      positions: places of a layer's input that are looked at in each batch.
+      draws: random signs for the importance.
+      progress: called after each batch.
+    """
+    if not len(batches):
+        raise ValueError("no batches to measure the layers on: the calibration data holds no examples")
+    shapes = {name: network.params[name]["codes"].shape for name in network.layers}
+    keys = jax.random.split(key, len(shapes) + 1)
+    moments = {name: Moments(network.layers[name], shapes[name], positions, k) for name, k in zip(shapes, keys[1:], strict=True)}
+    inputs = jax.jit(network.inputs)
+    for i, batch in enumerate(batches):
+        for name, x in inputs(network.params, batch["inputs"]).items():
+            moments[name].add(x)
+        if progress:
+            progress(i + 1, len(batches), "inputs of the layers")
+    # Gradients need real numbers.
+    real = {layer: {**leaves, "codes": jnp.asarray(leaves["codes"], jnp.float32)} for layer, leaves in network.params.items()}
+    names = [f"{name}/codes" for name in shapes]
+    importance = output_importance(network.real, real, batches, key=keys[0], draws=draws, names=names)
+    return {
+        name: Measured(*moments[name].result(), to_rows(importance[f"{name}/codes"], network.layers[name].kind)) for name in shapes
+    }
+
+
+class _Search:
+    def __init__(
+        self,
+        network: QuantisedNetwork,
+        batches: Sequence[Any],
+        measured: Mapping[str, Measured],
+        config: QuantisedConfig,
+        metric: str,
+        journal: Journal,
+    ):
+        self.network, self.config, self.metric, self._journal = network, config, metric, journal
+        self._batches, self._measured = batches, measured
+        self._stats = {
+            name: layer_stats(m, centred=config.correct_bias and "bias" in network.params[name], damping=config.damping)
+            for name, m in measured.items()
+        }
+        self._score = jax.jit(network.score) if network.traceable else network.score
+        self.rows = {
+            name: to_rows(np.asarray(network.params[name]["codes"]).astype(np.int64), layer.kind)
+            for name, layer in network.layers.items()
+        }
+
+    def score(self, params: Callable[[], Any], what: str) -> dict[str, float]:
+        """Metrics of ``params()``, which is not called where the journal knows them: new codes take longer than their score."""
+
+        def measure() -> dict[str, float]:
+            made = params()
+            out = jax.device_get([self._score(made, batch) for batch in self._batches])
+            total = sum(float(n) for _, n in out)
+            return {metric: sum(float(sums[metric]) for sums, _ in out) / total for metric in out[0][0]}
+
+        return self._journal.measure(what, measure)
+
+    def zero_point(self, name: str) -> int:
+        return int(np.asarray(self.network.params[name]["zero_point"]).reshape(-1)[0])
+
+    def layer(self, name: str, price: float) -> QuantisedLayer | None:
+        config = self.config
+        # Outputs of a depthwise layer have a few weights each: too few for tables of their own.
+        by_output = config.by_output and self.network.layers[name].kind != "DEPTHWISE_CONV_2D"
+        return (quantise_layer_by_output if by_output else quantise_layer)(
+            self.rows[name],
+            self.zero_point(name),
+            self._stats[name],
+            price,
+            compensate=config.compensate,
+            passes=config.passes,
+            step_scale=config.step_scale,
+        )
+
+    def leaves(self, name: str, new: QuantisedLayer) -> dict[str, Any]:
+        """A layer's leaves with new codes, and the bias that goes with them."""
+        old = self.network.params[name]
+        codes = to_weight(new.codes, self.network.layers[name].kind, old["codes"].shape).astype(old["codes"].dtype)
+        leaves = {**old, "codes": codes}
+        if self.config.correct_bias and "bias" in old:
+            moved = np.einsum(
+                "grd,gd->gr", (self.rows[name] - new.codes).astype(np.float64), self._measured[name].mean.astype(np.float64)
+            )
+            bias = np.asarray(old["bias"]).astype(np.int64) + np.rint(moved.reshape(-1)).astype(np.int64)
+            limits = np.iinfo(np.int32)
+            leaves["bias"] = np.clip(bias, limits.min, limits.max).astype(np.int32)
+        return leaves
+
+    def unit(self) -> float:
+        """The price at which the grid of the middle weight would be that of the old codes."""
+        found = []
+        for name in self.rows:
+            stats = self._stats[name]
+            g = np.log(np.maximum(np.asarray(stats.importance, np.float64), 1e-30)).mean()
+            u = np.log(np.maximum(np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64), 1e-30)).mean()
+            found.append((g - 2 * u, self.rows[name].size))
+        logs, sizes = np.array(found).T
+        return float(math.exp((logs * sizes).sum() / sizes.sum()) * math.log(2) / 12)
+
+    def at(self, price: float) -> dict[str, QuantisedLayer]:
+        found = {name: self.layer(name, price) for name in self.rows}
+        return {name: layer for name, layer in found.items() if layer is not None}
+
+    def with_layers(self, layers: Mapping[str, QuantisedLayer]) -> dict[str, dict[str, Any]]:
+        return {**self.network.params, **{name: self.leaves(name, layer) for name, layer in layers.items()}}
+
+    def drop(self, before: Mapping[str, float], after: Mapping[str, float]) -> float:
+        return float(signed(before, self.metric) - signed(after, self.metric))
+
+
+def search_codes(
+    network: QuantisedNetwork,
+    batches: Sequence[Any],
+    measured: Mapping[str, Measured],
+    config: QuantisedConfig,
+    *,
+    metric: str = "accuracy",
+    state_path: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, dict[str, Any]], QuantisedInfo]:
+    """New codes and biases for a quantised network.
+
+    Args:
+      network: the network.
+      batches: calibration data, ``{"inputs", "labels", "mask"}``.
+      measured: of every layer, from :func:`measure_layers`.
+      config: settings.
+      metric: what ``max_drop`` and ``layer_drop`` speak of.
+      state_path: a file that keeps what was measured.
+      progress: called as the search goes on.
+
+    Returns:
+      Parameters of the same structure, shapes and dtypes, and a report.
+    """
+    start = time.monotonic()
+    fingerprint = {
+        "params": digest(network.params),
+        "batches": digest(list(batches)),
+        "measured": digest(dict(measured)),
+        "config": repr(config),
+        "metric": metric,
+    }
+    with Journal(state_path, fingerprint) as journal:
+        search = _Search(network, batches, measured, config, metric, journal)
+        baseline = search.score(lambda: network.params, "baseline")
+        price = config.price
+        if price is None:
+            price = _highest_price(search, baseline, progress)
+        layers = search.at(price)
+        params, before, reports = dict(network.params), baseline, []
+        order = sorted(search.rows, key=lambda name: -search.rows[name].size)
+        for i, name in enumerate(order):
+            new = layers.get(name)
+            drop, reason = None, "accepted"
+            if new is None:
+                reason = "no code is worth giving up at this price"
+            else:
+                tried = {**params, name: search.leaves(name, new)}
+                if config.layer_drop is not None:
+                    after = search.score(
+                        partial(dict, tried),
+                        f"{price.hex()} {name} after {sorted(n for n in order[:i] if params[n] is not network.params[n])}",
+                    )
+                    drop = search.drop(before, after)
+                    if drop > config.layer_drop + 1e-9:
+                        new, reason = None, f"drop {drop:.4f} above {config.layer_drop:g}"
+                    else:
+                        before = after
+                if new is not None:
+                    params = tried
+            reports.append(_report(name, search.rows[name], new, reason, drop))
+            if progress:
+                progress(i + 1, len(order), f"{name}: {reason}")
+        final = search.score(lambda: params, f"final {price.hex()} {[r.accepted for r in reports]}")
+    several = {r.name: layers[r.name].classes[0] for r in reports if r.accepted and layers[r.name].classes.max()}
+    return params, QuantisedInfo(price, baseline, final, tuple(reports), time.monotonic() - start, several)
+
+
+def _report(name: str, old: np.ndarray, new: QuantisedLayer | None, reason: str, drop: float | None) -> QuantisedReport:
+    counts = np.unique(old if new is None else new.codes, return_counts=True)[1]
+    bits = float(-(counts * np.log2(counts / old.size)).sum()) if new is None else new.bits
+    step = 1.0 if new is None else max(new.steps)
+    return QuantisedReport(name, old.size, new is not None, reason, len(counts), bits / old.size, step, drop)
+
+
+def _highest_price(search: _Search, baseline: Mapping[str, float], progress: Progress | None) -> float:
+    """The highest price that was measured to keep the limit, 0 where none did; searched on its logarithm."""
+    unit, config, tried = search.unit(), search.config, 0
+
+    def lost(exponent: float) -> float:
+        nonlocal tried
+        price = unit * 2**exponent
+        after = search.score(lambda: search.with_layers(search.at(price)), f"all {price.hex()}")
+        drop, tried = search.drop(baseline, after), tried + 1
+        if progress:
+            progress(tried, config.steps + config.scan, f"grid of {2 ** (exponent / 2):.2f} steps: drop {drop:+.4f}")
+        return drop
+
+    found = highest_within(lost, config.max_drop, low=0.0, high=12.0, steps=config.steps, scan=config.scan)
+    return 0.0 if found is None else unit * 2**found

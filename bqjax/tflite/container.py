@@ -1,0 +1,221 @@
+"""A quantised ``.tflite`` model in the container: coded weights, and the rest of the file in one compressed array.
+
+The file says at which byte each weight lies, so that restoring it needs no flatbuffer code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bqjax import codec
+from bqjax.codec import entropy
+from bqjax.core.leaves import Clustered, decode, is_compressed
+from bqjax.tflite.format.model import Model, rewritten
+
+__all__ = ["described", "exact", "kept_within", "load_model", "save_model", "searched_layers"]
+
+KIND = "tflite"
+# Biases and scales are 4-byte numbers: contexts by position within 4 bytes (lp, pb) make them and 8-bit codes smaller.
+_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "lp": 2, "pb": 2, "dict_size": 1 << 24}]
+_INLINE = (0, 2048, 8192, 1 << 31)  # plain weights of fewer bytes may cost less within the rest than with a table of their own
+_MAX_RATIO = 8192  # restored bytes to a stored one, beyond what LZMA reaches
+_MAX_BYTES = 1 << 31  # offsets of a flatbuffer have 31 bits
+
+
+def exact(codes: np.ndarray) -> Clustered:
+    """Integer codes as a leaf that decodes to them: its codebook is the values that occur."""
+    values, indices = np.unique(codes, return_inverse=True)
+    return Clustered(indices.reshape(-1).astype(np.uint8), values[:, None], codes.shape, codes.dtype)
+
+
+def _cost(leaf: Any) -> int:
+    """Bytes of a layer in the file, about: codes by ``ans``, codebook, record."""
+    return len(entropy.encode(np.asarray(leaf.indices), leaf.k, "ans")[1]) + leaf.table_bits() // 8 + 30
+
+
+def _by_class(codes: np.ndarray, numbers: np.ndarray) -> dict[str, Clustered]:
+    """The outputs of each class as a leaf of their own, ``[outputs of the class, weights of an output]``."""
+    rows = codes.reshape(codes.shape[0], -1)
+    return {f"outputs of class {c}": exact(rows[numbers == c]) for c in range(int(numbers.max()) + 1)}
+
+
+def _joined(parts: Mapping[str, Clustered], numbers: np.ndarray) -> np.ndarray:
+    """The inverse of :func:`_by_class`; nothing of the file is trusted."""
+    rows = [np.asarray(decode(part)) for part in parts.values()]
+    if any(r.ndim != 2 or r.shape[1:] != rows[0].shape[1:] or r.dtype != rows[0].dtype for r in rows):
+        raise ValueError("the classes of a layer's outputs are of different kinds")
+    whole = np.empty((len(numbers), rows[0].shape[1]), rows[0].dtype)
+    for c, of_class in enumerate(rows):
+        at = np.flatnonzero(numbers == c)
+        if len(at) != len(of_class):
+            raise ValueError(f"class {c} of a layer's outputs has {len(of_class)} of them, {len(at)} are listed")
+        whole[at] = of_class
+    return whole
+
+
+def save_model(
+    path: str | os.PathLike[str],
+    model: Model,
+    tree: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    classes: Mapping[str, np.ndarray] | None = None,
+    searched: Mapping[str, tuple[str, float | None]] | None = None,
+    coder: str = "auto",
+    force: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> codec.FileInfo:
+    """Writes a model with compressed weights.
+
+    Args:
+      path: the file to write.
+      model: the model.
+      tree: as ``model.params``, where ``codes`` may be compressed leaves and ``bias`` may differ; None stores it as it is.
+      classes: of outputs, ``[outputs]`` integers from 0 without gaps, for layers whose codes have the outputs first (not depthwise
+        ones). The codes of a class are coded by themselves, with values of their own, where that takes fewer bytes.
+      searched: what a search did to each layer, and what that alone cost (None: not measured); ``bqjax inspect`` shows it.
+      coder: of the weights, see :mod:`bqjax.codec.entropy`.
+      force: overwrite an existing file.
+      metadata: further strings by name.
+
+    Raises:
+      ValueError: as :func:`bqjax.tflite.format.model.rewritten` and :func:`bqjax.codec.save`.
+    """
+    tree = model.params if tree is None else tree
+    plain = {n: {f: np.asarray(decode(v) if is_compressed(v) else v) for f, v in layer.items()} for n, layer in tree.items()}
+    content = rewritten(model, plain)
+    spans: dict[str, tuple[int, int]] = {}
+    for name in model.params:
+        span = model.spans[name, "codes"]
+        if span not in spans.values():  # a shared buffer is stored once
+            spans[name] = span
+    coded = {}
+    for name in spans:
+        leaf = tree.get(name, model.params[name]).get("codes", model.params[name]["codes"])
+        coded[name] = leaf if is_compressed(leaf) else exact(np.asarray(leaf))
+    compressed = {name for name in spans if is_compressed(tree.get(name, {}).get("codes"))}
+    split = {}
+    for name in compressed & set(classes or {}):
+        parts = _by_class(plain[name]["codes"], numbers := (classes or {})[name])
+        if sum(map(_cost, parts.values())) + math.log2(len(parts)) * len(numbers) / 8 < _cost(coded[name]):
+            split[name] = parts
+    best: tuple[int, list[str], bytes] | None = None
+    for limit in _INLINE:
+        names = [name for name, (_, size) in spans.items() if name in compressed or size >= limit]
+        keep = np.ones(len(content), bool)
+        for name in names:
+            keep[spans[name][0] : sum(spans[name])] = False
+        packed = lzma.compress(np.frombuffer(content, np.uint8)[keep].tobytes(), lzma.FORMAT_RAW, filters=_FILTERS)
+        total = len(packed) + sum(_cost(coded[name]) for name in names)
+        if best is None or total < best[0]:
+            best = total, names, packed
+    _, names, packed = best if best is not None else (0, [], b"")
+    within = [name for name in spans if name not in names]
+    stored = {
+        **(metadata or {}),
+        "kind": KIND,
+        "content_sha256": hashlib.sha256(content).hexdigest(),
+        "content_bytes": str(len(content)),
+        "offsets": json.dumps([spans[name][0] for name in names], separators=(",", ":")),
+    }
+    if within:
+        stored["within"] = f"{len(within)} {sum(spans[name][1] for name in within)}"
+    if searched:
+        short = {name: (what, None if drop is None else round(drop, 4)) for name, (what, drop) in searched.items()}
+        stored["layers"] = json.dumps(short, separators=(",", ":"), allow_nan=False)
+    parts_of = {"flatbuffer": np.frombuffer(packed, np.uint8), "weights": {n: split.get(n, coded[n]) for n in names}}
+    if split:
+        parts_of["classes"] = exact(np.concatenate([(classes or {})[n] for n in names if n in split]).astype(np.uint8))
+    return codec.save(path, parts_of, coder=coder, force=force, metadata=stored)
+
+
+def searched_layers(metadata: Mapping[str, str]) -> dict[str, tuple[str, float | None]]:
+    """What a search did to each layer and what that alone cost, as a file states it; empty where it states nothing."""
+    try:
+        found = json.loads(metadata.get("layers", "{}")) if metadata.get("kind") == KIND else {}
+        return {
+            str(name): (str(what), None if drop is None else float(drop))
+            for name, (what, drop) in found.items()
+            if len(name) < 1000
+        }
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        return {}
+
+
+def kept_within(metadata: Mapping[str, str]) -> tuple[int, int]:
+    """How many layers have no leaf of their own in a file, and how many weights they have together."""
+    layers, _, size = metadata.get("within", "").partition(" ")
+    stated = metadata.get("kind") == KIND and all(n.isascii() and n.isdecimal() and len(n) < 20 for n in (layers, size))
+    return (int(layers), int(size)) if stated else (0, 0)
+
+
+def described(metadata: Mapping[str, str]) -> dict[str, str]:
+    """A file's metadata as ``bqjax inspect`` shows them: without offsets, and with the layers that have no leaf of their own."""
+    if metadata.get("kind") != KIND:
+        return dict(metadata)
+    shown = {name: value for name, value in metadata.items() if name not in ("offsets", "within", "layers")}
+    layers, size = kept_within(metadata)
+    if layers:
+        shown["kept within the rest"] = f"{layers} layers of {size:,} weights together, which the leaf flatbuffer holds"
+    return shown
+
+
+def _layers(tree: Mapping[str, Any]) -> list[np.ndarray]:
+    """The codes of every layer that has leaves of its own."""
+    numbers = np.asarray(decode(tree["classes"])) if "classes" in tree else np.zeros(0, np.uint8)
+    layers, start = [], 0
+    for leaf in tree["weights"].values():
+        if isinstance(leaf, dict):
+            n = sum(part.shape[0] for part in leaf.values())
+            layers.append(_joined(leaf, numbers[start : start + n]))
+            start += n
+        else:
+            layers.append(np.asarray(decode(leaf)))
+    if start != numbers.size:
+        raise ValueError(f"{numbers.size} outputs have classes, the layers have {start}")
+    return layers
+
+
+def load_model(path: str | os.PathLike[str]) -> bytes:
+    """Restores the ``.tflite`` file, byte for byte; needs no ai-edge-litert.
+
+    Raises:
+      ValueError: naming the file, where it holds no ``.tflite`` model or is damaged.
+      OSError: the file cannot be read.
+    """
+    where = os.fspath(path)
+    metadata = codec.inspect(path).metadata
+    if metadata.get("kind") != KIND:
+        raise ValueError(f"{where}: holds weights, not a .tflite model: bqjax decompress gives them as .safetensors")
+    try:
+        offsets, size = json.loads(metadata["offsets"]), int(metadata["content_bytes"])
+        tree = codec.load(path)
+        rest, layers = tree["flatbuffer"], _layers(tree)
+        spans = list(zip(offsets, layers, strict=True))
+        if not 0 <= size <= min(_MAX_BYTES, _MAX_RATIO * Path(path).stat().st_size):
+            raise ValueError(f"claims {size} bytes")
+        unpacked = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS).decompress(rest.tobytes(), size + 1)
+        rest = np.frombuffer(unpacked, np.uint8)
+        if size != rest.size + sum(codes.nbytes for codes in layers):
+            raise ValueError("the parts do not add up to the stated size")
+        content, keep = np.zeros(size, np.uint8), np.ones(size, bool)
+        for start, codes in spans:
+            if type(start) is not int or not 0 <= start <= size - codes.nbytes or not keep[start : start + codes.nbytes].all():
+                raise ValueError("the weights do not lie in the file one beside the other")
+            content[start : start + codes.nbytes] = codes.reshape(-1).view(np.uint8)
+            keep[start : start + codes.nbytes] = False
+        content[keep] = rest
+    except (KeyError, IndexError, TypeError, AttributeError, RecursionError, ValueError, lzma.LZMAError) as error:
+        raise ValueError(f"{where}: damaged .tflite container ({error})") from error
+    restored = content.tobytes()
+    if hashlib.sha256(restored).hexdigest() != metadata.get("content_sha256"):
+        raise ValueError(f"{where}: does not restore the model that was saved (sha256 differs)")
+    return restored

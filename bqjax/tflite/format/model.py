@@ -1,0 +1,150 @@
+"""A quantised ``.tflite`` file: its weights as a parameter pytree, and the same file with other weights.
+
+Weights are replaced in place. Nothing else of the flatbuffer moves, so that a runtime sees the model that it knew.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bqjax.core.files import atomic_write
+from bqjax.tflite.format import weights
+from bqjax.tflite.format.graph import Graph, parse
+
+__all__ = ["Model", "parse_model", "read", "rewritten", "write"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A file and what is in it.
+
+    Attributes:
+      content: the file's bytes.
+      graph: its tensors and operators.
+      params: ``{name: {"codes", "scale", "zero_point", "bias"}}``, see :func:`bqjax.tflite.format.weights.params`.
+      spans: by ``(name, "codes" or "bias")``, the first byte and the number of bytes in ``content``.
+      fixed: first bytes of the spans that hold other constants of the graph too: these cannot change.
+    """
+
+    content: bytes
+    graph: Graph
+    params: dict[str, dict[str, np.ndarray]]
+    spans: dict[tuple[str, str], tuple[int, int]]
+    fixed: frozenset[int] = frozenset()
+
+
+def parse_model(content: bytes) -> Model:
+    """As :func:`read`, from the bytes of a file."""
+    graph = parse(content)
+    names = weights.weight_names(graph)
+    if names and all(graph.tensors[i].dtype.kind == "f" for i in names):
+        raise ValueError(
+            "a float model: bqjax compress weights.safetensors takes float weights, .tflite must be quantised to 8 bits"
+        )
+    params = weights.params(graph)
+    if not params:
+        raise ValueError("the model has no convolution or dense layer with constant weights: there is nothing to compress")
+    places = _places(content)
+    spans, tensors, roles = {}, set(), set()
+    for index, name in names.items():
+        user = next(o for o in graph.operators if o.kind in weights.WEIGHTED and len(o.inputs) > 1 and o.inputs[1] == index)
+        for field, tensor in (("codes", index), *([("bias", user.inputs[2])] if "bias" in params[name] else [])):
+            spans[name, field] = places[graph.tensors[tensor].buffer]
+            tensors.add(tensor)
+            roles.add((id(user), tensor))
+    # Constants that are no entry of params, and entries that an operator uses in another way than params say.
+    constants = {i for i, t in enumerate(graph.tensors) if t.data is not None} - tensors
+    for o in graph.operators:
+        weight = o.inputs[1] if o.kind in weights.WEIGHTED and len(o.inputs) > 1 else -1
+        entries = [o.inputs[i] for i in (1, 2) if i < len(o.inputs)] if (id(o), weight) in roles else [weight]
+        constants |= {i for i in o.inputs if o.inputs.count(i) > entries.count(i) and i in tensors}
+    others = {places[graph.tensors[i].buffer][0] for i in constants}
+    return Model(content, graph, params, spans, frozenset(others & {start for start, _ in spans.values()}))
+
+
+def _places(content: bytes) -> list[tuple[int, int]]:
+    """First byte and number of bytes of each buffer of a file that :func:`parse` accepts."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    root = schema.Model.GetRootAs(content)
+    places = []
+    for i in range(root.BuffersLength()):
+        table = root.Buffers(i)._tab
+        place = table.Offset(4)
+        places.append((int(table.Vector(place)), int(table.VectorLen(place))) if place else (0, 0))
+    filled = sorted({span for span in places if span[1]})
+    for (start, size), (following, _) in itertools.pairwise(filled):
+        if following < start + size:
+            raise ValueError(
+                f"two buffers of the .tflite file overlap at byte {following}: their values cannot be replaced one by one; "
+                "convert the model again"
+            )
+    return places
+
+
+def read(path: str | os.PathLike[str]) -> Model:
+    """Reads a quantised model.
+
+    Raises:
+      ValueError: naming the file, what is wrong with it and the remedy.
+      ImportError: ai-edge-litert is not installed.
+      OSError: the file cannot be read.
+    """
+    content = Path(path).read_bytes()
+    try:
+        return parse_model(content)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def rewritten(model: Model, params: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """The model's bytes with the codes and biases of ``params``.
+
+    Args:
+      model: the file.
+      params: as ``model.params``; layers and biases that it lacks stay as they are.
+
+    Raises:
+      ValueError: an unknown layer; a shape or dtype that is not the file's; scales or zero points that differ, which a file
+        with the same arithmetic cannot have; two tensors of one buffer with different values, or another constant in it.
+    """
+    content = bytearray(model.content)
+    written: dict[int, tuple[str, bytes]] = {}
+    for name, layer in params.items():
+        if name not in model.params:
+            raise ValueError(f"the model has no layer {name!r}: it has {', '.join(list(model.params)[:5])}, ...")
+        for field, value in layer.items():
+            old, new = model.params[name].get(field), np.asarray(value)
+            if old is None or old.shape != new.shape or old.dtype != new.dtype:
+                there = "none" if old is None else f"{old.dtype} {old.shape}"
+                raise ValueError(f"{name}/{field} is {new.dtype} {new.shape}, the file has {there}: give it the file's")
+            if (name, field) not in model.spans:
+                if not np.array_equal(old, new):
+                    raise ValueError(f"{name}/{field} differs from the file's: only codes and biases can be replaced")
+                continue
+            start, size = model.spans[name, field]
+            data = new.astype(new.dtype.newbyteorder("<")).tobytes()
+            if start in model.fixed and not np.array_equal(old, new):
+                raise ValueError(f"{name}/{field} shares its buffer with another constant of the model: it cannot change")
+            first, other = written.setdefault(start, (f"{name}/{field}", data))
+            if other != data:
+                raise ValueError(f"{first} and {name}/{field} share one buffer but differ: give both the same values")
+            content[start : start + size] = data
+    for (name, field), (start, size) in model.spans.items():
+        if field not in params.get(name, {}) and content[start : start + size] != model.content[start : start + size]:
+            raise ValueError(f"{written[start][0]} and {name}/{field} share one buffer: give both the same values")
+    return bytes(content)
+
+
+def write(model: Model, params: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str], force: bool = False) -> None:
+    """Writes :func:`rewritten` to a file, whole or not at all; ``ValueError`` where it exists and ``force`` is False."""
+    content = rewritten(model, params)
+    with atomic_write(path, force=force) as file:
+        file.write(content)

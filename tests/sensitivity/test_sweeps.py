@@ -1,0 +1,319 @@
+"""The table of a sweep is that of a plain loop, whatever else is swept and however often it is interrupted."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bqjax.sensitivity.evaluator import Evaluator
+from bqjax.sensitivity.perturb import Noise
+from bqjax.sensitivity.sweeps import Candidate, _point, sweep
+
+F32 = np.float32
+KEY = jax.random.key(5)
+
+
+def params():
+    rng = np.random.default_rng(0)
+    return {"a": rng.normal(size=(4, 3)).astype(F32), "b": rng.normal(size=3).astype(F32), "unused": np.ones(2, F32)}
+
+
+@functools.cache
+def examples():
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(8, 4)).astype(F32), rng.integers(0, 2, 8).astype(F32)
+
+
+def batches(*sizes):
+    ends = np.cumsum(sizes)
+    return [tuple(array[end - n : end] for array in examples()) for n, end in zip(sizes, ends, strict=True)]
+
+
+def score(p, batch):
+    x, y = batch
+    z = jnp.tanh(x @ p["a"]) @ p["b"]
+    return {"accuracy": ((z > 0) == y).sum(), "loss": jnp.square(z - y).sum()}, x.shape[0]
+
+
+def run(candidates, p=None, sizes=(8,), key=KEY, metric="-loss", score=score, **others):
+    return sweep(score, params() if p is None else p, batches(*sizes), candidates, key=key, metric=metric, **others)
+
+
+def loss_by_hand(changed=()):
+    """The mean loss over all examples, in float64."""
+    p = {name: np.asarray(leaf, np.float64) for name, leaf in {**params(), **dict(changed)}.items()}
+    x, y = (np.asarray(array, np.float64) for array in examples())
+    return float(np.square(np.tanh(x @ p["a"]) @ p["b"] - y).mean())
+
+
+# --- numbers -------------------------------------------------------------------------------------------------------------
+
+
+def test_drops_and_standard_errors_are_those_of_a_plain_loop():
+    candidates = [
+        Candidate(leaf="b", magnitude=0.5, draws=5, tags={"bin": "3"}),
+        Candidate(leaf="a", perturb="relative", magnitude=0.5, lower=-0.3, upper=0.9, draws=3),
+        Candidate(leaf="a", perturb="collapse", magnitude=-1.0),
+        Candidate(leaf="b", magnitude=2.0, draws=2),
+    ]
+    result = run(candidates, sizes=(5, 3))
+    assert result.baseline["loss"] == pytest.approx(loss_by_hand(), rel=1e-5)
+    assert [row.candidate for row in result.rows] == candidates  # in the order of the candidates, not of the leaves
+    for c, row in zip(candidates, result.rows, strict=True):
+        losses = []
+        for draw in range(c.draws):
+            own = Noise(c.perturb)(jnp.asarray(params()[c.leaf]), _point(c, draw, KEY, F32))
+            losses.append(loss_by_hand({c.leaf: own}))
+        drops = np.array(losses) - loss_by_hand()  # a loss that rises by 1 is a drop of 1
+        np.testing.assert_allclose(row.drops, drops, rtol=1e-4, atol=1e-6)
+        assert row.drop == pytest.approx(drops.mean(), rel=1e-4, abs=1e-6)
+        assert row.metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+        if c.draws > 1:
+            # The spread of the draws, each against the same baseline, over the root of their number.
+            error = math.sqrt(sum((d - drops.mean()) ** 2 for d in drops) / (c.draws - 1) / c.draws)
+            assert row.standard_error == pytest.approx(error, rel=1e-4)
+        else:
+            assert math.isnan(row.standard_error)
+    assert len({drop for row in result.rows for drop in row.drops}) == 11
+    assert (result.metric, result.n_scores, result.n_resumed, result.unused) == ("-loss", 11, 0, ())
+    assert 0 < result.compile_seconds < result.seconds
+
+
+def test_a_metric_without_a_minus_drops_when_it_falls():
+    (row,) = run([Candidate(leaf="b", perturb="collapse", magnitude=0.0)], metric="accuracy").rows
+    labels = examples()[1]  # the broken network always says 0
+    assert row.metrics["accuracy"] == (labels == 0).mean()
+    z = np.tanh(examples()[0] @ params()["a"]) @ params()["b"]
+    assert row.drop == ((z > 0) == labels).mean() - (labels == 0).mean()
+
+
+def test_the_noise_of_a_candidate_does_not_depend_on_what_else_is_swept():
+    candidates = [Candidate(leaf=leaf, magnitude=m, draws=3) for leaf in ("a", "b") for m in (0.1, 0.2, 0.3)]
+    together = run(candidates).rows
+    assert run(candidates[::-1]).rows[::-1] == together
+    assert run(candidates[4:5]).rows == together[4:5]
+    # More draws go on from the fewer ones, twice the same is the same, and tags are only carried along.
+    more = Candidate(leaf="a", magnitude=0.1, draws=4)
+    twice = run([more, more, Candidate(leaf="a", magnitude=0.1, draws=4, tags={"x": "y"})]).rows
+    assert twice[0].drops[:3] == together[0].drops
+    assert twice[0].drops == twice[1].drops == twice[2].drops
+    assert twice[2].candidate.tags == {"x": "y"}
+    # Another key, magnitude, leaf or draw: other noise.
+    assert run(candidates[:1], key=jax.random.key(6)).rows[0].drops != together[0].drops
+    assert len({drop for row in together for drop in row.drops}) == 18
+
+
+def test_a_leaf_that_the_score_does_not_use_drops_by_exactly_0_and_is_listed():
+    candidates = [
+        Candidate(leaf="unused", magnitude=9.0, draws=3),
+        Candidate(leaf="b", magnitude=0.5),
+        Candidate(leaf="unused", perturb="uniform", magnitude=1.0),
+    ]
+    result = run(candidates)
+    assert result.unused == ("unused",)
+    assert result.rows[0].drops == (0.0, 0.0, 0.0) and result.rows[0].standard_error == 0.0
+    assert result.rows[2].drop == 0.0 and result.rows[2].metrics == result.baseline
+    assert result.rows[1].drop != 0.0
+
+
+@pytest.mark.parametrize("sizes", [(7, 1), (1, 5, 2)])
+def test_every_example_counts_the_same_however_they_are_batched(sizes):
+    candidates = [Candidate(leaf="b", magnitude=0.5, draws=2)]
+    whole, parts = run(candidates), run(candidates, sizes=sizes)
+    assert parts.baseline == pytest.approx(whole.baseline, rel=1e-6)
+    assert parts.rows[0].metrics == pytest.approx(whole.rows[0].metrics, rel=1e-6)
+    assert parts.rows[0].drops == pytest.approx(whole.rows[0].drops, rel=1e-4)
+
+
+def test_a_network_that_a_perturbation_breaks_is_a_row_like_any_other():
+    result = run([Candidate(leaf="b", perturb="collapse", magnitude=math.inf), Candidate(leaf="b", magnitude=0.1)])
+    assert not math.isfinite(result.rows[0].drop)
+    assert math.isfinite(result.rows[1].drop)
+
+
+# --- perturbations of one's own, and their context ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scale:
+    by: float
+
+    def __call__(self, weights, candidate):
+        return weights * (self.by + candidate.magnitude)
+
+
+def shift(weights, candidate):
+    return weights + candidate.magnitude
+
+
+@dataclass(frozen=True)
+class Along:
+    def __call__(self, weights, candidate, gradient):
+        return weights - candidate.magnitude * gradient
+
+
+def test_perturbations_of_ones_own():
+    made = [
+        Candidate(leaf="b", perturb=Scale(1.0), magnitude=0.5),
+        Candidate(leaf="b", perturb=Scale(2.0), magnitude=0.5),
+        Candidate(leaf="b", perturb=shift, magnitude=0.5),
+    ]
+    losses = [row.metrics["loss"] for row in run(made).rows]
+    b = params()["b"]
+    assert losses == pytest.approx([loss_by_hand({"b": new}) for new in (b * 1.5, b * 2.5, b + 0.5)], rel=1e-5)
+
+
+def test_a_perturbation_without_a_lasting_name_is_refused():
+    # Its text would be an address: noise and state files would differ from run to run.
+    with pytest.raises(ValueError, match=r"the perturbation <function .*lambda.* has no name that another run would know it by"):
+        Candidate(leaf="b", perturb=lambda weights, candidate: weights)
+
+
+def test_context_is_the_third_argument_of_its_own_leaf():
+    gradients = {"a": np.full((4, 3), 0.1, F32), "b": np.arange(3, dtype=F32)}
+    rows = run([Candidate(leaf=leaf, perturb=Along(), magnitude=0.5) for leaf in ("a", "b")], context=gradients).rows
+    for leaf, row in zip(("a", "b"), rows, strict=True):
+        assert row.metrics["loss"] == pytest.approx(loss_by_hand({leaf: params()[leaf] - 0.5 * gradients[leaf]}), rel=1e-5)
+
+
+# --- state files -------------------------------------------------------------------------------------------------------------
+
+
+MANY = [Candidate(leaf=leaf, perturb=kind, magnitude=0.2, draws=2) for leaf in ("a", "b") for kind in ("gaussian", "uniform")]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
+    path, whole = str(tmp_path / "state"), run(MANY)
+    seen = []
+
+    def interrupt(done, total, text):
+        seen.append((done, total, text.split()[0]))
+        if done == 4:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(MANY, state_path=path, progress=interrupt)
+    assert seen == [(2, 8, "a"), (4, 8, "a")]
+    scored, scores = [], Evaluator.scores
+
+    def counting(self, params, names, perturbation, candidates, **others):
+        scored.append((names, perturbation.kind, len(candidates)))
+        return scores(self, params, names, perturbation, candidates, **others)
+
+    monkeypatch.setattr(Evaluator, "scores", counting)
+    result = run(MANY, state_path=path)
+    assert scored == [(["b"], "gaussian", 2), (["b"], "uniform", 2)]
+    assert result.n_resumed == 4
+    assert (result.rows, result.baseline) == (whole.rows, whole.baseline)
+    # Now all of it, in any order.
+    result = run(MANY[::-1], state_path=path)
+    assert (len(scored), result.n_resumed, result.rows) == (2, 8, whole.rows[::-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"key": jax.random.key(6)}, "key"),
+        ({"p": {**params(), "a": params()["a"] * 2}}, "params"),
+        ({"sizes": (7,)}, "batches"),
+        ({"context": {"b": np.ones(3, F32)}}, "context"),
+    ],
+)
+def test_the_state_file_of_another_sweep_is_refused(change, named, tmp_path):
+    path = str(tmp_path / "state")
+    candidates = [Candidate(leaf="unused", magnitude=0.1)]
+    run(candidates, state_path=path)
+    with pytest.raises(ValueError, match=rf"belongs to another run \({named} changed\)"):
+        run(candidates, state_path=path, **change)
+
+
+# --- errors ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"magnitude": -0.1}, "leaf 'b': magnitude must be finite and not negative, got -0.1"),
+        ({"magnitude": math.nan}, "leaf 'b': magnitude must be finite and not negative, got nan"),
+        ({"magnitude": math.inf}, "leaf 'b': magnitude must be finite and not negative, got inf"),
+        ({"draws": 0}, "leaf 'b': draws must be at least 1, got 0"),
+        ({"perturb": "cauchy"}, "kind of perturbation must be one of gaussian, .*, got 'cauchy'"),
+    ],
+)
+def test_candidates_that_make_no_sense_are_errors(field, message):
+    with pytest.raises(ValueError, match=message):
+        Candidate(leaf="b", **field)
+
+
+@pytest.mark.parametrize("magnitude", [1, F32(0.25), np.float64(0.25)])
+def test_a_magnitude_may_be_any_number(magnitude):
+    (row,) = run([Candidate(leaf="b", perturb=shift, magnitude=magnitude)]).rows
+    assert row.metrics["loss"] == pytest.approx(loss_by_hand({"b": params()["b"] + F32(magnitude)}), rel=1e-5)
+
+
+ONE = [Candidate(leaf="b", magnitude=0.1)]
+
+
+def test_nothing_to_sweep_is_an_error():
+    with pytest.raises(ValueError, match="no candidates to sweep over"):
+        run([])
+    with pytest.raises(ValueError, match="no leaf is named 'c'; the leaves are a, b, unused"):
+        run([*ONE, Candidate(leaf="c", magnitude=0.1)])
+    with pytest.raises(ValueError, match="no batches to score on"):
+        run(ONE, sizes=())
+
+
+def test_weights_that_are_not_finite_are_errors():
+    with pytest.raises(ValueError, match=r"b\b.*(NaN|nan|finite)"):
+        run(ONE, {**params(), "b": np.array([0, np.nan, 0], F32)})
+    # In a leaf that is not swept they show in the baseline.
+    with pytest.raises(ValueError, match="the score's 'loss' is nan on the unperturbed network"):
+        run(ONE, {**params(), "a": np.full((4, 3), np.nan, F32)})
+
+
+def test_a_metric_that_the_score_does_not_have_is_an_error():
+    with pytest.raises(ValueError, match="the score has no metric 'wer', only accuracy, loss"):
+        run(ONE, metric="wer")
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [
+        lambda x: float(x.sum()),
+        lambda x: int(x.sum()),
+        lambda x: 1.0 if x.sum() > 0 else 0.0,
+        lambda x: np.asarray(x).sum(),
+        lambda x: x[x > 0].sum(),
+        lambda x: x.sum().item(),
+        lambda x: len(range(x.sum().astype(int))),
+    ],
+)
+def test_a_score_that_cannot_be_traced_is_an_error(needs):
+    with pytest.raises(ValueError, match="the score must be traceable by JAX, but it needs the value of an array"):
+        run(ONE, metric="score", score=lambda p, batch: (needs(batch[0] @ p["a"]), 8))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda p, batch: ({"loss": batch[1] * p["b"][0]}, 8), r"'loss' must be a scalar sum over the batch, got shape \(8,\)"),
+        (lambda p, batch: (p["b"].sum(), batch[1]), r"'count' must be a scalar sum over the batch, got shape \(8,\)"),
+        (lambda p, batch: p["b"].sum(), r"the score must return a pair \(sums, count\)"),
+        (lambda p, batch: {"loss": p["b"].sum()}, r"the score must return a pair \(sums, count\), got dict"),
+        (lambda p, batch: (p["b"].sum(), 8, None), r"the score must return a pair \(sums, count\), got tuple"),
+        (lambda p, batch: (p["b"].sum(), 0), "the score counted no examples in any batch"),
+    ],
+)  # fmt: skip
+def test_a_score_of_the_wrong_form_is_an_error(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        run(ONE, score=wrong)

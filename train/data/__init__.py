@@ -1,0 +1,1 @@
+"""Data sets as NumPy arrays, from files or TensorFlow Datasets, and their augmentation."""

@@ -1,0 +1,1 @@
+"""Training of image classifiers: float, quantised, clustered, pruned and distilled."""

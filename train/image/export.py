@@ -1,0 +1,126 @@
+"""A quantised or clustered network as a ``.bq.safetensors`` file, and back into a training state to be scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bqjax import codec
+from bqjax.core.leaves import Affine, Clustered, decode, index_dtype
+from bqjax.core.tree import named_leaves, replace
+from bqjax.kmeans.codebooks import codebooks, quantize_codebooks, with_codebooks
+from bqjax.methods.gwk.config import bits_per_weight
+from bqjax.quantizers import QuantizerConfig, libra_parameter_binarization, rounded_weights
+
+__all__ = ["export", "from_file"]
+
+# What training tells quantisers, which no forward pass needs.
+_TOLD = ("delta", "progress")
+
+
+def export(path: Path, state: Any, config: QuantizerConfig) -> str:
+    """Writes a network in 8 bits and below.
+
+    Clustered kernels are indices and codebooks of 8 bits, on the grid of the layer's weight quantiser, so that the layer computes
+    what it did. Without clusters, quantised kernels of up to 8 bits are the codes of that grid (of IR-Net: signs, from which
+    its powers of two are computed anew). Other kernels (first and last layer) are int8 with a scale for each output
+    channel. Everything else that the forward pass needs (biases, BatchNorm, intervals) is as it is.
+
+    Args:
+      path: of the file; one that is there is replaced.
+      state: a :class:`train.image.step.TrainState` of a quantised phase.
+      config: of the quantised layers.
+
+    Returns:
+      A line about its size: bits per clustered weight by the paper's formula (indices and codebooks of 8 bits); bits in the file
+      per weight of all kernels; bytes of the file, and bits per weight of the whole network by them.
+    """
+    quantizers = state.params["quantizers"]
+    tree = _levels(state.params["network"], quantizers, config) if state.clusters is None else state.clusters.tree
+    if "codebooks" in state.params:
+        tree = with_codebooks(tree, state.params["codebooks"])
+    clustered = quantize_codebooks(tree, _intervals(tree, quantizers))
+    kernels = {name: leaf for name, leaf in named_leaves(state.params["network"]).items() if np.ndim(leaf) > 1}
+    others = {name: _int8(np.asarray(leaf)) for name, leaf in kernels.items() if name not in clustered}
+    network = replace(state.params["network"], clustered | others)
+    info = codec.save(path, {"network": network, "quantizers": quantizers, "statistics": _needed(state.rest)}, force=True)
+    weights = sum(leaf.size for leaf in named_leaves(network).values())
+    stored = [leaf for leaf in info.leaves if leaf.kind != "array"]
+    of_kernels = 8 * sum(leaf.bytes for leaf in stored) / sum(leaf.size for leaf in stored)
+    formula = f"{bits_per_weight(clustered):.3f} bits per clustered weight (formula), " if clustered else "bits: "
+    return (
+        f"{path}: {formula}{of_kernels:.3f} per weight of all "
+        f"{len(stored)} kernels (file), {info.file_bytes:,} bytes, {8 * info.file_bytes / weights:.3f} bits per weight of all "
+        f"{weights:,}"
+    )
+
+
+def _intervals(tree: Any, quantizers: Any) -> dict[str, tuple[Any, Any]]:
+    """Intervals of the weight quantisers of clustered kernels; those that share a codebook have none in common."""
+    scalars, found = named_leaves(quantizers), {}
+    for name in codebooks(tree):
+        layer = name.removesuffix("kernel")
+        if f"{layer}weight_lower" in scalars:
+            found[name] = (scalars[f"{layer}weight_lower"], scalars[f"{layer}weight_upper"])
+    return found
+
+
+def _levels(network: Any, quantizers: Any, config: QuantizerConfig) -> dict[str, Clustered]:
+    """Kernels of quantised layers as indices into the levels of their quantiser, which gives each level its own code again."""
+    if config.weight_bits is None or config.weight_bits > 8:  # what a codebook of the file can hold
+        return {}
+    kernels, scalars, found = named_leaves(network), named_leaves(quantizers), {}
+    steps = 2**config.weight_bits - 1
+    for layer in sorted(name.removesuffix("/scale") for name in scalars if name.endswith("/scale")):
+        kernel = jnp.asarray(kernels[f"{layer}/kernel"])
+        if config.rounding == "irnet":
+            unit, lower, upper = libra_parameter_binarization(kernel) > 0, np.float32(-1), np.float32(1)
+        else:
+            lower, upper = (scalars[f"{layer}/{end}"] for end in ("weight_lower", "weight_upper"))
+            unit = rounded_weights(kernel, {"weight_lower": lower, "weight_upper": upper}, config)
+        codes = np.rint(np.asarray(unit, np.float32) * steps).astype(index_dtype(steps + 1)).ravel()
+        entries = np.linspace(lower, upper, steps + 1, dtype=np.float32)[:, None]
+        found[f"{layer}/kernel"] = Clustered(codes, entries, kernel.shape, kernel.dtype, tuple(range(kernel.ndim)))
+    return found
+
+
+def _int8(kernel: np.ndarray) -> Affine:
+    """int8 codes with a scale for each output channel, the last axis."""
+    largest = np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1)))
+    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    codes = np.clip(np.rint(kernel / scale.reshape((1,) * (kernel.ndim - 1) + (-1,))), -127, 127).astype(np.int8)
+    return Affine(codes, scale, np.zeros(scale.shape, np.int32), kernel.ndim - 1, kernel.dtype)
+
+
+def from_file(path: Path, state: Any) -> Any:
+    """The state with all that :func:`export` wrote taken from the file.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    loaded = codec.load(path)
+    clustered = named_leaves(loaded["network"])
+    params = {"network": decode(loaded["network"]), "quantizers": loaded["quantizers"]}
+    statistics = named_leaves(loaded["statistics"])
+    state = state._replace(rest=replace(state.rest, statistics))
+    if state.clusters is None:
+        return state._replace(params=params)
+    tree = {name: clustered[name] for name in state.clusters.tree}
+    if "codebooks" in state.params:
+        params["codebooks"] = jax.tree.map(np.asarray, codebooks(tree))
+    # Codebooks of a training state are floating point.
+    clusters = state.clusters._replace(tree=with_codebooks(tree, codebooks(tree)))
+    return state._replace(params=params, clusters=clusters)
+
+
+def _needed(rest: Any) -> Any:
+    """``rest`` without what training tells quantisers, and without the dicts that are empty then."""
+    if not isinstance(rest, Mapping):
+        return rest
+    kept = {key: _needed(value) for key, value in rest.items() if key not in _TOLD}
+    return {key: value for key, value in kept.items() if not (isinstance(value, dict) and not value)}

@@ -1,0 +1,1 @@
+"""Methods that train on, behind the interface of those that do not."""

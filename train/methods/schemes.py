@@ -1,0 +1,216 @@
+"""What a network's weights are while it is trained to be small: soft, rounded, clustered, pruned or shared.
+
+A scheme stands between the numbers that an optimiser moves and the weights that the network sees. :mod:`train.methods.retrain`
+trains through any of them in the same way, so that only the scheme differs between two results. Weights are dicts by leaf name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bqjax.core.leaves import Clustered, decode, index_dtype
+from bqjax.core.rules import Rule
+from bqjax.kmeans.codebooks import codebooks, with_codebooks
+from bqjax.methods.baselines.deep_compression import share_nonzero
+from bqjax.methods.baselines.dkm import DKMConfig, dkm, dkm_harden, dkm_start
+from bqjax.methods.baselines.pruning import gradual_pruning
+from bqjax.methods.baselines.ptq import PTQConfig, quantise
+from bqjax.methods.baselines.weight_sharing import kmeans_share
+from bqjax.quantizers import QuantizerConfig, fake_quantize_weights, rounded_weights, start_weights
+from train.image import clustering
+from train.image.config import GWKPhase
+from train.image.transfer import Pruning
+
+__all__ = ["EWGS", "Clusters", "Codebooks", "Plain", "Scheme", "SoftKMeans"]
+
+Weights = dict[str, Any]
+
+
+class Scheme(Protocol):
+    """A way to train weights of which a file needs little. ``numbers`` is what the optimiser moves, a dict of pytrees whose first
+    keys are ``"weights"``, ``"codebooks"`` or ``"quantizers"``; ``state`` is what else it carries from step to step."""
+
+    def start(self, tree: Weights, key: jax.Array) -> tuple[dict[str, Any], Any]:
+        """``(numbers, state)`` to start from: float weights, or the compressed leaves that an earlier scheme ended in."""
+        ...
+
+    def seen(self, numbers: dict[str, Any], state: Any, progress: jax.Array) -> tuple[Weights, Any]:
+        """What the network computes with, differentiable in ``numbers``, and the new state. ``progress`` goes from 0 to 1."""
+        ...
+
+    def follow(self, numbers: dict[str, Any], state: Any, grads: dict[str, Any], progress: jax.Array) -> Any:
+        """The state after the optimiser's step, from the new numbers and the gradients of the old ones."""
+        ...
+
+    def optimizer(self, optimizer: optax.GradientTransformation, total: int) -> optax.GradientTransformation:
+        """The optimiser of ``{"scheme": numbers, ...}`` over ``total`` steps."""
+        ...
+
+    def finish(self, numbers: dict[str, Any], state: Any) -> Weights:
+        """Leaves for the file."""
+        ...
+
+
+class _Scheme:
+    """What most schemes leave as it is."""
+
+    def follow(self, numbers: dict[str, Any], state: Any, grads: dict[str, Any], progress: jax.Array) -> Any:
+        return state
+
+    def optimizer(self, optimizer: optax.GradientTransformation, total: int) -> optax.GradientTransformation:
+        return optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain(_Scheme):
+    """Float weights, which may be pruned step by step; stored by a method that does not train.
+
+    Attributes:
+      pruning: which weights become zero, and when; its ``leaves`` are not looked at, all leaves are pruned.
+      store: ``None``: float32; an integer: that many values by k-means, zero among them where leaves are pruned; else integers on
+        a line.
+    """
+
+    pruning: Pruning | None = None
+    store: PTQConfig | int | None = None
+
+    def start(self, tree: Weights, key: jax.Array) -> tuple[dict[str, Any], Any]:
+        return {"weights": decode(tree)}, None
+
+    def seen(self, numbers: dict[str, Any], state: Any, progress: jax.Array) -> tuple[Weights, Any]:
+        return numbers["weights"], state
+
+    def optimizer(self, optimizer: optax.GradientTransformation, total: int) -> optax.GradientTransformation:
+        if self.pruning is None:
+            return optimizer
+        return optax.chain(optimizer, gradual_pruning(self.pruning.schedule(total), [Rule[float]("scheme/weights/*")]))
+
+    def finish(self, numbers: dict[str, Any], state: Any) -> Weights:
+        weights = numbers["weights"]
+        if self.store is None:
+            return weights
+        if isinstance(self.store, PTQConfig):
+            return quantise(weights, config=self.store)
+        return shared(weights, self.store)
+
+
+def shared(weights: Weights, k: int) -> Weights:
+    """k-means of each leaf; where weights are zero, zero is one of the ``k`` values and they keep it."""
+    pruned = {name: w for name, w in weights.items() if bool((jnp.asarray(w) == 0).any())}
+    whole = {name: w for name, w in weights.items() if name not in pruned}
+    return (share_nonzero(pruned, k) if pruned else {}) | (kmeans_share(whole, k) if whole else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftKMeans(_Scheme):
+    """DKM, and with ``config.implicit`` IDKM (see :mod:`bqjax.methods.baselines.dkm`)."""
+
+    config: DKMConfig = field(default_factory=DKMConfig)
+
+    def start(self, tree: Weights, key: jax.Array) -> tuple[dict[str, Any], Any]:
+        weights = decode(tree)
+        return {"weights": weights}, dkm_start(weights, key=key, config=self.config)
+
+    def seen(self, numbers: dict[str, Any], state: Any, progress: jax.Array) -> tuple[Weights, Any]:
+        return dkm(numbers["weights"], state, config=self.config)
+
+    def finish(self, numbers: dict[str, Any], state: Any) -> Weights:
+        return dkm_harden(numbers["weights"], state, config=self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clusters(_Scheme):
+    """GWK in every step (see :mod:`bqjax.methods.gwk.training`); ``weighting="none"`` is product quantisation.
+
+    Its epochs are not looked at.
+    """
+
+    phase: GWKPhase
+
+    def start(self, tree: Weights, key: jax.Array) -> tuple[dict[str, Any], Any]:
+        weights = decode(tree)
+        return {"weights": weights}, clustering.cluster(weights, None, tuple(weights), self.phase, key)
+
+    def seen(self, numbers: dict[str, Any], state: Any, progress: jax.Array) -> tuple[Weights, Any]:
+        return clustering.seen(numbers["weights"], state), state
+
+    def follow(self, numbers: dict[str, Any], state: Any, grads: dict[str, Any], progress: jax.Array) -> Any:
+        return clustering.follow(state, numbers["weights"], grads["weights"], self.phase, progress)
+
+    def finish(self, numbers: dict[str, Any], state: Any) -> Weights:
+        return dict(state.tree)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EWGS(_Scheme):
+    """Learnable intervals with element-wise gradient scaling (see :mod:`bqjax.quantizers`): ``2^weight_bits`` even levels a leaf.
+
+    Inputs of layers stay float. The output scale starts where it leaves the least squared error of the weights.
+    """
+
+    config: QuantizerConfig
+
+    def __post_init__(self) -> None:
+        bits = self.config.weight_bits
+        if bits is None or bits > 8 or self.config.activation_bits is not None or self.config.rounding == "irnet":
+            raise ValueError(
+                "the scheme quantises weights, to 1 to 8 bits in an interval, and no activations: give weight_bits, "
+                f"activation_bits=None and a rounding other than irnet, got {self.config}"
+            )
+
+    def start(self, tree: Weights, key: jax.Array) -> tuple[dict[str, Any], Any]:
+        weights, scalars = decode(tree), {}
+        for name, w in weights.items():
+            start = start_weights(w, self.config)
+            unit = fake_quantize_weights(w, start | {"scale": jnp.ones(())}, self.config)
+            scalars[name] = start | {"scale": (w * unit).sum() / jnp.square(unit).sum()}
+        return {"weights": weights, "quantizers": scalars}, None
+
+    def seen(self, numbers: dict[str, Any], state: Any, progress: jax.Array) -> tuple[Weights, Any]:
+        scalars = numbers["quantizers"]
+        weights = numbers["weights"].items()
+        return {name: fake_quantize_weights(w, scalars[name], self.config, progress=progress) for name, w in weights}, state
+
+    def finish(self, numbers: dict[str, Any], state: Any) -> Weights:
+        steps, leaves = 2 ** (self.config.weight_bits or 8) - 1, {}
+        for name, w in numbers["weights"].items():
+            scalars = numbers["quantizers"][name]
+            codes = np.rint(np.asarray(rounded_weights(w, scalars, self.config), np.float32) * steps)
+            entries = np.float32(scalars["scale"]) * np.linspace(-1, 1, steps + 1, dtype=np.float32)
+            leaves[name] = Clustered(codes.astype(index_dtype(steps + 1)).ravel(), entries[:, None], np.shape(w), w.dtype)
+        return leaves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codebooks(_Scheme):
+    """Indices are fixed and codebooks are trained, by the sum of the gradients of all weights of an entry; zeros stay zero.
+
+    Attributes:
+      k: values of a leaf, found by k-means; zeros of a pruned leaf are one of them (trained quantisation of Deep Compression).
+        None: the codebooks that the scheme before it ended in.
+    """
+
+    k: int | None = None
+
+    def start(self, tree: Weights, key: jax.Array) -> tuple[dict[str, Any], Any]:
+        if self.k is not None:
+            tree = shared(decode(tree), self.k)
+        if plain := [name for name, leaf in tree.items() if not isinstance(leaf, Clustered)]:
+            raise ValueError(
+                f"leaf {plain[0]!r} has no codebook to train: give k, or put the scheme behind one that ends in codebooks"
+            )
+        return {"codebooks": codebooks(tree)}, tree
+
+    def seen(self, numbers: dict[str, Any], state: Any, progress: jax.Array) -> tuple[Weights, Any]:
+        return decode(self.finish(numbers, state)), state
+
+    def finish(self, numbers: dict[str, Any], state: Any) -> Weights:
+        entries = codebooks(state)
+        books = {name: jnp.where(entries[name] == 0, 0, new) for name, new in numbers["codebooks"].items()}
+        return with_codebooks(state, books)

@@ -1,0 +1,1 @@
+"""Trained networks with their data as tasks, which configs name."""
