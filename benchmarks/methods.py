@@ -30,10 +30,10 @@ import psutil
 from bqjax.methods.baselines.deep_compression import DeepCompressionConfig, deep_compress
 from bqjax.methods.baselines.diba import DiBAConfig, diba
 from bqjax.methods.baselines.dkm import DKMConfig, dkm
-from bqjax.methods.baselines.product import ProductConfig, binarise, product_quantise
+from bqjax.methods.baselines.product import ProductConfig, binarize, product_quantize
 from bqjax.methods.baselines.pruning import GradualPruning, gradual_pruning, magnitude_masks
-from bqjax.methods.baselines.ptq import PTQConfig, correct_biases, quantise
-from bqjax.methods.baselines.residual import ResidualConfig, residual_quantise
+from bqjax.methods.baselines.ptq import PTQConfig, correct_biases, quantize
+from bqjax.methods.baselines.residual import ResidualConfig, residual_quantize
 from bqjax.methods.baselines.weight_sharing import kmeans_share
 
 FULL, QUICK = (25_088, 4_096), (1_024, 1_024)
@@ -43,7 +43,7 @@ Run = Callable[[dict[str, jax.Array]], Any]
 
 
 def corrected(params: dict[str, jax.Array]) -> Any:
-    tree = quantise(params)
+    tree = quantize(params)
     return correct_biases(params, tree, {"kernel": jnp.ones(params["kernel"].shape[0])})
 
 
@@ -80,16 +80,16 @@ DKM = {
 # As many weights as ResNet-50 has, in the setting at which the authors of DKM report to have run out of memory (8 GB is the aim).
 SHAPES = {"dkm, 8 bits x 8": (6_250, 4_096)}
 METHODS: dict[str, Run] = {
-    "int8 a channel": quantise,
-    "int4, mse": lambda p: quantise(p, config=PTQConfig(bits=4, limits="mse")),
-    "int4, percentile": lambda p: quantise(p, config=PTQConfig(bits=4, axis=None, symmetric=False, limits="percentile")),
+    "int8 a channel": quantize,
+    "int4, mse": lambda p: quantize(p, config=PTQConfig(bits=4, limits="mse")),
+    "int4, percentile": lambda p: quantize(p, config=PTQConfig(bits=4, axis=None, symmetric=False, limits="percentile")),
     "int8, bias corrected": corrected,
     "k-means, 16": lambda p: kmeans_share(p, 16),
-    "product, 256 x 4": lambda p: product_quantise(p, key=KEY, config=ProductConfig(k=256, d=4)),
-    "residual, 2 x 256 x 8": lambda p: residual_quantise(p, key=KEY, config=ResidualConfig(k=256, d=8, refits=1)),
+    "product, 256 x 4": lambda p: product_quantize(p, key=KEY, config=ProductConfig(k=256, d=4)),
+    "residual, 2 x 256 x 8": lambda p: residual_quantize(p, key=KEY, config=ResidualConfig(k=256, d=8, refits=1)),
     "DiBA, middle 256": lambda p: diba(p, key=KEY, config=DiBAConfig(middle=256, rounds=5)),
-    "signs": binarise,
-    "signs of channels": lambda p: binarise(p, axis=-1),
+    "signs": binarize,
+    "signs of channels": lambda p: binarize(p, axis=-1),
     "masks": lambda p: magnitude_masks(p, 0.8),
     "Deep Compression, 16": lambda p: deep_compress(p, config=DeepCompressionConfig(sparsity=0.8, k=16)),
     **{name: dkm_step(config) for name, config in DKM.items()},

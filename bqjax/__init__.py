@@ -17,8 +17,8 @@ from bqjax.core.tree import named_leaves
 from bqjax.kmeans.codebooks import codebook_gradients, quantize_codebooks, with_codebooks
 from bqjax.kmeans.scalar import kmeans_scalar
 from bqjax.methods.baselines.weight_sharing import kmeans_share
-from bqjax.methods.bins import RateConfig, SearchConfig, SearchInfo, search_bins, search_price
-from bqjax.methods.bins.ecsq import bin_and_quant_at_price
+from bqjax.methods.bins import RateConfig, SearchConfig, SearchInfo, search_bins, search_lmbda
+from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import BinConfig, Bins, gaussian_bins
 from bqjax.methods.bins.quantize import bin_and_quant
 from bqjax.methods.gwk.cluster import gwk_cluster
@@ -43,7 +43,7 @@ __all__ = [
     "Task",
     "__version__",
     "bin_and_quant",
-    "bin_and_quant_at_price",
+    "bin_and_quant_ecsq",
     "bits",
     "bits_per_weight",
     "codebook_gradients",
@@ -64,7 +64,7 @@ __all__ = [
     "quantize_codebooks",
     "save",
     "search_bins",
-    "search_price",
+    "search_lmbda",
     "straight_through",
     "with_codebooks",
 ]

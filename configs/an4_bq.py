@@ -10,7 +10,7 @@ from bqjax.methods.baselines.methods import KMeans
 
 base = load_config(Path(__file__).parent / "compare_an4.py", CompareConfig)
 
-# The price is the highest that costs at most half a point of the calibration utterances' word error rate.
+# The lmbda is the highest that costs at most half a point of the calibration utterances' word error rate.
 config = ExperimentConfig(
     task=base.task, data=base.data, method=base.methods[0], beside=(KMeans(k=16, label="k-means, 16"),), budget=base.budget
 )

@@ -14,10 +14,10 @@ from bqjax.methods.budget.plan import BudgetConfig
 from train.speech.task import an4_task
 
 RUN = "out/deepspeech2_an4"
-PRICES = 0.12, 0.25, 0.5, 1.0
+LMBDAS = 1.5e-05, 3.125e-05, 6.25e-05, 0.000125
 SEARCH = SearchConfig(n_bins=8, max_bins=15, sigma_scales=(1.6,), tolerance=None, max_drop=0.01)
 WIDE = BinConfig(n_bins=16, sigma_scale=2.0)
-BUDGET = BudgetConfig(blocks=((2, 6),), prices=(-7.0, -5.0, -3.0), refine=0)
+BUDGET = BudgetConfig(blocks=((2, 6),), exponents=(-7.0, -5.0, -3.0), refine=0)
 # The paper's parameter sharing: one codebook for all kernels of the recurrent layers.
 SHARED = (Rule("rnn/*/kernel", group="rnn"), Rule("*/kernel"))
 # The paper's second setting: 3 bits for one recurrent layer, 4 for the others.
@@ -28,13 +28,17 @@ config = CompareConfig(
     data=f"an4/ (and {RUN} must be there: train it first)",
     methods=(
         *(
-            GaussianBins(bins=WIDE, rate=RateConfig(max_drop=points / 100), label=f"B&Q at a price, at most {points:g} points")
+            GaussianBins(
+                bins=WIDE, rate=RateConfig(max_drop=points / 100), label=f"B&Q, entropy-constrained, at most {points:g} points"
+            )
             for points in (0.5, 1.0)
         ),
-        *(GaussianBins(bins=WIDE, rate=RateConfig(price=p), label=f"B&Q at a price, {p:g}") for p in PRICES),
+        *(GaussianBins(bins=WIDE, rate=RateConfig(lmbda=p), label=f"B&Q, entropy-constrained, lmbda {p:g}") for p in LMBDAS),
         *(
-            GaussianBins(bins=WIDE, rate=RateConfig(price=p), rules=SHARED, label=f"B&Q at a price, {p:g}, shared bins")
-            for p in PRICES
+            GaussianBins(
+                bins=WIDE, rate=RateConfig(lmbda=p), rules=SHARED, label=f"B&Q, entropy-constrained, lmbda {p:g}, shared bins"
+            )
+            for p in LMBDAS
         ),
         *(GaussianBins(bins=n, label=f"Gaussian bins, {n}") for n in (8, 16)),
         *(GaussianBins(bins=n, rules=SHARED, label=f"Gaussian bins, {n}, shared bins") for n in (8, 16)),

@@ -7,7 +7,7 @@ from bqjax.core.rules import Rule
 from bqjax.experiment.config import CompareConfig
 from bqjax.methods.baselines.deep_compression import DeepCompressionConfig
 from bqjax.methods.baselines.diba import DiBAConfig
-from bqjax.methods.baselines.methods import PTQ, Binary, DeepCompression, DiBA, KMeans, ResidualQuantisation
+from bqjax.methods.baselines.methods import PTQ, Binary, DeepCompression, DiBA, KMeans, ResidualQuantization
 from bqjax.methods.baselines.ptq import PTQConfig
 from bqjax.methods.baselines.residual import ResidualConfig
 from bqjax.methods.bins import RateConfig, SearchConfig
@@ -24,8 +24,11 @@ RULES = (Rule("conv1/*", skip=True), Rule("*/kernel"))
 config = CompareConfig(
     task=lambda data_dir, progress: digits_task(progress=progress),
     methods=(
-        BinAndQuant(search=SEARCH, rate=RateConfig(max_drop=0.004, max_rank_drop=0.04), label="B&Q at a price"),
-        *(BinAndQuant(search=SEARCH, rate=RateConfig(price=p), label=f"B&Q at a price, {p:g}") for p in (0.02, 0.05, 0.1)),
+        BinAndQuant(search=SEARCH, rate=RateConfig(max_drop=0.004, max_rank_drop=0.04), label="B&Q, entropy-constrained"),
+        *(
+            BinAndQuant(search=SEARCH, rate=RateConfig(lmbda=p), label=f"B&Q, entropy-constrained, lmbda {p:g}")
+            for p in (2.5e-06, 6.25e-06, 1.25e-05)
+        ),
         BinAndQuant(search=SEARCH, label="B&Q, 16 bins"),
         *(GaussianBins(bins=n, label=f"Gaussian bins, {n}") for n in (4, 8, 16)),
         *(GaussianBins(bins=BinConfig(n_bins=n, sigma_scale=2.0), label=f"Gaussian bins of 2 sigma, {n}") for n in (8, 16)),
@@ -46,7 +49,7 @@ config = CompareConfig(
         ),
         Binary(label="signs, a scale a channel"),
         *(
-            ResidualQuantisation(config=ResidualConfig(stages=t, k=k, d=d), rules=RULES, label=f"RQ, {t} stages of {k} for {d}")
+            ResidualQuantization(config=ResidualConfig(stages=t, k=k, d=d), rules=RULES, label=f"RQ, {t} stages of {k} for {d}")
             for t, k, d in ((2, 8, 2), (2, 16, 4), (3, 16, 4))
         ),
         *(DiBA(config=DiBAConfig(bits=b), rules=RULES, label=f"DiBA, {b:g} bits") for b in (1, 2, 3)),

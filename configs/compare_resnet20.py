@@ -38,10 +38,12 @@ config = CompareConfig(
     task=task,
     data=f"weights/resnet{DEPTH}_cifar10.safetensors and tfds/cifar10 (see train/tasks/cifar.py)",
     methods=(
-        # Bin & Quant without its search, which scores every bin of every layer: half an hour here. The lowest price needs 32.
+        # Bin & Quant without its search, which scores every bin of every layer: half an hour here. The lowest lmbda needs 32.
         *(
-            GaussianBins(bins=BinConfig(n_bins=32, sigma_scale=1.6), rate=RateConfig(price=p), label=f"B&Q at a price, {p:g}")
-            for p in (0.03, 0.12, 0.35, 0.7)
+            GaussianBins(
+                bins=BinConfig(n_bins=32, sigma_scale=1.6), rate=RateConfig(lmbda=p), label=f"B&Q, entropy-constrained, lmbda {p:g}"
+            )
+            for p in (3.75e-06, 1.5e-05, 4.375e-05, 8.75e-05)
         ),
         *(GaussianBins(bins=BinConfig(n_bins=n, sigma_scale=2.0), label=f"Gaussian bins of 2 sigma, {n}") for n in (16, 32)),
         *(KMeans(k=k, label=f"k-means, {k}") for k in (8, 16, 32)),
@@ -53,5 +55,5 @@ config = CompareConfig(
         DeepCompression(config=DeepCompressionConfig(sparsity=0.3, k=16), label="30% pruned, 16 values"),
     ),
     # Two to five bits a weight are what the sizes above ask for: 16 values are too few to start from, blocks of 64 as well.
-    budget=BudgetConfig(bins=(64,), blocks=(), prices=(-10.0, -8.5, -7.0, -5.5, -4.0, -2.5), refine=0),
+    budget=BudgetConfig(bins=(64,), blocks=(), exponents=(-10.0, -8.5, -7.0, -5.5, -4.0, -2.5), refine=0),
 )

@@ -37,8 +37,10 @@ config = CompareConfig(
     methods=(
         *(KMeans(k=k, label=f"k-means, {k}") for k in (16, 32)),
         *(
-            GaussianBins(bins=BinConfig(n_bins=32, sigma_scale=2.0), rate=RateConfig(price=p), label=f"B&Q at a price, {p:g}")
-            for p in (0.01, 0.03, 0.1)
+            GaussianBins(
+                bins=BinConfig(n_bins=32, sigma_scale=2.0), rate=RateConfig(lmbda=p), label=f"B&Q, entropy-constrained, lmbda {p:g}"
+            )
+            for p in (1.25e-06, 3.75e-06, 1.25e-05)
         ),
         GWK(config=GWKConfig(bits=8, cv=2, pw=2, weighting="none"), rules=SMALL, label="PQ, 8 bits for 2"),
         PTQ(config=PTQConfig(bits=5, limits="mse"), label="PTQ, 5 bits a channel"),

@@ -22,8 +22,11 @@ config = CompareConfig(
     task=lambda data_dir, progress: spc_task(data_dir),
     data="weights/spc_conv.safetensors and speech/ (see bqjax/models/spc.py)",
     methods=(
-        BinAndQuant(search=SEARCH, rate=RateConfig(max_drop=0.01), label="B&Q at a price"),
-        *(BinAndQuant(search=SEARCH, rate=RateConfig(price=p), label=f"B&Q at a price, {p:g}") for p in (0.002, 0.005, 0.01, 0.02)),
+        BinAndQuant(search=SEARCH, rate=RateConfig(max_drop=0.01), label="B&Q, entropy-constrained"),
+        *(
+            BinAndQuant(search=SEARCH, rate=RateConfig(lmbda=p), label=f"B&Q, entropy-constrained, lmbda {p:g}")
+            for p in (2.5e-07, 6.25e-07, 1.25e-06, 2.5e-06)
+        ),
         *(GaussianBins(bins=BinConfig(n_bins=n), label=f"Gaussian bins, {n}") for n in (4, 8, 16)),
         *(GaussianBins(bins=BinConfig(n_bins=n, sigma_scale=2.0), label=f"Gaussian bins of 2 sigma, {n}") for n in (4, 8, 16)),
         *(KMeans(k=k, label=f"k-means, {k}") for k in (2, 4, 8, 16)),

@@ -16,7 +16,7 @@ config = ExperimentConfig(
     method=BinAndQuant(
         search=SEARCH,
         rate=RateConfig(max_drop=0.004, max_rank_drop=0.04),
-        label="B&Q at a price",
+        label="B&Q, entropy-constrained",
     ),
     beside=(
         BinAndQuant(search=SEARCH, label="B&Q, 16 bins"),

@@ -5,10 +5,10 @@ bqjax compress --config configs/tflite_kws.py --data ../shared/data --out out/tf
 
 from dataclasses import replace
 
-from bqjax.tflite.codes.search import QuantisedConfig
+from bqjax.tflite.codes.search import QuantizedConfig
 from bqjax.tflite.experiment import TFLiteConfig, beside
 
-METHOD = QuantisedConfig(max_drop=0.02, layer_drop=0.02, scan=0)
+METHOD = QuantizedConfig(max_drop=0.02, layer_drop=0.02, scan=0)
 config = TFLiteConfig(
     model="tflite/kws_ds_cnn_int8.tflite",
     examples="kws/kws01.npz",

@@ -5,10 +5,10 @@ bqjax sweep --config configs/tflite_mobilenet_v1_sensitivity.py --data ../shared
 
 from bqjax.experiment.config import SweepConfig
 from bqjax.experiment.sweep import RelativeBySize
-from bqjax.tflite.network import quantised_task
+from bqjax.tflite.network import quantized_task
 
 config = SweepConfig(
-    task=lambda data_dir, progress: quantised_task(
+    task=lambda data_dir, progress: quantized_task(
         data_dir, "tflite/mobilenet_v1_1.0_224_quant.tflite", "imagenet_sample/imagenet_sample_224.zip"
     ),
     data="tflite/mobilenet_v1_1.0_224_quant.tflite and imagenet_sample/imagenet_sample_224.zip",

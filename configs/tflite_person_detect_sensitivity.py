@@ -5,10 +5,10 @@ bqjax sweep --config configs/tflite_person_detect_sensitivity.py --data ../share
 
 from bqjax.experiment.config import SweepConfig
 from bqjax.experiment.sweep import RelativeBySize
-from bqjax.tflite.network import quantised_task
+from bqjax.tflite.network import quantized_task
 
 config = SweepConfig(
-    task=lambda data_dir, progress: quantised_task(data_dir, "tflite/person_detect.tflite", "vww/vww_500.zip"),
+    task=lambda data_dir, progress: quantized_task(data_dir, "tflite/person_detect.tflite", "vww/vww_500.zip"),
     data="tflite/person_detect.tflite and vww/vww_500.zip",
     # A measurement, from which nothing is chosen.
     split="test",

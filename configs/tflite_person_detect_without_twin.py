@@ -3,10 +3,10 @@
 bqjax compress --config configs/tflite_person_detect_without_twin.py --data ../shared/data --out out/person.bq.safetensors
 """
 
-from bqjax.tflite.codes.search import QuantisedConfig
+from bqjax.tflite.codes.search import QuantizedConfig
 from bqjax.tflite.experiment import TFLiteConfig, beside
 
-METHOD = QuantisedConfig(max_drop=0.02, layer_drop=0.02, scan=0)
+METHOD = QuantizedConfig(max_drop=0.02, layer_drop=0.02, scan=0)
 config = TFLiteConfig(
     model="tflite/person_detect.tflite",
     examples="vww/vww_500.zip",

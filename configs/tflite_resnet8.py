@@ -3,14 +3,14 @@
 bqjax compress --config configs/tflite_resnet8.py --data ../shared/data --out out/tflite_resnet8.bq.safetensors
 """
 
-from bqjax.tflite.codes.search import QuantisedConfig
+from bqjax.tflite.codes.search import QuantizedConfig
 from bqjax.tflite.examples import Examples, to_int8
 from bqjax.tflite.experiment import TFLiteConfig, beside
 from train.data.tfds import cifar10
 
 N_IMAGES = 2000
 # The least change of the codes turns 1.5 % of the predictions, a grid of 8 steps 3.6 %: a lower limit keeps all codes.
-METHOD = QuantisedConfig(max_drop=0.03, layer_drop=0.03, scan=0)
+METHOD = QuantizedConfig(max_drop=0.03, layer_drop=0.03, scan=0)
 
 
 def examples(data_dir, source):

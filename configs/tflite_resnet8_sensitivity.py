@@ -6,7 +6,7 @@ bqjax sweep --config configs/tflite_resnet8_sensitivity.py --data ../shared/data
 from bqjax.experiment.config import SweepConfig
 from bqjax.experiment.sweep import RelativeBySize
 from bqjax.tflite.examples import Examples, to_int8
-from bqjax.tflite.network import quantised_task
+from bqjax.tflite.network import quantized_task
 from train.data.tfds import cifar10
 
 
@@ -17,7 +17,7 @@ def examples(data_dir, source):
 
 
 config = SweepConfig(
-    task=lambda data_dir, progress: quantised_task(data_dir, "tflite/resnet8_cifar10_int8.tflite", examples),
+    task=lambda data_dir, progress: quantized_task(data_dir, "tflite/resnet8_cifar10_int8.tflite", examples),
     data="tflite/resnet8_cifar10_int8.tflite and tfds/cifar10 (see train/data/tfds.py)",
     # A measurement, from which nothing is chosen.
     split="test",

@@ -40,7 +40,7 @@ def checked_config(folder: Path, config: Any) -> None:
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}; name another folder") from error
     # A field that a newer version brought: its default is what the older one did.
-    # A whole dataclass that is not there (no quantiser, and now one) is another config, though.
+    # A whole dataclass that is not there (no quantizer, and now one) is another config, though.
     there = {name.rpartition(".")[0] for name in old} | {""}
     old |= {name: value for name, value in _defaults(config).items() if name not in old and name.rpartition(".")[0] in there}
     differing = [

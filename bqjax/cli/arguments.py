@@ -49,7 +49,7 @@ class Compress:
     lossless: bool = False
     """Of a .tflite model: entropy-code only, so that it is restored byte for byte."""
     target_size: str | None = None
-    """With --config: plan every layer for a file of at most this size, as 200KB, doing the least damage."""
+    """With --config: plan every layer for a file of at most this size, as 200KB, doing the least distortion."""
     max_drop: float | None = None
     """With --config: plan every layer for the smallest file whose metric drops by at most so many points on calibration data.
     Of a .tflite model with --data: at most so many predictions in a hundred change on the half of the examples that is searched

@@ -1,4 +1,4 @@
-"""What ``bqjax compress`` does with a quantised model and data; :mod:`bqjax.cli.arguments` parses its arguments."""
+"""What ``bqjax compress`` does with a quantized model and data; :mod:`bqjax.cli.arguments` parses its arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bqjax.methods.bins.quantize import bin_and_quant
 from bqjax.report.console import progress_bar, say
 from bqjax.report.tables import markdown, rich_table
 from bqjax.report.tflite_tables import layers_table, tflite_table
-from bqjax.tflite.codes.search import QuantisedConfig
+from bqjax.tflite.codes.search import QuantizedConfig
 from bqjax.tflite.container import load_model, save_model
 from bqjax.tflite.examples import Examples, examples_of, read_examples
 from bqjax.tflite.experiment import Lossless, TFLiteConfig, TFLiteMethod, prepare, run
@@ -63,7 +63,7 @@ def compress_tflite_with_data(
     config = TFLiteConfig(
         model=source.name,
         examples=lambda data_dir, tensor: examples,
-        method=QuantisedConfig(max_drop=max_drop / 100, layer_drop=max(max_drop / 100, 0.01)),
+        method=QuantizedConfig(max_drop=max_drop / 100, layer_drop=max(max_drop / 100, 0.01)),
         beside={"lossless": Lossless()},
         data=str(data),
     )
@@ -108,7 +108,7 @@ def _run(
             console,
             f"{on.missing}: layers are not measured, and their codes are chosen without error compensation and bias correction",
         )
-    methods: dict[str, TFLiteMethod] = {"B&Q at a price": config.method, **config.beside}
+    methods: dict[str, TFLiteMethod] = {"B&Q, entropy-constrained": config.method, **config.beside}
     with tempfile.TemporaryDirectory(prefix=".bqjax-", dir=out.parent) as scratch:
         rows, kept, info = [], Path(scratch) / "kept.bq.safetensors", None
         for i, (label, method) in enumerate(methods.items()):
@@ -133,7 +133,7 @@ def _run(
 def compress_tflite(
     source: Path, out: Path, *, lossless: bool, method: str, bins: int, coder: str = "auto", force: bool = False, console: Console
 ) -> None:
-    """Compresses a quantised ``.tflite`` without data, and checks that the file restores the model byte for byte."""
+    """Compresses a quantized ``.tflite`` without data, and checks that the file restores the model byte for byte."""
     if out.exists() and not force:
         raise ValueError(f"{out} exists: pass --force to overwrite it")
     refuse_same(source, out)

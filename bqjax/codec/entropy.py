@@ -161,7 +161,7 @@ def decode(data: bytes | memoryview, n: int, k: int, coder: str, earlier: np.nda
 
     Raises:
       ValueError: an unknown coder, too few bytes for ``n`` symbols, or a stream that the coder did not write. ``ans`` and
-        ``adaptive`` find a meaning in almost every stream; damage there is the checksum's to find.
+        ``adaptive`` find a meaning in almost every stream; distortion there is the checksum's to find.
     """
     if coder not in CODERS:
         raise ValueError(f"unknown coder {coder!r}: choose from {', '.join(CODERS)}")
@@ -241,14 +241,14 @@ def _decode_table(data: memoryview, k: int) -> tuple[np.ndarray, memoryview]:
 # Frequencies are kept like floating-point numbers with m bits behind the leading one: 3 in a byte, 11 in two bytes.
 
 
-def _quantise(counts: np.ndarray, m: int) -> np.ndarray:
+def _quantize(counts: np.ndarray, m: int) -> np.ndarray:
     """Codes of positive counts below ``2**31``, rounded to ``m + 1`` significant bits; 0 stays 0."""
     counts = counts.astype(np.int64)
     shift = np.maximum(np.frexp(counts.astype(np.float64))[1] - (m + 1), 0).astype(np.int64)
     return (((counts + ((np.int64(1) << shift) >> 1)) >> shift) + (shift << m)).astype(np.uint8 if m == 3 else np.uint16)
 
 
-def _dequantise(codes: np.ndarray, m: int) -> np.ndarray:
+def _dequantize(codes: np.ndarray, m: int) -> np.ndarray:
     codes = codes.astype(np.int64)
     shift = np.maximum((codes >> m) - 1, 0)
     return (codes - (shift << m)) << shift
@@ -269,8 +269,8 @@ def _encode_ans(symbols: np.ndarray, k: int) -> bytes:
     scaled = np.maximum(counts >> max(int(counts.max()).bit_length() - 31, 0), counts > 0)
     options = []
     for m in (3, 11):
-        codes = _quantise(scaled, m)
-        frequencies = _dequantise(codes, m)[used]
+        codes = _quantize(scaled, m)
+        frequencies = _dequantize(codes, m)[used]
         table = _encode_table(codes)
         bits = float(-(counts[used] @ np.log2(frequencies / frequencies.sum())))
         options.append((len(table) + bits / 8, table, frequencies))
@@ -289,7 +289,7 @@ def _encode_ans(symbols: np.ndarray, k: int) -> bytes:
 
 def _decode_ans(data: memoryview, n: int, k: int) -> np.ndarray:
     table, data = _decode_table(data, k)
-    frequencies = _dequantise(table, _mantissa(table))
+    frequencies = _dequantize(table, _mantissa(table))
     used = np.flatnonzero(frequencies).astype(index_dtype(k))
     if not used.size:
         raise ValueError("the frequency table is empty")

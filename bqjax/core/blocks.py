@@ -1,4 +1,4 @@
-"""Weights as rows of blocks: the layout that scalar and product quantisation share.
+"""Weights as rows of blocks: the layout that scalar and product quantization share.
 
 A weight of any rank becomes a matrix ``[n_blocks, d]`` whose rows are the samples of a clustering
 (Sakthi et al. 2022, III-D: ``W in R^{d x n_blocks}``; Stock et al. 2019). The axes are first put into

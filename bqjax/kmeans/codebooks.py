@@ -88,13 +88,13 @@ def codebook_gradients(tree: Any, grads: Any) -> dict[str, jax.Array]:
 def quantize_codebooks(tree: Any, intervals: Mapping[str, tuple[Any, Any]] | None = None, *, bits: int = 8) -> Any:
     """The tree with every codebook as codes of ``bits`` bits on an even grid: ``entries = scale * (codes + offset)``.
 
-    Of a network whose weights go through a quantiser of the same interval and bits, no output changes: the quantiser gives
+    Of a network whose weights go through a quantizer of the same interval and bits, no output changes: the quantizer gives
     an entry and the grid point nearest to it the same code.
 
     Args:
       tree: clustered tree, floating-point leaves.
       intervals: ``(lower, upper)`` of the grid by the names of :func:`codebooks`, as the interval of a layer's weight
-        quantiser; entries beyond it go to its ends. Codebooks without one span their own range.
+        quantizer; entries beyond it go to its ends. Codebooks without one span their own range.
       bits: of a code, 1 to 8.
 
     Returns:

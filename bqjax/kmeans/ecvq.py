@@ -1,4 +1,4 @@
-"""Blocks of weights against a price for storage: entropy-constrained vector quantisation of one leaf.
+"""Blocks of weights against the cost of their storage: entropy-constrained vector quantization of one leaf.
 
 :mod:`bqjax.methods.bins.ecsq` weighs a weight's displacement against what its index costs; here a block of ``d`` weights shares one
 index, so that a few bits are spent on several weights at once, and neighbours that are small together cost next to
@@ -20,7 +20,7 @@ import numpy as np
 from bqjax.core.blocks import block_mask, to_blocks
 from bqjax.core.leaves import Clustered, index_dtype
 
-__all__ = ["blocks_at_price", "trim_blocks"]
+__all__ = ["constrained_blocks", "trim_blocks"]
 
 _TILE_ENTRIES = 2**22  # of the costs that exist at one time
 
@@ -36,14 +36,14 @@ def trim_blocks(codebook: Any, indices: Any) -> tuple[np.ndarray, np.ndarray]:
     return codebook[used], inverse.reshape(indices.shape).astype(index_dtype(len(used)))
 
 
-def blocks_at_price(
-    weight: Any, importance: Any, start: Clustered, price: float, *, floor: float = 0.02, iterations: int = 20
+def constrained_blocks(
+    weight: Any, importance: Any, start: Clustered, lmbda: float, *, floor: float = 0.02, iterations: int = 20
 ) -> Clustered:
     """Alternates between a leaf's codebook, the cost of an index, and each block's cheapest entry.
 
     With ``h`` the importance of each weight, a block ``w`` goes to the entry ``c_j`` of least
 
-        ``sum_i h_i / 2 (w_i - c_ji)^2 + price / 8000 * bits_j``,   ``bits_j = -log2(share of blocks at j)``,
+        ``sum_i h_i / 2 (w_i - c_ji)^2 + lmbda * bits_j``,   ``bits_j = -log2(share of blocks at j)``,
 
     and ``c_j`` is the mean of its blocks, weighted by ``h`` coordinate by coordinate. Each of the three steps lowers their sum.
 
@@ -51,7 +51,7 @@ def blocks_at_price(
       weight: the leaf.
       importance: of the leaf's shape, non-negative and finite, not all zero.
       start: the leaf in blocks, see :func:`bqjax.methods.gwk.cluster.gwk_cluster`; gives block size, layout and first codebook.
-      price: what a kilobyte (8,000 bits) of indices is worth, in units of ``importance * weight^2``.
+      lmbda: Lagrangian weight of a bit of indices, in units of ``importance * weight^2``.
       floor: share of the mean importance that is added to that of each weight.
       iterations: of the alternation.
 
@@ -59,9 +59,9 @@ def blocks_at_price(
       The leaf with the new codebook, of the entries in use, and indices.
 
     Raises:
-      ValueError: shapes that differ; negative or non-finite importance; a negative price or floor.
+      ValueError: shapes that differ; negative or non-finite importance; a negative lmbda or floor.
     """
-    for what, value in (("price", price), ("floor", floor)):
+    for what, value in (("lmbda", lmbda), ("floor", floor)):
         if not (value >= 0 and np.isfinite(value)):
             raise ValueError(f"{what} must be finite and not negative, got {value}")
     shapes = {"weight": np.shape(weight), "importance": np.shape(importance)}
@@ -77,7 +77,7 @@ def blocks_at_price(
         jnp.asarray(real),
         jnp.asarray(start.codebook, jnp.float32),
         jnp.asarray(start.indices).astype(jnp.int32),
-        price,
+        lmbda,
         floor,
         tuple(start.axis_order),
         iterations,
@@ -93,7 +93,7 @@ def _alternate(
     real: jax.Array,
     codebook: jax.Array,
     first: jax.Array,
-    price: Any,
+    lmbda: Any,
     floor: Any,
     order: tuple[int, ...],
     iterations: int,
@@ -105,7 +105,7 @@ def _alternate(
     scale = jnp.mean(importance)
     scale = jnp.where(scale > 0, scale, 1.0)
     h = jnp.where(real, h / scale + floor, 0.0)
-    bit = jnp.asarray(price, jnp.float32) / (8000 * scale)
+    bit = jnp.asarray(lmbda, jnp.float32) / scale
     tile = max(1, min(n, _TILE_ENTRIES // k))
     tiles = -(-n // tile)
     pad = ((0, tiles * tile - n), (0, 0))
@@ -133,7 +133,7 @@ def _alternate(
         sums, mass, counts = tables(index)
         codebook = means(codebook, sums, mass)
         share = counts / n
-        # An empty entry costs infinitely much; at price 0 that would be 0 * inf.
+        # An empty entry costs infinitely much; at lmbda 0 that would be 0 * inf.
         cost = jnp.where(share > 0, bit * -jnp.log2(jnp.where(share > 0, share, 1.0)), jnp.inf)
 
         def nearest(part: Any) -> jax.Array:

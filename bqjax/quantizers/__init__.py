@@ -1,4 +1,4 @@
-"""Quantisers to train networks with: rounding with a gradient, learnable intervals, and the scale of EWGS from the Hessian.
+"""Quantizers to train networks with: rounding with a gradient, learnable intervals, and the scale of EWGS from the Hessian.
 
 ``config`` says what to do, ``rounding`` rounds numbers of [0, 1], ``intervals`` takes weights and activations there and
 back, ``hessian`` measures the gradient scale of EWGS. All are pure functions of arrays; ``bqjax.adapters.flax.apply`` puts them

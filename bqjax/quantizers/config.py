@@ -1,4 +1,4 @@
-"""What a quantised layer does with its weights and its inputs."""
+"""What a quantized layer does with its weights and its inputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_bits(bits: int, what: str = "bits") -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerConfig:
-    """How one layer is quantised.
+    """How one layer is quantized.
 
     Attributes:
       weight_bits: bits of a weight, 1 to 16; None leaves the weights as they are.
@@ -33,19 +33,19 @@ class QuantizerConfig:
         (Gong et al. 2019) or ``"irnet"`` (Qin et al. 2020; weights of one bit, and inputs of more bits go straight
         through).
       delta: gradient scale of EWGS where the trace of the Hessian is not measured; 0 is the straight-through estimator.
-      dsq_alpha: DSQ's distance to true rounding, above 0 (a staircase) and below 1 (no quantisation).
-      keep_offset: whether quantised inputs keep the lower end of their interval, so that a layer whose inputs may be
+      dsq_alpha: DSQ's distance to true rounding, above 0 (a staircase) and below 1 (no quantization).
+      keep_offset: whether quantized inputs keep the lower end of their interval, so that a layer whose inputs may be
         negative computes what it did. False maps them to [0, 1] as the EWGS authors' code does; the two agree
         where the interval starts at 0, as it does behind a relu.
       weight_start: where the interval of weights starts: ``"std"``, three standard deviations, as the EWGS authors do, or
         ``"range"``, the largest magnitude (ours): trained weights reach far out, and a network of many bits that is not
         trained on does better with all of them.
       activation_start: where the interval of activations ends at the start: ``"std"``, three deviations of the distribution whose
-        half they are, as the EWGS authors do, or ``"mse"``, where quantising changes them least (ours). At one bit the former
+        half they are, as the EWGS authors do, or ``"mse"``, where quantizing changes them least (ours). At one bit the former
         has its threshold at 1.5 deviations, so that 7 % of the outputs of a relu are not zero.
 
     Raises:
-      ValueError: a number is out of range, the rounding is unknown, nothing is quantised, or IR-Net is to round
+      ValueError: a number is out of range, the rounding is unknown, nothing is quantized, or IR-Net is to round
         weights of more than one bit.
 
     Example:

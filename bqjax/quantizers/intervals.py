@@ -1,11 +1,11 @@
 """Weights and activations through learnable intervals: to [0, 1], rounded, and back.
 
-A layer's quantiser is a dict of scalars, all learnable: ``weight_lower``, ``weight_upper``, ``activation_lower``,
+A layer's quantizer is a dict of scalars, all learnable: ``weight_lower``, ``weight_upper``, ``activation_lower``,
 ``activation_upper`` and ``scale``, the layer's output scale. With them
 
     x_n = clip((x - l) / (u - l), 0, 1),  weights: w_q = 2 round(w_n) - 1,  activations: a_q = round(a_n),
 
-and the layer computes ``scale * conv(a_q, w_q) + bias``. Here the scale is multiplied into the quantised weights, which
+and the layer computes ``scale * conv(a_q, w_q) + bias``. Here the scale is multiplied into the quantized weights, which
 gives the same output and the same gradients.
 
 References:
@@ -42,14 +42,14 @@ Scalars = Mapping[str, Any]
 
 
 def start_weights(weights: jax.Array, config: QuantizerConfig) -> dict[str, jax.Array]:
-    """Starts of a weight quantiser: the interval ``+-3 std(w)`` (or ``+-max |w|``), and the scale that maps [-1, 1] back to it.
+    """Starts of a weight quantizer: the interval ``+-3 std(w)`` (or ``+-max |w|``), and the scale that maps [-1, 1] back to it.
 
     Args:
       weights: ``[...]``.
       config: of the layer.
 
     Returns:
-      ``weight_lower`` and ``weight_upper`` (absent where weights are not quantised, and for IR-Net, which has no
+      ``weight_lower`` and ``weight_upper`` (absent where weights are not quantized, and for IR-Net, which has no
       interval) and ``scale``, float32 scalars.
 
     Example:
@@ -68,18 +68,18 @@ def start_weights(weights: jax.Array, config: QuantizerConfig) -> dict[str, jax.
 
 
 def start_activations(activations: jax.Array, config: QuantizerConfig) -> dict[str, jax.Array]:
-    """Starts of an activation quantiser: the interval ``[min(a), 3 std(a) / sqrt(1 - 2 / pi)]``.
+    """Starts of an activation quantizer: the interval ``[min(a), 3 std(a) / sqrt(1 - 2 / pi)]``.
 
     The second is three standard deviations of the normal distribution whose half the activations are after a relu. With
     ``activation_start="mse"`` it is instead that of 49 ends, each 2^(-1/8) of the one before from ``max(a)`` on, at which the
-    squared error of the quantised activations is least.
+    squared error of the quantized activations is least.
 
     Args:
       activations: ``[...]``, the layer's inputs for a batch.
       config: of the layer.
 
     Returns:
-      ``activation_lower`` and ``activation_upper``, float32 scalars; nothing where activations are not quantised.
+      ``activation_lower`` and ``activation_upper``, float32 scalars; nothing where activations are not quantized.
 
     Raises:
       ValueError: ``activations`` is empty or holds NaN or infinities.
@@ -153,7 +153,7 @@ def rounded_weights(
     Args:
       weights: ``[...]`` floating point.
       quantizer: the layer's scalars, see the module.
-      config: of the layer; its weights are quantised in an interval, which those of IR-Net are not.
+      config: of the layer; its weights are quantized in an interval, which those of IR-Net are not.
       delta, progress: as in :func:`~bqjax.quantizers.rounding.round_unit`.
 
     Returns:

@@ -91,7 +91,7 @@ def ste_round(x: jax.Array, bits: int) -> jax.Array:
 
 
 def dsq_round(x: jax.Array, bits: int, alpha: jax.Array | float = 0.2) -> jax.Array:
-    """Differentiable soft quantisation: backward, the derivative of a tanh in each step of the staircase.
+    """Differentiable soft quantization: backward, the derivative of a tanh in each step of the staircase.
 
     In step ``i`` of width ``D = 1 / (2^b - 1)`` and middle ``m_i``, the soft value is
     ``D (i + (s tanh(k (x - m_i)) + 1) / 2)`` with ``k = log(2 / alpha - 1) / D`` and ``s = 1 / (1 - alpha)``, so

@@ -17,21 +17,21 @@ def plan_table(plan: BudgetPlan) -> Table:
     lines = []
     for unit in plan.units:
         setting, shown = unit.option.setting, ", ".join(unit.names[:3]) + (" and others" if len(unit.names) > 3 else "")
-        damage = unit.option.damages[plan.kind]
+        distortion = unit.option.distortions[plan.kind]
         bits = 8 * unit.option.bytes / unit.size
         how = "left alone" if setting is None else repr(setting)
-        lines.append((shown, f"{unit.size:,}", how, f"{unit.option.bytes:,}", f"{bits:.3f}", f"{damage:.4g}"))
+        lines.append((shown, f"{unit.size:,}", how, f"{unit.option.bytes:,}", f"{bits:.3f}", f"{distortion:.4g}"))
     lines.append(
-        ("sum", f"{sum(u.size for u in plan.units):,}", "", f"{plan.predicted.bytes:,.0f}", "", f"{plan.predicted.damage:.4g}")
+        ("sum", f"{sum(u.size for u in plan.units):,}", "", f"{plan.predicted.bytes:,.0f}", "", f"{plan.predicted.distortion:.4g}")
     )
     measured_in = "change of the outputs" if plan.kind == "outputs" else "increase of the ranking metric's loss"
     error = "" if plan.drop_error is None else f" ± {100 * plan.drop_error:.2f}"
     caption = (
-        f"Damage: {measured_in} on calibration data, each unit compressed alone. The whole file: {plan.file_bytes:,} bytes, "
+        f"Distortion: {measured_in} on calibration data, each unit compressed alone. The whole file: {plan.file_bytes:,} bytes, "
         f"drop of the metric on calibration data {100 * plan.drop:+.2f}{error} points. Planned with {plan.n_options} options, "
         f"{plan.n_measured} of them and {plan.n_verified} whole plans measured in this run."
     )
-    return Table("Plan", ("unit", "weights", "stored as", "bytes", "bits/weight", "damage"), lines, caption)
+    return Table("Plan", ("unit", "weights", "stored as", "bytes", "bits/weight", "distortion"), lines, caption)
 
 
 def plan_text(method: Planned, config: Path, path: Path, command: str) -> str:

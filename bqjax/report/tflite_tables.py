@@ -1,11 +1,11 @@
-"""Tables of an experiment on a quantised model."""
+"""Tables of an experiment on a quantized model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from bqjax.report.tables import Table
-from bqjax.tflite.codes.search import QuantisedInfo
+from bqjax.tflite.codes.search import QuantizedInfo
 from bqjax.tflite.experiment import TFLiteRow, TFLiteRun
 
 __all__ = ["layers_table", "tflite_table"]
@@ -49,7 +49,7 @@ def tflite_table(name: str, on: TFLiteRun, rows: Sequence[TFLiteRow]) -> Table:
     return Table(name, columns, lines, caption)
 
 
-def layers_table(info: QuantisedInfo) -> Table:
+def layers_table(info: QuantizedInfo) -> Table:
     """A line a layer, in the order of the search."""
     lines = [
         (

@@ -1,8 +1,8 @@
-"""The highest price that a network bears, where what it loses rises with the price on average but not from one to the next.
+"""The highest lmbda that a network bears, where what it loses rises with the lmbda on average but not from one to the next.
 
-Codes at a slightly other price err elsewhere, and of a few hundred examples those near a decision flip or do not: measured
+Codes at a slightly other lmbda err elsewhere, and of a few hundred examples those near a decision flip or do not: measured
 losses scatter around a rising curve. Bisection stops at the first that happens to lie above the limit, and the highest of many
-that happen to lie below is too lucky. So bisection finds the neighbourhood, evenly spread prices there are measured, and all
+that happen to lie below is too lucky. So bisection finds the neighbourhood, evenly spread lmbdas there are measured, and all
 that was measured is smoothed by the rising curve next to it.
 
 Reference: Barlow, Bartholomew, Bremner, Brunk, "Statistical inference under order restrictions", Wiley 1972: least squares

@@ -86,7 +86,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class CodeNoise:
-    """:class:`Noise` on the integer codes of a quantised leaf, counted from the code that stands for 0.
+    """:class:`Noise` on the integer codes of a quantized leaf, counted from the code that stands for 0.
 
     With zero point ``z``, ``Noise(kind)`` is taken of ``codes - z``, the candidate's bounds and magnitude in steps of the codes;
     then ``z`` is added again, and the codes are rounded to nearest and saturated. Noise of less than half a step changes nothing:

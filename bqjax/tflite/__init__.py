@@ -1,4 +1,4 @@
-"""Quantised ``.tflite`` models: reading, writing, and the JAX twin of their integer arithmetic.
+"""Quantized ``.tflite`` models: reading, writing, and the JAX twin of their integer arithmetic.
 
 Example::
 

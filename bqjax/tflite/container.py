@@ -1,4 +1,4 @@
-"""A quantised ``.tflite`` model in the container: coded weights, and the rest of the file in one compressed array.
+"""A quantized ``.tflite`` model in the container: coded weights, and the rest of the file in one compressed array.
 
 The file says at which byte each weight lies, so that restoring it needs no flatbuffer code.
 """

@@ -1,4 +1,4 @@
-"""Makes a quantised ``.tflite`` model smaller, and measures what came out from the file that was written.
+"""Makes a quantized ``.tflite`` model smaller, and measures what came out from the file that was written.
 
 Half of the examples are for the search, the other half for the report. Layers are measured on the network's JAX twin, LiteRT says
 what the network makes of new codes, and no labels are used: what may not be lost is agreement with the original model, since
@@ -25,7 +25,7 @@ from bqjax.core.progress import Progress
 from bqjax.core.rules import Rule
 from bqjax.methods.baselines.weight_sharing import kmeans_share
 from bqjax.tflite.codes.measured_state import kept_or_measured
-from bqjax.tflite.codes.search import QuantisedConfig, QuantisedInfo, QuantisedNetwork, measure_layers, search_codes
+from bqjax.tflite.codes.search import QuantizedConfig, QuantizedInfo, QuantizedNetwork, measure_layers, search_codes
 from bqjax.tflite.container import exact, load_model, save_model
 from bqjax.tflite.examples import Examples, ExamplesOf
 from bqjax.tflite.format.model import Model
@@ -47,10 +47,10 @@ class Lossless:
     """Weights entropy-coded, nothing given up."""
 
 
-TFLiteMethod = QuantisedConfig | KMeansCodes | Lossless
+TFLiteMethod = QuantizedConfig | KMeansCodes | Lossless
 
 
-def beside(method: QuantisedConfig, max_drop: float | None = None, *, parts: bool = True) -> dict[str, TFLiteMethod]:
+def beside(method: QuantizedConfig, max_drop: float | None = None, *, parts: bool = True) -> dict[str, TFLiteMethod]:
     """The rows that stand beside a method, by label.
 
     Args:
@@ -64,7 +64,7 @@ def beside(method: QuantisedConfig, max_drop: float | None = None, *, parts: boo
     rows: dict[str, TFLiteMethod] = {}
     if max_drop is not None:
         layer_drop = None if method.layer_drop is None else max_drop
-        rows[f"B&Q at a price, {100 * max_drop:g} %"] = replace(method, max_drop=max_drop, layer_drop=layer_drop)
+        rows[f"B&Q, entropy-constrained, {100 * max_drop:g} %"] = replace(method, max_drop=max_drop, layer_drop=layer_drop)
     if parts:
         rows["no error compensation"] = replace(method, compensate=False)
         rows["no bias correction"] = replace(method, correct_bias=False)
@@ -90,7 +90,7 @@ class TFLiteConfig:
 
     model: str
     examples: ExamplesOf
-    method: QuantisedConfig = field(default_factory=QuantisedConfig)
+    method: QuantizedConfig = field(default_factory=QuantizedConfig)
     beside: Mapping[str, TFLiteMethod] = field(default_factory=dict)
     data: str | None = None
     seed: int = 0
@@ -153,7 +153,7 @@ class TFLiteRun(NamedTuple):
     before: np.ndarray
     measured: Callable[[], dict[str, Any]]
     missing: str | None
-    network: QuantisedNetwork
+    network: QuantizedNetwork
     batches: list[Any]
     zstd_bytes: int
     n_weights: int
@@ -217,7 +217,7 @@ def run(
     force: bool = False,
     state_path: str | None = None,
     progress: Progress | None = None,
-) -> tuple[TFLiteRow, QuantisedInfo | None]:
+) -> tuple[TFLiteRow, QuantizedInfo | None]:
     """Compresses, writes the file, restores the model from it and runs that.
 
     Raises:
@@ -226,7 +226,7 @@ def run(
     start = time.monotonic()
     info = None
     tree: dict[str, dict[str, Any]] = {name: dict(layer) for name, layer in on.model.params.items()}
-    if isinstance(method, QuantisedConfig):
+    if isinstance(method, QuantizedConfig):
         params, info = search_codes(on.network, on.batches, on.measured(), method, state_path=state_path, progress=progress)
         for report in info.layers:
             if report.accepted:

@@ -1,4 +1,4 @@
-"""A quantised ``.tflite`` model as the functions that a search or a sweep takes.
+"""A quantized ``.tflite`` model as the functions that a search or a sweep takes.
 
 The JAX twin gives everything: inputs of layers, gradients, a score that can be sliced. LiteRT gives a score alone, on CPU several
 times as fast; where the twin lacks an operator, nothing else is known of a layer but its codes.
@@ -18,14 +18,14 @@ import numpy as np
 from bqjax.core.classification import batches, classification_score
 from bqjax.core.task import Score, Task
 from bqjax.tflite.codes.layer_stats import Measured, to_rows
-from bqjax.tflite.codes.search import QuantisedNetwork
+from bqjax.tflite.codes.search import QuantizedNetwork
 from bqjax.tflite.examples import ExamplesOf, examples_of
 from bqjax.tflite.format.model import Model, read, rewritten
 from bqjax.tflite.format.weights import layers, weight_names
 from bqjax.tflite.interpret import interpret
 from bqjax.tflite.twin.graph import build
 
-__all__ = ["Scorer", "halves", "interpreted_network", "predictions", "quantised_task", "twin_network", "unmeasured"]
+__all__ = ["Scorer", "halves", "interpreted_network", "predictions", "quantized_task", "twin_network", "unmeasured"]
 
 Scorer = Literal["litert", "twin"]
 
@@ -47,7 +47,7 @@ def predictions(content: bytes, inputs: np.ndarray) -> np.ndarray:
     return interpret(content, inputs).reshape(len(inputs), -1).argmax(1)
 
 
-def twin_network(model: Model, scored_by: Scorer = "twin") -> QuantisedNetwork:
+def twin_network(model: Model, scored_by: Scorer = "twin") -> QuantizedNetwork:
     """A model through its JAX twin.
 
     Args:
@@ -56,12 +56,12 @@ def twin_network(model: Model, scored_by: Scorer = "twin") -> QuantisedNetwork:
         gradients are the twin's.
 
     Raises:
-      ValueError: an operator that the twin does not know; logits that are not quantised.
+      ValueError: an operator that the twin does not know; logits that are not quantized.
     """
     twin = build(model.graph)
     logits = model.graph.tensors[twin.logits_index]
     if logits.scale is None or logits.zero_point is None:
-        raise ValueError(f"the model's logits {logits.name!r} are not quantised")
+        raise ValueError(f"the model's logits {logits.name!r} are not quantized")
     scale, zero = float(logits.scale[0]), int(logits.zero_point[0])
 
     def apply(params: Any, x: jax.Array) -> jax.Array:
@@ -73,7 +73,7 @@ def twin_network(model: Model, scored_by: Scorer = "twin") -> QuantisedNetwork:
         return z.reshape(z.shape[0], -1) * batch["mask"][:, None]
 
     score = classification_score(apply) if scored_by == "twin" else _litert_score(model)
-    return QuantisedNetwork(model.params, twin.layers, twin.layer_inputs, real, score, traceable=scored_by == "twin")
+    return QuantizedNetwork(model.params, twin.layers, twin.layer_inputs, real, score, traceable=scored_by == "twin")
 
 
 def _litert_score(model: Model) -> Score:
@@ -87,7 +87,7 @@ def _litert_score(model: Model) -> Score:
     return score
 
 
-def interpreted_network(model: Model) -> QuantisedNetwork:
+def interpreted_network(model: Model) -> QuantizedNetwork:
     """A model through LiteRT: its score is the share of right answers of the rewritten file, and there is nothing else.
 
     The score takes concrete params alone. Layers cannot be measured: see :func:`unmeasured`.
@@ -96,10 +96,10 @@ def interpreted_network(model: Model) -> QuantisedNetwork:
     def absent(*_: Any) -> NoReturn:
         raise ValueError("a model that LiteRT scores gives no inputs of layers and no gradients: it needs an operator's JAX twin")
 
-    return QuantisedNetwork(model.params, layers(model.graph), absent, absent, _litert_score(model), traceable=False)
+    return QuantizedNetwork(model.params, layers(model.graph), absent, absent, _litert_score(model), traceable=False)
 
 
-def unmeasured(network: QuantisedNetwork) -> dict[str, Measured]:
+def unmeasured(network: QuantizedNetwork) -> dict[str, Measured]:
     """What stands for measurements where layers cannot be measured, from the codes alone.
 
     Inputs are taken as uncorrelated, of mean 0 and equal power; an error counts by its power over that of the layer's codes, each
@@ -133,7 +133,7 @@ def _short_names(names: Sequence[str]) -> dict[str, str]:
     return {name: "/".join(s.split("/")[shared:]) for name, s in zip(names, short, strict=True)}
 
 
-def quantised_task(data_dir: Path | None, model_name: str, examples: ExamplesOf, *, seed: int = 0, batch_size: int = 50) -> Task:
+def quantized_task(data_dir: Path | None, model_name: str, examples: ExamplesOf, *, seed: int = 0, batch_size: int = 50) -> Task:
     """A model's twin as a task of ``bqjax sweep``, scored against the labels.
 
     Weights have short names. Zero points are brought to the codes' number of dimensions, so that perturbations of codes find them.

@@ -155,5 +155,5 @@ def test_the_configs_load(name, capsys):
 
 
 def test_a_config_of_one_row_of_a_comparison(capsys):
-    assert load_config(CONFIGS / "an4_bq.py", ExperimentConfig).method.label == "B&Q at a price, at most 0.5 points"
+    assert load_config(CONFIGS / "an4_bq.py", ExperimentConfig).method.label == "B&Q, entropy-constrained, at most 0.5 points"
     assert "--data is missing" in refused(capsys, "compress", "--config", CONFIGS / "an4_bq.py")

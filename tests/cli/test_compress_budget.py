@@ -21,7 +21,7 @@ from tiny import forward, tiny_task
 config = ExperimentConfig(
     task=lambda data_dir, progress: tiny_task(outputs=classification_outputs(forward)),
     method=KMeans(k=4),
-    budget=BudgetConfig(bins=(8,), blocks=(), prices=(-6.0, -2.0), vectors=(8,), draws=2, iterations=5, refine=0),
+    budget=BudgetConfig(bins=(8,), blocks=(), exponents=(-6.0, -2.0), vectors=(8,), draws=2, iterations=5, refine=0),
     coder="ans",
 )
 """

@@ -1,4 +1,4 @@
-"""The adaptive coder: its size against the estimator it implements, counts of earlier leaves, damage."""
+"""The adaptive coder: its size against the estimator it implements, counts of earlier leaves, distortion."""
 
 import math
 

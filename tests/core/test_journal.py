@@ -78,10 +78,10 @@ def test_a_last_line_cut_short_anywhere_is_dropped_and_the_file_goes_on(path):
 
 
 @pytest.mark.parametrize("line", [0, 1])
-@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"\xff\xfe", b'{"k": [1], "v": 2}', b'{"v": 2}'])
-def test_damage_before_the_last_line_is_an_error(path, line, damage):
+@pytest.mark.parametrize("distortion", [b"", b"{", b"[1]", b"\xff\xfe", b'{"k": [1], "v": 2}', b'{"v": 2}'])
+def test_distortion_before_the_last_line_is_an_error(path, line, distortion):
     lines = path.read_bytes().splitlines()
-    lines[line] = damage
+    lines[line] = distortion
     path.write_bytes(b"\n".join(lines) + b"\n")
     before = path.read_bytes()
     with pytest.raises(ValueError, match=f"not a journal, or is damaged in line {line + 1}"):

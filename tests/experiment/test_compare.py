@@ -136,12 +136,12 @@ def _no_object(record, compressed):
     record.write_text("[1]")
 
 
-@pytest.mark.parametrize("damage", [_cut, _file_cut, _file_gone, _edited, _short, _no_object])
-def test_what_is_half_written_is_done_again(damage, tmp_path):
+@pytest.mark.parametrize("distortion", [_cut, _file_cut, _file_gone, _edited, _short, _no_object])
+def test_what_is_half_written_is_done_again(distortion, tmp_path):
     whole = compare.run(config(ONE), one_task(), tmp_path)
     ((record,), (compressed,)) = (list(tmp_path.glob(f"*.{ending}")) for ending in ("json", "bq.safetensors"))
     ran.clear()
-    damage(record, compressed)
+    distortion(record, compressed)
     again = compare.run(config(ONE), one_task(), tmp_path)
     assert ran == ["one"]
     assert dataclasses.replace(again.rows[0], seconds=0) == dataclasses.replace(whole.rows[0], seconds=0)

@@ -37,7 +37,7 @@ def test_entries_go_to_the_nearest_point_of_the_grid(bits):
 
 
 def test_a_layer_with_the_same_interval_computes_what_it_did(tmp_path):
-    """The quantiser gives an entry and its grid point the same code."""
+    """The quantizer gives an entry and its grid point the same code."""
     config = QuantizerConfig(weight_bits=8, activation_bits=8)
     scalars = {"weight_lower": np.float32(-1.3), "weight_upper": np.float32(1.7), "scale": np.float32(0.9)}
     params = tree()

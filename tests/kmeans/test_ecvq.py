@@ -1,4 +1,4 @@
-"""Blocks at a price, against a plain loop in NumPy."""
+"""Blocks at one lmbda, against a plain loop in NumPy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from bqjax.core.blocks import to_blocks
 from bqjax.core.leaves import Clustered, bits
-from bqjax.kmeans.ecvq import blocks_at_price, trim_blocks
+from bqjax.kmeans.ecvq import constrained_blocks, trim_blocks
 from bqjax.methods.gwk.cluster import GWKConfig, gwk_cluster
 
 RNG = np.random.default_rng(0)
@@ -24,12 +24,12 @@ def start(d=3, n_bits=3):
     return gwk_cluster({"w": W}, None, key=jax.random.key(0), config=GWKConfig(bits=n_bits, cv=d, pw=d))[0]["w"]
 
 
-def by_hand(leaf, price, floor, iterations):
+def by_hand(leaf, lmbda, floor, iterations):
     """The same alternation, entry by entry in float64."""
     x = np.asarray(to_blocks(W, leaf.axis_order, leaf.d), np.float64)
     real = np.asarray(to_blocks(np.ones_like(W), leaf.axis_order, leaf.d)) > 0
     h = np.where(real, np.asarray(to_blocks(H, leaf.axis_order, leaf.d), np.float64) / H.mean() + floor, 0)
-    bit = price / (8000 * float(H.mean()))
+    bit = lmbda / float(H.mean())
     codebook, index = np.asarray(leaf.codebook, np.float64), np.asarray(leaf.indices).astype(int)
 
     def means():
@@ -50,31 +50,31 @@ def by_hand(leaf, price, floor, iterations):
     return codebook[used], np.searchsorted(used, index)
 
 
-@pytest.mark.parametrize("price", [0.0, 300.0, 3000.0])
-def test_against_a_loop(price):
-    leaf = blocks_at_price(W, H, start(), price, floor=0.1, iterations=4)
-    codebook, indices = by_hand(start(), price, 0.1, 4)
+@pytest.mark.parametrize("lmbda", [0.0, 0.0375, 0.375])
+def test_against_a_loop(lmbda):
+    leaf = constrained_blocks(W, H, start(), lmbda, floor=0.1, iterations=4)
+    codebook, indices = by_hand(start(), lmbda, 0.1, 4)
     np.testing.assert_array_equal(leaf.indices, indices)
     np.testing.assert_allclose(leaf.codebook, codebook, rtol=2e-4, atol=1e-5)
     leaf.validate("w")
 
 
-def test_a_price_takes_bits_and_gives_error():
-    made = [blocks_at_price(W, np.ones_like(W), start(), price) for price in (0.0, 300.0, 3000.0)]
+def test_a_lmbda_takes_bits_and_gives_error():
+    made = [constrained_blocks(W, np.ones_like(W), start(), lmbda) for lmbda in (0.0, 0.0375, 0.375)]
     sizes = [bits(leaf, "entropy") for leaf in made]
     errors = [float(np.square(np.asarray(leaf.decode()) - W).sum()) for leaf in made]
     assert sizes == sorted(sizes, reverse=True) and sizes[2] < 0.85 * sizes[0]
     assert errors == sorted(errors)
-    assert blocks_at_price(W, np.ones_like(W), start(), 1e9).k == 1
+    assert constrained_blocks(W, np.ones_like(W), start(), 1e9).k == 1
 
 
 def test_tiles_change_nothing(monkeypatch):
     from bqjax.kmeans import ecvq as rate_blocks
 
-    whole = blocks_at_price(W, H, start(), 300.0, iterations=4)
+    whole = constrained_blocks(W, H, start(), 300.0, iterations=4)
     monkeypatch.setattr(rate_blocks, "_TILE_ENTRIES", 7 * 8)  # seven blocks a tile, the last one not full
     rate_blocks._alternate.clear_cache()
-    tiled = blocks_at_price(W, H, start(), 300.0, iterations=4)
+    tiled = constrained_blocks(W, H, start(), 300.0, iterations=4)
     np.testing.assert_array_equal(tiled.indices, whole.indices)
     np.testing.assert_allclose(tiled.codebook, whole.codebook, rtol=1e-5, atol=1e-6)
     rate_blocks._alternate.clear_cache()
@@ -90,8 +90,8 @@ def test_trimming_keeps_the_values():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"price": -1.0}, "price must be finite and not negative, got -1.0"),
-        ({"price": float("nan")}, "price must be finite"),
+        ({"lmbda": -1.0}, "lmbda must be finite and not negative, got -1.0"),
+        ({"lmbda": float("nan")}, "lmbda must be finite"),
         ({"floor": -0.1}, "floor must be finite and not negative"),
         ({"importance": H[:3]}, r"importance must have the leaf's shape \(14, 30\), got \(3, 30\)"),
         ({"weight": W.T}, r"weight must have the leaf's shape"),
@@ -100,11 +100,11 @@ def test_trimming_keeps_the_values():
     ],
 )
 def test_bad_input(changes, message):
-    arguments = {"weight": W, "importance": H, "start": start(), "price": 1.0, **changes}
+    arguments = {"weight": W, "importance": H, "start": start(), "lmbda": 1.0, **changes}
     with pytest.raises(ValueError, match=message):
-        blocks_at_price(**arguments)
+        constrained_blocks(**arguments)
 
 
 def test_importance_of_zero_everywhere_is_equal_importance():
-    leaf = blocks_at_price(W, np.zeros_like(W), start(), 0.0, floor=0.5)
+    leaf = constrained_blocks(W, np.zeros_like(W), start(), 0.0, floor=0.5)
     assert isinstance(leaf, Clustered) and np.isfinite(np.asarray(leaf.codebook)).all()

@@ -23,9 +23,9 @@ from bqjax.experiment.runner import same_tree
 from bqjax.methods.baselines.deep_compression import DeepCompressionConfig, deep_compress
 from bqjax.methods.baselines.diba import DiBAConfig, diba
 from bqjax.methods.baselines.dkm import DKMConfig, dkm, dkm_harden, dkm_start
-from bqjax.methods.baselines.product import ProductConfig, binarise, product_quantise
-from bqjax.methods.baselines.ptq import PTQConfig, quantise
-from bqjax.methods.baselines.residual import ResidualConfig, residual_quantise
+from bqjax.methods.baselines.product import ProductConfig, binarize, product_quantize
+from bqjax.methods.baselines.ptq import PTQConfig, quantize
+from bqjax.methods.baselines.residual import ResidualConfig, residual_quantize
 from bqjax.methods.baselines.weight_sharing import kmeans_share
 from bqjax.methods.bins.gaussian import BinConfig, Bins, gaussian_bins
 from bqjax.methods.bins.quantize import bin_and_quant
@@ -67,21 +67,21 @@ def shared(k, group=False):
 
 def on_a_line(**settings):
     def make(params, rules=None):
-        return functools.partial(quantise, rules=rules, config=PTQConfig(**settings))
+        return functools.partial(quantize, rules=rules, config=PTQConfig(**settings))
 
     return make
 
 
 def in_blocks(k, d):
     def make(params, rules=None):
-        return functools.partial(product_quantise, rules=rules, key=jax.random.key(0), config=ProductConfig(k=k, d=d))
+        return functools.partial(product_quantize, rules=rules, key=jax.random.key(0), config=ProductConfig(k=k, d=d))
 
     return make
 
 
 def signs(axis):
     def make(params, rules=None):
-        return functools.partial(binarise, rules=rules, axis=axis)
+        return functools.partial(binarize, rules=rules, axis=axis)
 
     return make
 
@@ -89,7 +89,7 @@ def signs(axis):
 def in_stages(k, d):
     def make(params, rules=None):
         config = ResidualConfig(stages=2, k=k, d=d, refits=0)
-        return functools.partial(residual_quantise, rules=rules, key=jax.random.key(0), config=config)
+        return functools.partial(residual_quantize, rules=rules, key=jax.random.key(0), config=config)
 
     return make
 

@@ -87,7 +87,7 @@ def test_one_interface_one_value(rounding):
 
 
 def test_straight_through_twice():
-    """Curvature behind the rounding is seen, which measuring the Hessian of a quantised network needs."""
+    """Curvature behind the rounding is seen, which measuring the Hessian of a quantized network needs."""
     hessian = jax.hessian(lambda x: jnp.sum(ste_round(x, 2) ** 3))(jnp.array([0.4, 0.9]))
     np.testing.assert_allclose(hessian, np.diag(6 * np.array([1 / 3, 1])), rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Small quantised .tflite files, built through the schema's object API."""
+"""Small quantized .tflite files, built through the schema's object API."""
 
 from __future__ import annotations
 

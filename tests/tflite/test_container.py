@@ -16,7 +16,7 @@ from bqjax.core.leaves import Clustered, bits, decode
 from bqjax.core.rules import Rule
 from bqjax.kmeans.scalar import kmeans_scalar
 from bqjax.methods.baselines.weight_sharing import kmeans_share
-from bqjax.methods.bins.ecsq import bin_and_quant_at_price
+from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import gaussian_bins, occupied
 from bqjax.methods.bins.quantize import bin_and_quant
 from bqjax.tflite.container import _FILTERS, described, exact, kept_within, load_model, save_model, searched_layers
@@ -87,15 +87,15 @@ def test_kmeans_of_integers_agrees_with_numpy(dtype, k, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
-def test_integers_at_a_price_agree_with_numpy(dtype, tmp_path):
+def test_integers_at_a_lmbda_agree_with_numpy(dtype, tmp_path):
     codes, rng = integers(dtype), np.random.default_rng(1)
     importance = rng.uniform(0.5, 2, codes.shape).astype(np.float32)
     stats = gaussian_bins({"w": codes}, 8, [Rule("w")])
-    free = bin_and_quant_at_price({"w": codes}, stats, {"w": importance}, 0.0, floor=0.0)["w"]
+    free = bin_and_quant_ecsq({"w": codes}, stats, {"w": importance}, 0.0, floor=0.0)["w"]
     got = check(free, codes, tmp_path / "w")
     index = np.asarray(free.indices).reshape(codes.shape)
     np.testing.assert_array_equal(got, rounded_means(codes, index, importance))
-    dear = bin_and_quant_at_price({"w": codes}, stats, {"w": importance}, 3e6, floor=0.0)["w"]
+    dear = bin_and_quant_ecsq({"w": codes}, stats, {"w": importance}, 3e6, floor=0.0)["w"]
     check(dear, codes, tmp_path / "w")
     assert bits(dear, "entropy") < bits(free, "entropy")
 

@@ -1,4 +1,4 @@
-"""A quantised model through the whole command: searched on half of the examples, reported on the other."""
+"""A quantized model through the whole command: searched on half of the examples, reported on the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("ai_edge_litert")
 
 from bqjax.cli.arguments import main
-from bqjax.tflite.codes.search import QuantisedConfig
+from bqjax.tflite.codes.search import QuantizedConfig
 from bqjax.tflite.experiment import KMeansCodes, Lossless, TFLiteConfig, beside
 from bqjax.tflite.format.model import parse_model
 from bqjax.tflite.interpret import interpret
@@ -39,7 +39,7 @@ def test_compress_decompress_and_run(model_and_data, tmp_path, capsys):
     out, table = tmp_path / "net.bq.safetensors", tmp_path / "net.md"
     arguments = ["compress", str(folder / "net.tflite"), "--data", str(folder / "data.npz"), "--max-drop", "10"]
     assert main([*arguments, "--out", str(out), "--table", str(table)]) == 0
-    assert "B&Q at a price" in table.read_text() and "zstd -19" in table.read_text()
+    assert "B&Q, entropy-constrained" in table.read_text() and "zstd -19" in table.read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.bq.safetensors", "net.md"]
     restored = tmp_path / "restored.tflite"
     assert main(["decompress", str(out), "--out", str(restored)]) == 0
@@ -62,9 +62,9 @@ def test_an_experiment_with_a_config(model_and_data, tmp_path):
     folder, _, _, _ = model_and_data
     config = tmp_path / "config.py"
     config.write_text(
-        "from bqjax.tflite.codes.search import QuantisedConfig\n"
+        "from bqjax.tflite.codes.search import QuantizedConfig\n"
         "from bqjax.tflite.experiment import TFLiteConfig, beside\n"
-        "method = QuantisedConfig(max_drop=0.1, steps=2)\n"
+        "method = QuantizedConfig(max_drop=0.1, steps=2)\n"
         "config = TFLiteConfig(model='net.tflite', examples='data.npz', method=method, beside=beside(method, parts=False))\n"
     )
     table = tmp_path / "t.md"
@@ -73,22 +73,22 @@ def test_an_experiment_with_a_config(model_and_data, tmp_path):
     lines = [line.split("|") for line in table.read_text().splitlines() if line.startswith("| ")]
     rows = {cells[1].strip(): [c.strip() for c in cells[2:]] for cells in lines}
     assert rows["lossless"][3:5] == ["+0.00 ± 0.00", "100.0"]
-    assert int(rows["B&Q at a price"][5].replace(",", "")) == out.stat().st_size
+    assert int(rows["B&Q, entropy-constrained"][5].replace(",", "")) == out.stat().st_size
     assert [rows["the .tflite file"][i] for i in range(3)] == ["20", "20", "40"]
 
 
 def test_rows_beside_a_method():
-    method = QuantisedConfig(max_drop=0.01, layer_drop=0.02, passes=2)
+    method = QuantizedConfig(max_drop=0.01, layer_drop=0.02, passes=2)
     rows = beside(method, 0.05)
     assert rows == {
-        "B&Q at a price, 5 %": QuantisedConfig(max_drop=0.05, layer_drop=0.05, passes=2),
-        "no error compensation": QuantisedConfig(max_drop=0.01, layer_drop=0.02, passes=2, compensate=False),
-        "no bias correction": QuantisedConfig(max_drop=0.01, layer_drop=0.02, passes=2, correct_bias=False),
+        "B&Q, entropy-constrained, 5 %": QuantizedConfig(max_drop=0.05, layer_drop=0.05, passes=2),
+        "no error compensation": QuantizedConfig(max_drop=0.01, layer_drop=0.02, passes=2, compensate=False),
+        "no bias correction": QuantizedConfig(max_drop=0.01, layer_drop=0.02, passes=2, correct_bias=False),
         "k-means, 8 values": KMeansCodes(8),
         "lossless": Lossless(),
     }
     assert list(beside(method, parts=False)) == ["k-means, 8 values", "lossless"]
-    assert beside(QuantisedConfig(layer_drop=None), 0.025)["B&Q at a price, 2.5 %"] == QuantisedConfig(
+    assert beside(QuantizedConfig(layer_drop=None), 0.025)["B&Q, entropy-constrained, 2.5 %"] == QuantizedConfig(
         max_drop=0.025, layer_drop=None
     )
 

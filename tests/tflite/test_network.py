@@ -14,11 +14,11 @@ pytest.importorskip("ai_edge_litert")
 
 from bqjax.cli.arguments import main
 from bqjax.core.classification import batches
-from bqjax.tflite.codes.search import QuantisedConfig, search_codes
+from bqjax.tflite.codes.search import QuantizedConfig, search_codes
 from bqjax.tflite.examples import Examples
 from bqjax.tflite.format.model import parse_model
 from bqjax.tflite.interpret import interpret
-from bqjax.tflite.network import _short_names, halves, interpreted_network, quantised_task, twin_network, unmeasured
+from bqjax.tflite.network import _short_names, halves, interpreted_network, quantized_task, twin_network, unmeasured
 
 sys.path.insert(0, str(Path(__file__).parent / "adapters" / "tflite"))
 from builder import Builder, network
@@ -75,7 +75,7 @@ def test_litert_and_the_twin_score_alike(unknown):
 def test_without_measurements_every_layer_loses_as_much_of_its_power(unknown):
     _, model, x, y = unknown
     net = interpreted_network(model)
-    params, info = search_codes(net, batches(x, y, 60), unmeasured(net), QuantisedConfig(max_drop=0.2, layer_drop=None))
+    params, info = search_codes(net, batches(x, y, 60), unmeasured(net), QuantizedConfig(max_drop=0.2, layer_drop=None))
     assert info.baseline["accuracy"] == 1.0 and info.final["accuracy"] >= 0.8
     lost = {}
     for name, leaves in params.items():
@@ -100,7 +100,7 @@ def test_a_task_brings_zero_points_to_the_shape_of_the_codes(tmp_path, dtype, pe
     (tmp_path / "net.tflite").write_bytes(model.content)
     x = np.random.default_rng(0).integers(0, 100, (12, 9, 9, 3)).astype(dtype)
     given = Examples(x, np.arange(12, dtype=np.int32) % 7)
-    task = quantised_task(tmp_path, "net.tflite", lambda folder, source: given, batch_size=4)
+    task = quantized_task(tmp_path, "net.tflite", lambda folder, source: given, batch_size=4)
     assert list(task.params) == list(model.params)  # these are short as they are
     for name, leaves in task.params.items():
         codes, zero = leaves["codes"], leaves["zero_point"]
@@ -114,7 +114,7 @@ def test_a_task_brings_zero_points_to_the_shape_of_the_codes(tmp_path, dtype, pe
     got = np.concatenate(seen)[counted]
     np.testing.assert_array_equal(np.sort(got.reshape(12, -1), axis=0), np.sort(x.reshape(12, -1), axis=0))
     with pytest.raises(ValueError, match="--data is missing"):
-        quantised_task(None, "net.tflite", "data.npz")
+        quantized_task(None, "net.tflite", "data.npz")
 
 
 def test_short_names_are_the_parts_of_fused_names_that_no_other_has():
@@ -124,15 +124,15 @@ def test_short_names_are_the_parts_of_fused_names_that_no_other_has():
     assert _short_names(["a;b", "b;a"]) == {"a;b": "a;b", "b;a": "b;a"}
 
 
-def test_figure_3_of_a_quantised_model(tmp_path):
+def test_figure_3_of_a_quantized_model(tmp_path):
     content = network(np.int8, True)
     x = np.random.default_rng(0).integers(-128, 128, (40, 9, 9, 3)).astype(np.int8)
     (tmp_path / "net.tflite").write_bytes(content)
     np.savez(tmp_path / "data.npz", x=x, y=interpret(content, x).reshape(40, -1).argmax(1).astype(np.int32))
     (tmp_path / "config.py").write_text(
         "from bqjax.experiment.sweep import RelativeBySize, SweepConfig\n"
-        "from bqjax.tflite.network import quantised_task\n"
-        "config = SweepConfig(task=lambda data, progress: quantised_task(data, 'net.tflite', 'data.npz'), split='test',\n"
+        "from bqjax.tflite.network import quantized_task\n"
+        "config = SweepConfig(task=lambda data, progress: quantized_task(data, 'net.tflite', 'data.npz'), split='test',\n"
         "    data='net.tflite', figures=(RelativeBySize(magnitude=0.2, draws=1, largest=1),))\n"
     )
     out = tmp_path / "out"

@@ -1,1 +1,1 @@
-"""Training of image classifiers: float, quantised, clustered, pruned and distilled."""
+"""Training of image classifiers: float, quantized, clustered, pruned and distilled."""

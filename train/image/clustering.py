@@ -60,7 +60,7 @@ def set_bits(names: tuple[str, ...], settings: GWKPhase) -> dict[str, float]:
 
 
 def equalized(model: Any, layers: tuple[str, ...], settings: GWKPhase) -> Any:
-    """The network with the channels of these layers equalised, those of a codebook together.
+    """The network with the channels of these layers equalized, those of a codebook together.
 
     Raises:
       ValueError: a layer has no BatchNorm, see :func:`bqjax.adapters.flax.equalize.batch_norms`.

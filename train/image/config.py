@@ -101,7 +101,7 @@ class GWKPhase:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A run of ``python -m train``: a float phase, a quantised one and a clustered one, each from the last one's result.
+    """A run of ``python -m train``: a float phase, a quantized one and a clustered one, each from the last one's result.
 
     Attributes:
       model: the network.
@@ -112,19 +112,19 @@ class TrainConfig:
       freeze: patterns of leaves that do not train (``conv*``), in any phase; BatchNorm among them keeps its statistics.
       pruning: weights that become zero in the float phase; None prunes nothing.
       float_epochs: epochs of the float phase.
-      epochs: epochs of the quantised phase.
-      quantizer: of the layers in the quantised phase; None allows no such phase.
-      hessian_epochs: after every so many epochs of a quantised phase, the gradient scale of EWGS is measured anew for each layer
+      epochs: epochs of the quantized phase.
+      quantizer: of the layers in the quantized phase; None allows no such phase.
+      hessian_epochs: after every so many epochs of a quantized phase, the gradient scale of EWGS is measured anew for each layer
         (:func:`bqjax.adapters.flax.apply.hessian_deltas`); 0 keeps ``quantizer.delta``.
-      gwk: the clustered phase, of the layers that are quantised; None leaves it out.
+      gwk: the clustered phase, of the layers that are quantized; None leaves it out.
       keep_float: patterns of layers that stay as they are (the first and the last, as is usual).
       train_examples: how many of the training examples to use, drawn by the seed; None uses all.
       test_examples: how many of the test examples to report on, always the same; None uses all.
       batch_size: examples a step, over all devices.
       learning_rate: Adam's, at the start; it falls to 0 along a cosine within each phase.
       quantizer_learning_rate: that of intervals and output scales.
-      weight_decay: added to gradients as ``weight_decay * w``, quantiser parameters excepted.
-      distillation: share of the loss that compares with a teacher instead of the labels; 0 is none. The teacher of quantised
+      weight_decay: added to gradients as ``weight_decay * w``, quantizer parameters excepted.
+      distillation: share of the loss that compares with a teacher instead of the labels; 0 is none. The teacher of quantized
         phases is the float network (of the end of the float phase, or ``weights``).
       teacher: a file of another run's float network, which then teaches in all phases, the float one too.
       teacher_model: what network that is; None is ``model``.
@@ -164,7 +164,7 @@ class TrainConfig:
         if self.float_epochs < 0 or self.epochs < 0 or not (self.float_epochs or self.epochs or self.gwk):
             raise ValueError(f"there must be epochs: float_epochs={self.float_epochs}, epochs={self.epochs}")
         if (self.epochs or self.gwk) and self.quantizer is None:
-            raise ValueError("quantised epochs and GWK need a quantizer; epochs without one are float_epochs")
+            raise ValueError("quantized epochs and GWK need a quantizer; epochs without one are float_epochs")
         if self.hessian_epochs < 0:
             raise ValueError(f"hessian_epochs must be at least 0 (0 keeps the quantizer's delta), got {self.hessian_epochs}")
         if self.hessian_epochs and (
@@ -184,7 +184,7 @@ class TrainConfig:
         if self.weights and self.initial:
             raise ValueError("weights and initial are two starts: give one of them")
         if self.pruning is not None and (not self.float_epochs or self.epochs or self.gwk):
-            raise ValueError("pruning is for the float phase, and quantised phases would not keep its zeros: set float_epochs only")
+            raise ValueError("pruning is for the float phase, and quantized phases would not keep its zeros: set float_epochs only")
         if self.dataset not in fitting(self.model):
             raise ValueError(f"model {self.model!r} does not fit data set {self.dataset!r}")
 

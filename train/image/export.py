@@ -1,4 +1,4 @@
-"""A quantised or clustered network as a ``.bq.safetensors`` file, and back into a training state to be scored."""
+"""A quantized or clustered network as a ``.bq.safetensors`` file, and back into a training state to be scored."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from bqjax.quantizers import QuantizerConfig, libra_parameter_binarization, roun
 
 __all__ = ["export", "from_file"]
 
-# What training tells quantisers, which no forward pass needs.
+# What training tells quantizers, which no forward pass needs.
 _TOLD = ("delta", "progress")
 
 
 def export(path: Path, state: Any, config: QuantizerConfig) -> str:
     """Writes a network in 8 bits and below.
 
-    Clustered kernels are indices and codebooks of 8 bits, on the grid of the layer's weight quantiser, so that the layer computes
-    what it did. Without clusters, quantised kernels of up to 8 bits are the codes of that grid (of IR-Net: signs, from which
+    Clustered kernels are indices and codebooks of 8 bits, on the grid of the layer's weight quantizer, so that the layer computes
+    what it did. Without clusters, quantized kernels of up to 8 bits are the codes of that grid (of IR-Net: signs, from which
     its powers of two are computed anew). Other kernels (first and last layer) are int8 with a scale for each output
     channel. Everything else that the forward pass needs (biases, BatchNorm, intervals) is as it is.
 
     Args:
       path: of the file; one that is there is replaced.
-      state: a :class:`train.image.step.TrainState` of a quantised phase.
-      config: of the quantised layers.
+      state: a :class:`train.image.step.TrainState` of a quantized phase.
+      config: of the quantized layers.
 
     Returns:
       A line about its size: bits per clustered weight by the paper's formula (indices and codebooks of 8 bits); bits in the file
@@ -61,7 +61,7 @@ def export(path: Path, state: Any, config: QuantizerConfig) -> str:
 
 
 def _intervals(tree: Any, quantizers: Any) -> dict[str, tuple[Any, Any]]:
-    """Intervals of the weight quantisers of clustered kernels; those that share a codebook have none in common."""
+    """Intervals of the weight quantizers of clustered kernels; those that share a codebook have none in common."""
     scalars, found = named_leaves(quantizers), {}
     for name in codebooks(tree):
         layer = name.removesuffix("kernel")
@@ -71,7 +71,7 @@ def _intervals(tree: Any, quantizers: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def _levels(network: Any, quantizers: Any, config: QuantizerConfig) -> dict[str, Clustered]:
-    """Kernels of quantised layers as indices into the levels of their quantiser, which gives each level its own code again."""
+    """Kernels of quantized layers as indices into the levels of their quantizer, which gives each level its own code again."""
     if config.weight_bits is None or config.weight_bits > 8:  # what a codebook of the file can hold
         return {}
     kernels, scalars, found = named_leaves(network), named_leaves(quantizers), {}
@@ -119,7 +119,7 @@ def from_file(path: Path, state: Any) -> Any:
 
 
 def _needed(rest: Any) -> Any:
-    """``rest`` without what training tells quantisers, and without the dicts that are empty then."""
+    """``rest`` without what training tells quantizers, and without the dicts that are empty then."""
     if not isinstance(rest, Mapping):
         return rest
     kept = {key: _needed(value) for key, value in rest.items() if key not in _TOLD}

@@ -1,4 +1,4 @@
-"""One training loop: a float phase, then a quantised one, from checkpoint to checkpoint.
+"""One training loop: a float phase, then a quantized one, from checkpoint to checkpoint.
 
 A run that is killed and started again gives the numbers of one that was not: the order of an epoch's data follows from
 ``(seed, epoch)``, every draw of a step from ``(seed, step)``, and the rest is in the checkpoint of the last epoch.
@@ -64,7 +64,7 @@ def run(
     Args:
       config: of the run.
       out: folder of the run: ``config.json``, ``metrics.jsonl`` with one object an epoch, checkpoints by phase, the float
-        network as ``model.safetensors``, and that of the last quantised or clustered phase as ``model.bq.safetensors``.
+        network as ``model.safetensors``, and that of the last quantized or clustered phase as ``model.bq.safetensors``.
       data_dir: folder of data and weights.
       progress: called as ``progress(step, total, message)`` after each step.
       say: called with one line after each epoch.
@@ -166,7 +166,7 @@ def _phase(
             run.say(export(file, jax.tree.map(np.asarray, state), config.quantizer))
         multihost_utils.sync_global_devices("exported")
         scored = _put(from_file(file, state), everywhere)  # what is scored is what the file decodes to
-    # A phase after a quantised one goes on from weights as they were before rounding.
+    # A phase after a quantized one goes on from weights as they were before rounding.
     last = state if kind == "plain" else scored
     return parts.merge(last), _evaluated(parts.evaluate, scored, data.test, mesh)["accuracy"], last.clusters
 

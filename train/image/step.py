@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
     Attributes:
       params: ``{"network": ..., "quantizers": ...}``, nested dicts of arrays, and where codebooks are trained ``"codebooks"``,
         as :func:`bqjax.kmeans.codebooks.codebooks` names them.
-      rest: running statistics of BatchNorm, and what quantisers are told.
+      rest: running statistics of BatchNorm, and what quantizers are told.
       optimizer: Optax's.
       step: int32, steps done in this phase.
       clusters: state of GWK; None in other phases.

@@ -24,7 +24,7 @@ from bqjax.core.task import Task
 from bqjax.core.tree import named_leaves, replace
 from bqjax.kmeans.codebooks import quantize_codebooks
 from bqjax.methods.base import Compressed
-from bqjax.methods.baselines.ptq import PTQConfig, quantise
+from bqjax.methods.baselines.ptq import PTQConfig, quantize
 from train.data.augment import augment
 from train.image.problems import Problem
 from train.methods.schemes import Scheme
@@ -59,7 +59,7 @@ class RetrainConfig:
       batch_size: examples a step.
       learning_rate: Adam's at the start of a phase, of weights and codebooks; it falls to 0 along a cosine within it.
       quantizer_learning_rate: that of intervals and output scales of EWGS, as its authors have it.
-      weight_decay: added to gradients of weights as ``weight_decay * w``; codebooks and quantisers have none.
+      weight_decay: added to gradients of weights as ``weight_decay * w``; codebooks and quantizers have none.
       distillation: share of the loss that compares with the float network it starts from.
       temperature: of both networks' outputs in that comparison.
     """
@@ -129,7 +129,7 @@ class Retrained:
             tree, rest = _train(task, self.training, phase, tree, rest, jax.random.fold_in(key, i), report)
         blocks = {name: leaf for name, leaf in tree.items() if isinstance(leaf, Clustered) and leaf.d > 1}
         kernels = {name: leaf for name, leaf in rest.items() if np.ndim(leaf) > 1}
-        stored = {} if self.others is None or not kernels else quantise(kernels, config=self.others)
+        stored = {} if self.others is None or not kernels else quantize(kernels, config=self.others)
         return Compressed(replace(task.params, rest | stored | tree | (quantize_codebooks(blocks) if blocks else {})))
 
 

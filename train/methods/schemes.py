@@ -20,7 +20,7 @@ from bqjax.kmeans.codebooks import codebooks, with_codebooks
 from bqjax.methods.baselines.deep_compression import share_nonzero
 from bqjax.methods.baselines.dkm import DKMConfig, dkm, dkm_harden, dkm_start
 from bqjax.methods.baselines.pruning import gradual_pruning
-from bqjax.methods.baselines.ptq import PTQConfig, quantise
+from bqjax.methods.baselines.ptq import PTQConfig, quantize
 from bqjax.methods.baselines.weight_sharing import kmeans_share
 from bqjax.quantizers import QuantizerConfig, fake_quantize_weights, rounded_weights, start_weights
 from train.image import clustering
@@ -96,7 +96,7 @@ class Plain(_Scheme):
         if self.store is None:
             return weights
         if isinstance(self.store, PTQConfig):
-            return quantise(weights, config=self.store)
+            return quantize(weights, config=self.store)
         return shared(weights, self.store)
 
 
@@ -126,7 +126,7 @@ class SoftKMeans(_Scheme):
 
 @dataclass(frozen=True, kw_only=True)
 class Clusters(_Scheme):
-    """GWK in every step (see :mod:`bqjax.methods.gwk.training`); ``weighting="none"`` is product quantisation.
+    """GWK in every step (see :mod:`bqjax.methods.gwk.training`); ``weighting="none"`` is product quantization.
 
     Its epochs are not looked at.
     """
@@ -160,7 +160,7 @@ class EWGS(_Scheme):
         bits = self.config.weight_bits
         if bits is None or bits > 8 or self.config.activation_bits is not None or self.config.rounding == "irnet":
             raise ValueError(
-                "the scheme quantises weights, to 1 to 8 bits in an interval, and no activations: give weight_bits, "
+                "the scheme quantizes weights, to 1 to 8 bits in an interval, and no activations: give weight_bits, "
                 f"activation_bits=None and a rounding other than irnet, got {self.config}"
             )
 
@@ -192,7 +192,7 @@ class Codebooks(_Scheme):
     """Indices are fixed and codebooks are trained, by the sum of the gradients of all weights of an entry; zeros stay zero.
 
     Attributes:
-      k: values of a leaf, found by k-means; zeros of a pruned leaf are one of them (trained quantisation of Deep Compression).
+      k: values of a leaf, found by k-means; zeros of a pruned leaf are one of them (trained quantization of Deep Compression).
         None: the codebooks that the scheme before it ended in.
     """
 

@@ -1,4 +1,4 @@
-"""Flax networks as a plain pytree of parameters and a pure function of them, and quantised layers in them."""
+"""Flax networks as a plain pytree of parameters and a pure function of them, and quantized layers in them."""
 
 from bqjax.adapters.flax.apply import linen_apply, nnx_apply, nnx_params, nnx_with_params
 from bqjax.adapters.flax.equalize import equalize_channels

@@ -1,7 +1,7 @@
 """Output channels of one size, which the BatchNorm behind a layer takes back.
 
 Behind a layer without bias, BatchNorm divides each output channel by its standard deviation: the sizes of the kernel's channels
-mean nothing to the network, but blocks of large and of small channels do not fit one codebook. Equalised, they do, and channels of
+mean nothing to the network, but blocks of large and of small channels do not fit one codebook. Equalized, they do, and channels of
 small weights do not lose more than others.
 
 References:
@@ -36,7 +36,7 @@ def batch_norms(model: nnx.Module, layers: list[str]) -> dict[str, str]:
         head, _, last = layer.rpartition("/")
         name = f"{head}/{last.replace('conv', 'bn')}".removeprefix("/")
         if last == last.replace("conv", "bn") or not isinstance(modules.get(name), nnx.BatchNorm):
-            raise ValueError(f"layer {layer!r} has no BatchNorm beside it that is named {name!r}: its channels cannot be equalised")
+            raise ValueError(f"layer {layer!r} has no BatchNorm beside it that is named {name!r}: its channels cannot be equalized")
         found[layer] = name
     return found
 

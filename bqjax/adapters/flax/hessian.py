@@ -1,4 +1,4 @@
-"""The gradient scale of EWGS for each layer of a quantised NNX model, from the trace of the Hessian."""
+"""The gradient scale of EWGS for each layer of a quantized NNX model, from the trace of the Hessian."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def hessian_deltas(
 
     Returns:
       ``(deltas, info)`` by name of layer, as :func:`~bqjax.adapters.flax.quantized.set_quantizers` takes the first. Layers
-      without quantised weights are in neither. Traceable.
+      without quantized weights are in neither. Traceable.
 
     Raises:
       ValueError: no layer has weights that are rounded by EWGS; as :func:`~bqjax.quantizers.hessian_delta`.

@@ -1,4 +1,4 @@
-"""Quantised layers in a Linen network: a transform of its parameters, and an interceptor for the layers' inputs.
+"""Quantized layers in a Linen network: a transform of its parameters, and an interceptor for the layers' inputs.
 
 Linen modules are not changed: kernels are rounded in the parameters that ``module.apply`` is given, inputs by
 ``flax.linen.intercept_methods`` around it. For NNX see :mod:`bqjax.adapters.flax.quantized`.
@@ -23,14 +23,14 @@ _KINDS = (linen.Conv, linen.Dense)
 
 
 class LinenQuantized(NamedTuple):
-    """A quantised Linen network.
+    """A quantized Linen network.
 
     Attributes:
       params: ``{"network": ..., "quantizers": {layer: {scalar: ...}}}``, all of it learnable.
       apply: ``apply(params, *args, delta=None, progress=0.0, variables=None, **kwargs)``: as ``module.apply``;
         ``variables`` are other collections in place of those given to :func:`linen_quantize`, ``delta`` and ``progress``
         as in :func:`~bqjax.quantizers.round_unit`.
-      taken: config of each quantised layer.
+      taken: config of each quantized layer.
       left: why each other layer stayed as it was.
     """
 
@@ -47,14 +47,14 @@ def linen_quantize(
     batch: Any,
     **call: Any,
 ) -> LinenQuantized:
-    """Quantises the ``linen.Conv`` and ``linen.Dense`` layers of a module, with start values from one batch.
+    """Quantizes the ``linen.Conv`` and ``linen.Dense`` layers of a module, with start values from one batch.
 
     Args:
       module: the module.
       variables: what ``module.init`` returned.
       rules: as in :func:`~bqjax.adapters.flax.quantized.quantize`, for the names of layers (``"Conv_0"``,
         ``"Block_1/Dense_0"``).
-      batch: what the module is called with; layers that it does not reach cannot be quantised.
+      batch: what the module is called with; layers that it does not reach cannot be quantized.
       **call: keyword arguments of every call, for instance ``train=False``; those of ``apply`` come on top.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Quantised layers in a user's Flax network, by rule and in one call.
+"""Quantized layers in a user's Flax network, by rule and in one call.
 
-NNX: :func:`quantize` gives a copy of a model whose ``nnx.Conv`` and ``nnx.Linear`` layers are quantised, :func:`calibrate`
+NNX: :func:`quantize` gives a copy of a model whose ``nnx.Conv`` and ``nnx.Linear`` layers are quantized, :func:`calibrate`
 sets its intervals from one batch, :func:`set_quantizers` changes what training changes (the gradient scale of EWGS, the
 progress for IR-Net). The learnable scalars are :class:`QuantizerParam`, a kind of ``nnx.Param``, so that an optimiser sees
 them and can give them a learning rate of their own. For Linen see :mod:`bqjax.adapters.flax.linen`.
@@ -34,18 +34,18 @@ SCALARS = ("weight_lower", "weight_upper", "activation_lower", "activation_upper
 
 
 class QuantizerParam(nnx.Param):
-    """A learnable scalar of a quantiser: an end of an interval, or the output scale."""
+    """A learnable scalar of a quantizer: an end of an interval, or the output scale."""
 
 
 class QuantizerState(nnx.Variable):
-    """A scalar of a quantiser that training sets and no gradient reaches: ``delta`` and ``progress``."""
+    """A scalar of a quantizer that training sets and no gradient reaches: ``delta`` and ``progress``."""
 
 
 class QuantizeInfo(NamedTuple):
     """What :func:`quantize` did.
 
     Attributes:
-      taken: config of each quantised layer, by the layer's name.
+      taken: config of each quantized layer, by the layer's name.
       left: why each other layer with a kernel stayed as it was, by name.
     """
 
@@ -54,7 +54,7 @@ class QuantizeInfo(NamedTuple):
 
 
 class _Quantized:
-    """What quantised layers share: they stand between a layer and its ``promote_dtype``, where inputs and kernel meet."""
+    """What quantized layers share: they stand between a layer and its ``promote_dtype``, where inputs and kernel meet."""
 
     config: QuantizerConfig
     kernel: Any
@@ -69,7 +69,7 @@ class _Quantized:
     bypassed: bool
 
     def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        """As the layer, from quantised inputs and weights: ``scale * layer(a_q, w_q) + bias``."""
+        """As the layer, from quantized inputs and weights: ``scale * layer(a_q, w_q) + bias``."""
         if self.observing and not self.calibrated:  # a layer that is called twice takes its first inputs
             self._observe(x, *args, **kwargs)
         elif self.config.activation_bits is not None and not self.calibrated:
@@ -136,7 +136,7 @@ _BOTH = ("use_bias", "dtype", "param_dtype", "precision", "promote_dtype", "pref
 
 
 class QuantizedConv(_Quantized, nnx.Conv):
-    """An ``nnx.Conv`` with quantised weights and inputs; made by :func:`quantize`, with the layer's own kernel and bias.
+    """An ``nnx.Conv`` with quantized weights and inputs; made by :func:`quantize`, with the layer's own kernel and bias.
 
     Besides ``kernel`` and ``bias`` it has the scalars of :mod:`bqjax.quantizers.intervals` as :class:`QuantizerParam`, and
     ``delta`` and ``progress`` as :class:`QuantizerState`.
@@ -150,7 +150,7 @@ class QuantizedConv(_Quantized, nnx.Conv):
 
 
 class QuantizedLinear(_Quantized, nnx.Linear):
-    """An ``nnx.Linear`` with quantised weights and inputs, as :class:`QuantizedConv`."""
+    """An ``nnx.Linear`` with quantized weights and inputs, as :class:`QuantizedConv`."""
 
     def __init__(self, layer: nnx.Linear, config: QuantizerConfig):
         self.bypassed = False
@@ -165,20 +165,20 @@ _KINDS: dict[type, Any] = {nnx.Conv: QuantizedConv, nnx.Linear: QuantizedLinear}
 
 
 def quantize(model: nnx.Module, rules: Sequence[Rule[QuantizerConfig]] | QuantizerConfig) -> tuple[Any, QuantizeInfo]:
-    """A copy of an NNX model whose convolutions and dense layers are quantised.
+    """A copy of an NNX model whose convolutions and dense layers are quantized.
 
     Args:
-      model: any NNX model; it is not changed. Layers that are exactly ``nnx.Conv`` or ``nnx.Linear`` can be quantised.
+      model: any NNX model; it is not changed. Layers that are exactly ``nnx.Conv`` or ``nnx.Linear`` can be quantized.
       rules: patterns for the names of layers (``"layer1/0/conv1"``, ``"layer*/conv?"``), each with a
         :class:`~bqjax.quantizers.QuantizerConfig` as its setting, or None for the default; the first match decides,
         and layers that none matches are left alone. A config alone is for every layer.
 
     Returns:
-      ``(model, info)``. Where activations are quantised, :func:`calibrate` comes next.
+      ``(model, info)``. Where activations are quantized, :func:`calibrate` comes next.
 
     Raises:
       ValueError: a rule matches no layer, or chooses one with a mask or with group names; the model has no such layers,
-        or is itself one; a layer is already quantised.
+        or is itself one; a layer is already quantized.
 
     Example:
       >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 2, rngs=nnx.Rngs(1)))
@@ -197,20 +197,20 @@ def quantize(model: nnx.Module, rules: Sequence[Rule[QuantizerConfig]] | Quantiz
         if rule.setting is not None and not isinstance(rule.setting, QuantizerConfig):
             raise ValueError(f"the setting of rule {rule.pattern!r} must be a QuantizerConfig, got {rule.setting!r}")
         if rule.group is not None:
-            raise ValueError(f"rule {rule.pattern!r} names group {rule.group!r}, but quantised layers share nothing")
+            raise ValueError(f"rule {rule.pattern!r} names group {rule.group!r}, but quantized layers share nothing")
     model = nnx.clone(model)
     found: dict[str, Any] = {}
     other: dict[str, str] = {}
     for path, module in nnx.iter_modules(model):
         name = "/".join(map(str, path))
         if isinstance(module, _Quantized):
-            raise ValueError(f"layer {name!r} is already quantised: call quantize on the float model")
+            raise ValueError(f"layer {name!r} is already quantized: call quantize on the float model")
         if type(module) in _KINDS:
             found[name] = module
         elif isinstance(getattr(module, "kernel", None), nnx.Param):
             other[name] = f"a {type(module).__name__}, neither exactly nnx.Conv nor nnx.Linear"
     if not found:
-        raise ValueError(f"{type(model).__name__} has no nnx.Conv or nnx.Linear to quantise")
+        raise ValueError(f"{type(model).__name__} has no nnx.Conv or nnx.Linear to quantize")
     # Layers in the order of the model's own names, which is what reports list.
     selection = select({name: module.kernel[...] for name, module in found.items()}, rules)
     taken, new = {}, {}
@@ -237,16 +237,16 @@ def quantize(model: nnx.Module, rules: Sequence[Rule[QuantizerConfig]] | Quantiz
 
 
 def quantized_layers(model: nnx.Module) -> dict[str, Any]:
-    """The quantised layers of a model by name; their attributes may be read and set."""
+    """The quantized layers of a model by name; their attributes may be read and set."""
     return {"/".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, _Quantized)}
 
 
 def calibrate(model: nnx.Module, batch: Any) -> Any:
-    """A copy of a quantised model with start values from the activations of one batch.
+    """A copy of a quantized model with start values from the activations of one batch.
 
     In one pass in evaluation mode, each layer takes ``[min(a), 3 std(a) / sqrt(1 - 2 / pi)]`` of its inputs as their
     interval, ``+-3 std(w)`` for its weights, and the output scale at which the mean magnitude of its output is what it was.
-    Inputs are those that quantised layers before it give.
+    Inputs are those that quantized layers before it give.
 
     Args:
       model: from :func:`quantize`; it is not changed.
@@ -256,11 +256,11 @@ def calibrate(model: nnx.Module, batch: Any) -> Any:
       The calibrated model, in the mode that ``model`` is in.
 
     Raises:
-      ValueError: the model has no quantised layers, a layer does not take part in the forward pass, or its inputs are not
+      ValueError: the model has no quantized layers, a layer does not take part in the forward pass, or its inputs are not
         finite.
     """
     if not quantized_layers(model):
-        raise ValueError(f"{type(model).__name__} has no quantised layers: model, info = quantize(model, rules)")
+        raise ValueError(f"{type(model).__name__} has no quantized layers: model, info = quantize(model, rules)")
     probe = nnx.view(nnx.clone(model), use_running_average=True, deterministic=True, raise_if_not_found=False)
     seen = quantized_layers(probe)
     for layer in seen.values():
@@ -278,21 +278,21 @@ def calibrate(model: nnx.Module, batch: Any) -> Any:
 
 
 def set_quantizers(model: nnx.Module, *, progress: Any = None, delta: Any = None) -> None:
-    """Sets, in place, what the rounding of all quantised layers is told.
+    """Sets, in place, what the rounding of all quantized layers is told.
 
     Args:
-      model: with quantised layers.
+      model: with quantized layers.
       progress: share of training that is done, 0 to 1; IR-Net's schedule.
       delta: EWGS's gradient scale, one for all layers or a mapping by name of layer.
 
     Raises:
-      ValueError: ``delta`` names a layer that the model does not have, or the model has no quantised layers.
+      ValueError: ``delta`` names a layer that the model does not have, or the model has no quantized layers.
     """
     layers = quantized_layers(model)
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no quantised layers: model, info = quantize(model, rules)")
+        raise ValueError(f"{type(model).__name__} has no quantized layers: model, info = quantize(model, rules)")
     if isinstance(delta, Mapping) and (unknown := set(delta) - set(layers)):
-        raise ValueError(f"delta names layers {sorted(unknown)}; the quantised layers are {sorted(layers)}")
+        raise ValueError(f"delta names layers {sorted(unknown)}; the quantized layers are {sorted(layers)}")
     for name, layer in layers.items():
         if progress is not None:
             layer.progress[...] = jnp.asarray(progress, jnp.float32)

@@ -118,7 +118,7 @@ def dkm_start(
       config: for leaves whose rule has no setting; None is ``DKMConfig()``.
 
     Raises:
-      ValueError: as :func:`bqjax.methods.baselines.product.product_quantise`.
+      ValueError: as :func:`bqjax.methods.baselines.product.product_quantize`.
     """
     codebooks = {}
     for i, (name, leaf, setting) in enumerate(_chosen(params, rules, config)):

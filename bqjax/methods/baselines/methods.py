@@ -13,17 +13,17 @@ from bqjax.core.task import Task
 from bqjax.methods.base import Compressed
 from bqjax.methods.baselines.deep_compression import DeepCompressionConfig, deep_compress
 from bqjax.methods.baselines.diba import DiBAConfig, diba
-from bqjax.methods.baselines.product import ProductConfig, binarise, product_quantise
-from bqjax.methods.baselines.ptq import PTQConfig, quantise
-from bqjax.methods.baselines.residual import ResidualConfig, residual_quantise
+from bqjax.methods.baselines.product import ProductConfig, binarize, product_quantize
+from bqjax.methods.baselines.ptq import PTQConfig, quantize
+from bqjax.methods.baselines.residual import ResidualConfig, residual_quantize
 from bqjax.methods.baselines.weight_sharing import kmeans_share
 
-__all__ = ["PTQ", "Binary", "DeepCompression", "DiBA", "KMeans", "ProductQuantisation", "ResidualQuantisation"]
+__all__ = ["PTQ", "Binary", "DeepCompression", "DiBA", "KMeans", "ProductQuantization", "ResidualQuantization"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PTQ:
-    """Post-training quantisation of weights (see :func:`bqjax.methods.baselines.ptq.quantise`)."""
+    """Post-training quantization of weights (see :func:`bqjax.methods.baselines.ptq.quantize`)."""
 
     config: PTQConfig = field(default_factory=PTQConfig)
     rules: Sequence[Rule[PTQConfig | int]] | None = None
@@ -32,12 +32,12 @@ class PTQ:
     def compress(
         self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
     ) -> Compressed:
-        return Compressed(quantise(task.params, self.rules, config=self.config))
+        return Compressed(quantize(task.params, self.rules, config=self.config))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProductQuantisation:
-    """Blocks of weights without gradients (see :func:`bqjax.methods.baselines.product.product_quantise`)."""
+class ProductQuantization:
+    """Blocks of weights without gradients (see :func:`bqjax.methods.baselines.product.product_quantize`)."""
 
     config: ProductConfig = field(default_factory=ProductConfig)
     rules: Sequence[Rule[ProductConfig]] | None = None
@@ -46,12 +46,12 @@ class ProductQuantisation:
     def compress(
         self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
     ) -> Compressed:
-        return Compressed(product_quantise(task.params, self.rules, key=key, config=self.config))
+        return Compressed(product_quantize(task.params, self.rules, key=key, config=self.config))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResidualQuantisation:
-    """Sums of blocks (see :func:`bqjax.methods.baselines.residual.residual_quantise`)."""
+class ResidualQuantization:
+    """Sums of blocks (see :func:`bqjax.methods.baselines.residual.residual_quantize`)."""
 
     config: ResidualConfig = field(default_factory=ResidualConfig)
     rules: Sequence[Rule[ResidualConfig]] | None = None
@@ -60,7 +60,7 @@ class ResidualQuantisation:
     def compress(
         self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
     ) -> Compressed:
-        return Compressed(residual_quantise(task.params, self.rules, key=key, config=self.config))
+        return Compressed(residual_quantize(task.params, self.rules, key=key, config=self.config))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class DiBA:
 
 @dataclass(frozen=True, kw_only=True)
 class Binary:
-    """Signs with a scale for each leaf, or for each slice of ``axis`` (see :func:`bqjax.methods.baselines.product.binarise`)."""
+    """Signs with a scale for each leaf, or for each slice of ``axis`` (see :func:`bqjax.methods.baselines.product.binarize`)."""
 
     axis: int | None = -1
     rules: Sequence[Rule[None]] | None = None
@@ -88,7 +88,7 @@ class Binary:
     def compress(
         self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
     ) -> Compressed:
-        return Compressed(binarise(task.params, self.rules, axis=self.axis))
+        return Compressed(binarize(task.params, self.rules, axis=self.axis))
 
 
 @dataclass(frozen=True, kw_only=True)

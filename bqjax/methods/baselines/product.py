@@ -1,7 +1,7 @@
-"""Product quantisation and binarisation, with no data and no training.
+"""Product quantization and binarization, with no data and no training.
 
-Product quantisation cuts a weight into blocks of ``d`` neighbours and keeps, for each, the number of the nearest of ``k``
-blocks. It is :mod:`bqjax.methods.gwk.cluster` without gradients, for any ``k``. Binarisation keeps a sign for each weight and a
+Product quantization cuts a weight into blocks of ``d`` neighbours and keeps, for each, the number of the nearest of ``k``
+blocks. It is :mod:`bqjax.methods.gwk.cluster` without gradients, for any ``k``. Binarization keeps a sign for each weight and a
 scale.
 
 References:
@@ -30,7 +30,7 @@ from bqjax.core.tree import check_finite, named_leaves, replace
 from bqjax.kmeans.assignment import nearest_block
 from bqjax.kmeans.vector import VectorKMeans, kmeans_tiles, kmeans_vector
 
-__all__ = ["ProductConfig", "binarise", "product_quantise"]
+__all__ = ["ProductConfig", "binarize", "product_quantize"]
 
 # Outputs of a dense layer, between which a row of its blocks is a tile of k-means of a good size.
 _COLUMNS = 256, 2**15
@@ -106,7 +106,7 @@ def output_order(indices: jax.Array) -> jax.Array:
     return indices.T.reshape(-1)
 
 
-def product_quantise(
+def product_quantize(
     params: Any, rules: Sequence[Rule[ProductConfig]] | None = None, *, key: jax.Array, config: ProductConfig | None = None
 ) -> Any:
     """Replaces each block of ``d`` weights by the nearest of ``k``, found by k-means.
@@ -133,7 +133,7 @@ def product_quantise(
 
     Example:
       >>> params = {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 16, 16)), "bias": jnp.zeros(16)}
-      >>> tree = product_quantise(params, key=jax.random.key(1), config=ProductConfig(k=32, d=6))
+      >>> tree = product_quantize(params, key=jax.random.key(1), config=ProductConfig(k=32, d=6))
       >>> tree["kernel"].codebook.shape, tree["kernel"].indices.shape
       ((32, 6), (384,))
     """
@@ -168,7 +168,7 @@ def _setting(name: str, rule: Rule[ProductConfig], config: ProductConfig | None)
     return rule.setting or config or ProductConfig()
 
 
-def binarise(params: Any, rules: Sequence[Rule[None]] | None = None, *, axis: int | None = None) -> Any:
+def binarize(params: Any, rules: Sequence[Rule[None]] | None = None, *, axis: int | None = None) -> Any:
     """Keeps the sign of every weight, and the mean size of all, or of those of one channel.
 
     ``w -> a sign(w)``, ``a = mean |w|``, which is the ``a`` of least squared error; ``sign(0) = 1``. Gong et al. have ``a = 1``.
@@ -189,8 +189,8 @@ def binarise(params: Any, rules: Sequence[Rule[None]] | None = None, *, axis: in
         (concrete ones only); whatever :func:`bqjax.core.rules.select` refuses. The message names the leaf.
 
     Example:
-      >>> leaf = binarise({"w": np.float32([[1, -2], [3, -2]])})["w"]
-      >>> leaf.decode().tolist(), binarise({"w": leaf.decode() * 2}, axis=0)["w"].scale.tolist()
+      >>> leaf = binarize({"w": np.float32([[1, -2], [3, -2]])})["w"]
+      >>> leaf.decode().tolist(), binarize({"w": leaf.decode() * 2}, axis=0)["w"].scale.tolist()
       ([[2.0, -2.0], [2.0, -2.0]], [4.0, 4.0])
     """
     leaves, taken = named_leaves(params), select(params, rules).taken
@@ -198,7 +198,7 @@ def binarise(params: Any, rules: Sequence[Rule[None]] | None = None, *, axis: in
     for name, rule in taken.items():
         leaf = leaves[name]
         if rule.group is not None or rule.setting is not None:
-            raise ValueError(f"rule {rule.pattern!r}: binarisation has neither groups nor settings, got {rule}")
+            raise ValueError(f"rule {rule.pattern!r}: binarization has neither groups nor settings, got {rule}")
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(f"leaf {name!r} is of integers, {leaf.dtype}: skip it, Rule({name!r}, skip=True)")
         check_finite(name, leaf)

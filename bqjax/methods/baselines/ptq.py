@@ -1,4 +1,4 @@
-"""Post-training quantisation to integers on a line, per tensor or per channel, and the correction of biases for it.
+"""Post-training quantization to integers on a line, per tensor or per channel, and the correction of biases for it.
 
 Codes of ``bits`` bits stand for ``(code - zero_point) * scale``. A symmetric range has its zero point at code 0, an
 asymmetric one at an integer between; either way a weight of zero stays zero. What a range should cover is the one
@@ -29,7 +29,7 @@ from bqjax.core.leaves import Affine, is_compressed
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import check_finite, named_leaves, replace
 
-__all__ = ["PTQConfig", "correct_biases", "quantise"]
+__all__ = ["PTQConfig", "correct_biases", "quantize"]
 
 # Values looked at per scale to find percentiles: those of a hundred million weights would need all of them sorted.
 _SAMPLE = 2**20
@@ -59,7 +59,7 @@ class PTQConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int | np.integer) or not 2 <= self.bits <= 8:
-            raise ValueError(f"bits must be an integer from 2 to 8, got {self.bits!r}; binarise() is for one bit")
+            raise ValueError(f"bits must be an integer from 2 to 8, got {self.bits!r}; binarize() is for one bit")
         if self.limits not in ("minmax", "percentile", "mse"):
             raise ValueError(f'limits must be "minmax", "percentile" or "mse", got {self.limits!r}')
         if not 50 < self.percentile <= 100:
@@ -89,7 +89,7 @@ def _setting(pattern: str, name: str, setting: Any, config: PTQConfig, ndim: int
     return with_fields(found, axis=axis % ndim)
 
 
-def quantise(params: Any, rules: Sequence[Rule[PTQConfig | int]] | None = None, *, config: PTQConfig | None = None) -> Any:
+def quantize(params: Any, rules: Sequence[Rule[PTQConfig | int]] | None = None, *, config: PTQConfig | None = None) -> Any:
     """Puts every chosen leaf on a line of integers.
 
     ``code = clip(round(w / scale) + zero_point)``. With codes from ``a`` to ``b`` and a range ``[low, high]``, the scale is
@@ -111,7 +111,7 @@ def quantise(params: Any, rules: Sequence[Rule[PTQConfig | int]] | None = None, 
 
     Example:
       >>> params = {"kernel": np.float32([[1.75, -0.02], [-0.5, 0.07]]), "bias": np.zeros(2, np.float32)}
-      >>> leaf = quantise(params, config=PTQConfig(bits=4))["kernel"]
+      >>> leaf = quantize(params, config=PTQConfig(bits=4))["kernel"]
       >>> leaf.codes.tolist(), np.float64(leaf.scale).round(4).tolist()
       ([[7, -2], [-2, 7]], [0.25, 0.01])
     """
@@ -125,14 +125,14 @@ def quantise(params: Any, rules: Sequence[Rule[PTQConfig | int]] | None = None, 
             raise ValueError(f"leaf {name!r} is of integers already, {leaf.dtype}: skip it, Rule({name!r}, skip=True)")
         check_finite(name, leaf)
         setting = _setting(rule.pattern, name, rule.setting, config or PTQConfig(), leaf.ndim)
-        codes, scale, zero_point = _quantise(jnp.asarray(leaf), setting)
+        codes, scale, zero_point = _quantize(jnp.asarray(leaf), setting)
         new[name] = Affine(codes, scale, zero_point, setting.axis, leaf.dtype, int(setting.bits))
     return replace(params, new)
 
 
 # Compiled as a whole: one by one, its operations would be compiled for every shape of a network.
 @functools.partial(jax.jit, static_argnums=1)
-def _quantise(weight: jax.Array, config: PTQConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _quantize(weight: jax.Array, config: PTQConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Codes of the weight's shape, and scale and zero point ``[]`` or ``[shape[axis]]``."""
     # Slices along the first of two axes; scales are columns [c, 1] until the end.
     moved = weight[None] if config.axis is None else jnp.moveaxis(weight, config.axis, 0)
@@ -215,7 +215,7 @@ def correct_biases(params: Any, compressed: Any, mean_inputs: Mapping[str, Any],
 
     Example:
       >>> params = {"kernel": np.float32([[1.0], [0.25]]), "bias": np.zeros(1, np.float32)}
-      >>> compressed = quantise(params, config=PTQConfig(bits=2))  # codes 1 and 0: 0.25 is lost
+      >>> compressed = quantize(params, config=PTQConfig(bits=2))  # codes 1 and 0: 0.25 is lost
       >>> correct_biases(params, compressed, {"kernel": np.float32([5, 3])})["bias"].tolist()
       [0.75]
     """

@@ -1,4 +1,4 @@
-"""Residual quantisation: stages of k-means, each on what the stages before it left over.
+"""Residual quantization: stages of k-means, each on what the stages before it left over.
 
 Reference:
   Gong, Liu, Yang, Bourdev, "Compressing deep convolutional networks using vector quantization", 2014 (arXiv 1412.6115),
@@ -27,7 +27,7 @@ from bqjax.kmeans.assignment import nearest_block
 from bqjax.kmeans.vector import kmeans_tiles
 from bqjax.methods.baselines.product import block_parts, blocks_in_place, check_blocks, cluster, output_order
 
-__all__ = ["ResidualConfig", "residual_quantise"]
+__all__ = ["ResidualConfig", "residual_quantize"]
 
 # Lloyd iterations of one stage in a round of refitting.
 _REFIT_ITERATIONS = 3
@@ -61,7 +61,7 @@ class ResidualConfig:
                 )
 
 
-def residual_quantise(
+def residual_quantize(
     params: Any, rules: Sequence[Rule[ResidualConfig]] | None = None, *, key: jax.Array, config: ResidualConfig | None = None
 ) -> Any:
     """Replaces each block of ``d`` weights by a sum of entries, one from each of several codebooks.
@@ -80,7 +80,7 @@ def residual_quantise(
     Returns:
       The tree with a :class:`bqjax.core.leaves.Residual` for every chosen leaf: for each stage a codebook ``[k, d]`` of the leaf's
       dtype and an index ``[n / d]``, ``stages * log2(k) / d`` bits a weight. Padding as in
-      :func:`bqjax.methods.baselines.product.product_quantise`. Of concrete parameters, codebooks are cut to the entries in use,
+      :func:`bqjax.methods.baselines.product.product_quantize`. Of concrete parameters, codebooks are cut to the entries in use,
       and a stage that finds nothing left over, and those after it, are left out. Traceable.
 
     Raises:
@@ -89,7 +89,7 @@ def residual_quantise(
 
     Example:
       >>> params = {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 16, 16)), "bias": jnp.zeros(16)}
-      >>> tree = residual_quantise(params, key=jax.random.key(1), config=ResidualConfig(stages=3, k=16, d=6))
+      >>> tree = residual_quantize(params, key=jax.random.key(1), config=ResidualConfig(stages=3, k=16, d=6))
       >>> [stage.codebook.shape for stage in tree["kernel"].stages]
       [(16, 6), (16, 6), (16, 6)]
     """

@@ -1,4 +1,4 @@
-"""Weight sharing by k-means, the quantisation stage of Deep Compression.
+"""Weight sharing by k-means, the quantization stage of Deep Compression.
 
 Each chosen leaf keeps ``k`` values, those that stand for its weights with the least squared error, and for each weight
 the number of its value. There is no data, no gradient and no retraining: the baseline for methods that measure

@@ -93,7 +93,7 @@ class LeafSearch:
         new = [b for b in bins if b not in self._drops]
         perturbation: Perturbation = Noise(self._config.kind)
         if self.magnitude is None:
-            # Collapsing a bin is quantising it alone, and so runs in the executable that quantises the leaf.
+            # Collapsing a bin is quantizing it alone, and so runs in the executable that quantizes the leaf.
             draws, perturbation = 1, Quantize()
             candidates: list[Any] = [self._codebook([b], np.empty(0), b) for b in new]
         else:
@@ -129,7 +129,7 @@ class LeafSearch:
             step = self._step(edges)
             steps.append(step)
             report(step)
-            if config.price is None and self.reaches_targets(step):
+            if config.lmbda is None and self.reaches_targets(step):
                 return steps, "within the target"
             if config.tolerance is not None and max(step.bin_drops) <= config.tolerance:
                 return steps, f"every bin within {config.tolerance:g}"
@@ -150,15 +150,15 @@ class LeafSearch:
             steps, reason = self._path(edges, report)
             paths.append(steps)
             ends.append((steps[-1], reason))
-        price = self._config.price
-        if price is not None:
-            ends = [(step, f"{step.n_bins} bins at {price:g} a kilobyte") for steps in paths for step in steps]
+        lmbda = self._config.lmbda
+        if lmbda is not None:
+            ends = [(step, f"{step.n_bins} bins at lmbda {lmbda:g}") for steps in paths for step in steps]
         reached = [end for end in ends if self.reaches_targets(end[0])]
 
         def cost(end: tuple[Step, str]) -> float:
             step = end[0]
-            if price is not None:
-                return self.drop(step.metrics, self._rank) + price * step.entropy * self.weights.size / 8000
+            if lmbda is not None:
+                return self.drop(step.metrics, self._rank) + lmbda * step.entropy * self.weights.size
             return step.entropy if reached else self.drop(step.metrics, self._rank)
 
         return paths, *min(reached or ends, key=cost)

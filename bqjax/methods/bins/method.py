@@ -16,8 +16,8 @@ from bqjax.core.progress import Progress
 from bqjax.core.rules import Rule
 from bqjax.core.task import Task
 from bqjax.methods.base import Compressed
-from bqjax.methods.bins import RateConfig, SearchConfig, search_bins, search_price
-from bqjax.methods.bins.ecsq import bin_and_quant_at_price
+from bqjax.methods.bins import RateConfig, SearchConfig, search_bins, search_lmbda
+from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import BinConfig, BinStats, gaussian_bins
 from bqjax.methods.bins.quantize import bin_and_quant
 from bqjax.sensitivity.task_statistics import task_importance
@@ -25,12 +25,12 @@ from bqjax.sensitivity.task_statistics import task_importance
 __all__ = ["BinAndQuant", "GaussianBins"]
 
 
-def _at_price(task: Task, stats: BinStats, rate: RateConfig, key: jax.Array, progress: Progress | None) -> Compressed:
-    """Weighs bins against storage, at the price given or else at the highest that keeps the limit."""
+def _ecsq(task: Task, stats: BinStats, rate: RateConfig, key: jax.Array, progress: Progress | None) -> Compressed:
+    """Weighs bins against storage, at the lmbda given or else at the highest that keeps the limit."""
     importance = task_importance(task, key=key, draws=rate.draws, names=list(stats))
-    price = rate.price
-    if price is None:
-        price = search_price(
+    lmbda = rate.lmbda
+    if lmbda is None:
+        lmbda = search_lmbda(
             task.score,
             task.params,
             task.calibration,
@@ -41,8 +41,8 @@ def _at_price(task: Task, stats: BinStats, rate: RateConfig, key: jax.Array, pro
             rank_by=task.rank_by,
             progress=progress,
         )
-    tree = bin_and_quant_at_price(task.params, stats, importance, price, floor=rate.floor, iterations=rate.iterations)
-    return Compressed(tree, found={"price": f"{price:.4g}"})
+    tree = bin_and_quant_ecsq(task.params, stats, importance, lmbda, floor=rate.floor, iterations=rate.iterations)
+    return Compressed(tree, found={"lmbda": f"{lmbda:.4g}"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class BinAndQuant:
     """Bin & Quant with its sensitivity search (see :func:`bqjax.methods.bins.search_bins`).
 
     With ``rate``, the bins that were found are then weighed against what storing their indices costs (see
-    :func:`bqjax.methods.bins.ecsq.bin_and_quant_at_price`); the task must have ``outputs``.
+    :func:`bqjax.methods.bins.ecsq.bin_and_quant_ecsq`); the task must have ``outputs``.
     """
 
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -75,7 +75,7 @@ class BinAndQuant:
         )
         if self.rate is None or not stats:
             return Compressed(bin_and_quant(task.params, stats), info)
-        return _at_price(task, stats, self.rate, key, progress)._replace(info=info)
+        return _ecsq(task, stats, self.rate, key, progress)._replace(info=info)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,4 +93,4 @@ class GaussianBins:
         stats = gaussian_bins(task.params, self.bins, self.rules)
         if self.rate is None:
             return Compressed(bin_and_quant(task.params, stats))
-        return _at_price(task, stats, self.rate, key, progress)
+        return _ecsq(task, stats, self.rate, key, progress)

@@ -1,4 +1,4 @@
-"""The highest price of storage that a network bears: bisection on calibration data."""
+"""The highest Lagrangian weight of storage that a network bears: bisection on calibration data."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from bqjax.core.leaves import decode
 from bqjax.core.progress import Progress
 from bqjax.core.task import Score, signed
 from bqjax.core.tree import named_leaves
-from bqjax.methods.bins.ecsq import bin_and_quant_at_price
+from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import BinStats
 from bqjax.sensitivity.evaluator import Evaluator
 
-__all__ = ["RateConfig", "search_price"]
+__all__ = ["RateConfig", "search_lmbda"]
 
-# Bounds of the bisection as powers of two of the price at which a bit is worth what a leaf's removal would cost.
+# Bounds of the bisection as powers of two of the lmbda at which a bit is worth what a leaf's removal would cost.
 _LOWEST, _HIGHEST = -12.0, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateConfig:
-    """How bins are weighed against storage, see :func:`bqjax.methods.bins.ecsq.bin_and_quant_at_price`.
+    """How bins are weighed against storage, see :func:`bqjax.methods.bins.ecsq.bin_and_quant_ecsq`.
 
     Attributes:
-      price: what a kilobyte is worth; None finds the highest at which ``max_drop`` holds.
+      lmbda: Lagrangian weight of a bit; None finds the highest at which ``max_drop`` holds.
       max_drop: of the metric on calibration data, all leaves compressed together.
       max_rank_drop: likewise of the ranking metric, which moves in finer steps; None sets no limit.
-      steps: of the bisection for the price; each compresses and scores the network once.
+      steps: of the bisection for the lmbda; each compresses and scores the network once.
       floor: share of the mean importance that every weight has at least.
       draws: random signs for the importance, see :func:`bqjax.sensitivity.importance.output_importance`.
       iterations: of the alternation between values and assignments.
     """
 
-    price: float | None = None
+    lmbda: float | None = None
     max_drop: float = 0.01
     max_rank_drop: float | None = None
     steps: int = 8
@@ -46,14 +46,14 @@ class RateConfig:
     iterations: int = 20
 
     def __post_init__(self) -> None:
-        if self.price is not None and not self.price >= 0:
-            raise ValueError(f"price must not be negative, got {self.price}")
+        if self.lmbda is not None and not self.lmbda >= 0:
+            raise ValueError(f"lmbda must not be negative, got {self.lmbda}")
         for what in ("steps", "draws", "iterations"):
             if getattr(self, what) < 1:
                 raise ValueError(f"{what} must be at least 1, got {getattr(self, what)}")
 
 
-def search_price(
+def search_lmbda(
     score: Score,
     params: Any,
     batches: Sequence[Any],
@@ -65,27 +65,27 @@ def search_price(
     rank_by: str,
     progress: Progress | None = None,
 ) -> float:
-    """Bisects for the highest price whose drops are within the limits of ``config``.
+    """Bisects for the highest lmbda whose drops are within the limits of ``config``.
 
-    The metric on few examples is not quite monotone in the price; what is returned was measured to keep the limit,
-    unless not even the lowest price did.
+    The metric on few examples is not quite monotone in the lmbda; what is returned was measured to keep the limit,
+    unless not even the lowest lmbda did.
 
     Args:
       score, batches: calibration data.
       params: parameters.
-      stats, importance: see :func:`bqjax.methods.bins.ecsq.bin_and_quant_at_price`.
+      stats, importance: see :func:`bqjax.methods.bins.ecsq.bin_and_quant_ecsq`.
       config: limits and number of steps.
       metric, rank_by: what ``max_drop`` and ``max_rank_drop`` speak of.
       progress: called after each step.
 
     Raises:
-      ValueError: no leaf in ``stats``, or the limit does not hold at the lowest price.
+      ValueError: no leaf in ``stats``, or the limit does not hold at the lowest lmbda.
     """
     if not stats:
-        raise ValueError("no leaf to find a price for: the search accepted none")
+        raise ValueError("no leaf to find one lmbda for: the search accepted none")
     leaves = named_leaves(params)
-    damage = sum(float(jnp.mean(importance[n])) * float(jnp.var(leaves[n])) * leaves[n].size / 2 for n in stats)
-    unit = damage / sum(leaves[n].size / 8000 for n in stats) or 1.0
+    distortion = sum(float(jnp.mean(importance[n])) * float(jnp.var(leaves[n])) * leaves[n].size / 2 for n in stats)
+    unit = distortion / sum(leaves[n].size for n in stats) or 1.0
     evaluator = Evaluator(score, batches)
     before = evaluator.baseline(params)
     limits = [(metric, config.max_drop)]
@@ -93,9 +93,7 @@ def search_price(
         limits.append((rank_by, config.max_rank_drop))
 
     def drops(exponent: float) -> list[float]:
-        tree = bin_and_quant_at_price(
-            params, stats, importance, unit * 2**exponent, floor=config.floor, iterations=config.iterations
-        )
+        tree = bin_and_quant_ecsq(params, stats, importance, unit * 2**exponent, floor=config.floor, iterations=config.iterations)
         after = evaluator.baseline(decode(tree))
         return [float(signed(before, by) - signed(after, by)) for by, _ in limits]
 
@@ -106,7 +104,7 @@ def search_price(
     for d, (by, limit) in zip(drops(low), limits, strict=True):
         if not d <= limit + 1e-9:
             raise ValueError(
-                f"these bins cost {d:.4f} of {by.removeprefix('-')} at the lowest price already, more than the limit "
+                f"these bins cost {d:.4f} of {by.removeprefix('-')} at the lowest lmbda already, more than the limit "
                 f"{limit:g}: start from more bins or allow more"
             )
     for step in range(config.steps):
@@ -115,5 +113,5 @@ def search_price(
         low, high = (middle, high) if within(lost) else (low, middle)
         if progress:
             told = ", ".join(f"{by.removeprefix('-')} {d:+.4f}" for d, (by, _) in zip(lost, limits, strict=True))
-            progress(step + 1, config.steps, f"price {unit * 2**middle:.3g}: drop of {told}")
+            progress(step + 1, config.steps, f"lmbda {unit * 2**middle:.3g}: drop of {told}")
     return float(np.float64(unit * 2**low))

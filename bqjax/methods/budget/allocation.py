@@ -1,12 +1,12 @@
-"""Budgets: which option each layer takes, from curves of what options cost and what they do damage.
+"""Budgets: which option each layer takes, from curves of what options cost and what they do distortion.
 
-Every unit (a leaf, or leaves that share a codebook) has options, each with its bytes and its damage. Damages are taken to
+Every unit (a leaf, or leaves that share a codebook) has options, each with its bytes and its distortion. Distortions are taken to
 add up over units, as small independent errors of a network's outputs nearly do. A plan names one option a unit.
 
-On the lower convex hull of a unit's curve each step to the right buys damage with bytes at a slope, and slopes fall. Taking
-the steps of all units in the order of their slopes gives every plan that is best at some price ``p`` for a byte, the minima of
+On the lower convex hull of a unit's curve each step to the right buys distortion with bytes at a slope, and slopes fall. Taking
+the steps of all units in the order of their slopes gives every plan that is best at some lmbda ``p`` for a byte, the minima of
 
-    ``sum_u damage_u(option) + p * bytes_u(option)``;
+    ``sum_u distortion_u(option) + p * bytes_u(option)``;
 
 these are optimal at their own size (Everett 1963). Between two of them a rest of the budget is filled with whatever single
 change helps most.
@@ -24,7 +24,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-__all__ = ["Curves", "Option", "Plan", "hull", "plan_for_damage", "plan_for_size", "plans", "total"]
+__all__ = ["Curves", "Option", "Plan", "hull", "plan_for_distortion", "plan_for_size", "plans", "total"]
 
 
 class Option(NamedTuple):
@@ -32,11 +32,11 @@ class Option(NamedTuple):
 
     Attributes:
       bytes: in the file.
-      damage: to the network, by itself; comparable between units.
+      distortion: to the network, by itself; comparable between units.
     """
 
     bytes: float
-    damage: float
+    distortion: float
 
 
 Curves = Mapping[str, Sequence[Option]]
@@ -47,9 +47,9 @@ Plan = dict[str, int]
 
 
 def total(curves: Curves, plan: Mapping[str, int]) -> Option:
-    """Bytes and damage of a plan."""
+    """Bytes and distortion of a plan."""
     chosen = [curves[unit][i] for unit, i in plan.items()]
-    return Option(math.fsum(o.bytes for o in chosen), math.fsum(o.damage for o in chosen))
+    return Option(math.fsum(o.bytes for o in chosen), math.fsum(o.distortion for o in chosen))
 
 
 def _check(curves: Curves) -> None:
@@ -59,22 +59,22 @@ def _check(curves: Curves) -> None:
         if not len(options):
             raise ValueError(f"unit {unit!r} has no options")
         for option in options:
-            if not (0 <= option.bytes < math.inf and math.isfinite(option.damage)):
+            if not (0 <= option.bytes < math.inf and math.isfinite(option.distortion)):
                 raise ValueError(
-                    f"unit {unit!r} has an option of {option.bytes} bytes and damage {option.damage}: both must be finite"
+                    f"unit {unit!r} has an option of {option.bytes} bytes and distortion {option.distortion}: both must be finite"
                 )
 
 
 def hull(options: Sequence[Option]) -> list[int]:
-    """The options on the lower convex hull: ascending in bytes, descending in damage, with falling slopes.
+    """The options on the lower convex hull: ascending in bytes, descending in distortion, with falling slopes.
 
     >>> hull([Option(0, 10), Option(4, 7), Option(5, 0), Option(9, 1), Option(5, 3)])
     [0, 2]
     """
-    order = sorted(range(len(options)), key=lambda i: (options[i].bytes, options[i].damage, i))
+    order = sorted(range(len(options)), key=lambda i: (options[i].bytes, options[i].distortion, i))
     kept: list[int] = []
     for i in order:
-        if kept and options[i].damage >= options[kept[-1]].damage:
+        if kept and options[i].distortion >= options[kept[-1]].distortion:
             continue  # as large or larger, and no better
         while len(kept) > 1 and _slope(options[kept[-2]], options[kept[-1]]) <= _slope(options[kept[-1]], options[i]):
             kept.pop()
@@ -83,16 +83,16 @@ def hull(options: Sequence[Option]) -> list[int]:
 
 
 def _slope(a: Option, b: Option) -> float:
-    """Damage saved a byte on the way from ``a`` to the larger ``b``."""
+    """Distortion saved a byte on the way from ``a`` to the larger ``b``."""
     more = b.bytes - a.bytes
-    return (a.damage - b.damage) / more if more > 0 else math.inf
+    return (a.distortion - b.distortion) / more if more > 0 else math.inf
 
 
 def plans(curves: Curves) -> list[Plan]:
-    """All plans that are best at some price, from the smallest to that of least damage; each differs in one unit's step.
+    """All plans that are best at some lmbda, from the smallest to that of least distortion; each differs in one unit's step.
 
     Raises:
-      ValueError: no units, a unit without options, bytes or damages that are not finite.
+      ValueError: no units, a unit without options, bytes or distortions that are not finite.
     """
     _check(curves)
     hulls = {unit: hull(options) for unit, options in curves.items()}
@@ -109,7 +109,7 @@ def plans(curves: Curves) -> list[Plan]:
 
 
 def plan_for_size(curves: Curves, target: float) -> Plan:
-    """The plan of least damage found within ``target`` bytes.
+    """The plan of least distortion found within ``target`` bytes.
 
     Raises:
       ValueError: no plan is as small; the message says the smallest size. See also :func:`plans`.
@@ -142,15 +142,15 @@ def _filled(curves: Curves, plan: Plan, limit: float, *, spent: int, saved: int)
         plan[unit] = i
 
 
-def plan_for_damage(curves: Curves, limit: float) -> Plan:
-    """The smallest plan found whose damage is at most ``limit``.
+def plan_for_distortion(curves: Curves, limit: float) -> Plan:
+    """The smallest plan found whose distortion is at most ``limit``.
 
     Raises:
-      ValueError: no plan does so little damage; the message says the least. See also :func:`plans`.
+      ValueError: no plan does so little distortion; the message says the least. See also :func:`plans`.
     """
     path = plans(curves)
-    least = total(curves, path[-1]).damage
+    least = total(curves, path[-1]).distortion
     if least > limit:
-        raise ValueError(f"no plan does at most {limit:.4g} of damage: the least is {least:.4g}")
-    fitting = next(plan for plan in path if total(curves, plan).damage <= limit)
+        raise ValueError(f"no plan does at most {limit:.4g} of distortion: the least is {least:.4g}")
+    fitting = next(plan for plan in path if total(curves, plan).distortion <= limit)
     return _filled(curves, fitting, limit, spent=1, saved=0)

@@ -1,6 +1,6 @@
 """Rate-distortion curves of a network's layers, measured: what :mod:`bqjax.methods.budget.allocation` plans on.
 
-Damage is what storing one unit in one way, all others left alone, does to the outputs: the mean over calibration examples of
+Distortion is what storing one unit in one way, all others left alone, does to the outputs: the mean over calibration examples of
 ``sum (z - z0)^2``. It needs no labels, is never negative, and of small independent changes it adds up. ``"loss"``, what the
 ranking metric loses, stands beside it, and alone where a task has no outputs.
 """
@@ -32,16 +32,16 @@ from bqjax.sensitivity.evaluator import Evaluator
 __all__ = ["LayerCurves", "Measured", "units"]
 
 _GROUPED = 4096  # leaves of one dimension and at most so many weights share a codebook with those of their kind
-_FINEST = 0.3  # exponents of prices closer than this are not told apart any further
-_LOWEST, _HIGHEST = -14.0, 4.0  # exponents of prices that are tried
+_FINEST = 0.3  # exponents of lmbdas closer than this are not told apart any further
+_LOWEST, _HIGHEST = -14.0, 4.0  # exponents of lmbdas that are tried
 
 
 class Measured(NamedTuple):
-    """One option of a unit: its setting (None leaves the unit alone), bytes, and damages by what they are measured in."""
+    """One option of a unit: its setting (None leaves the unit alone), bytes, and distortions by what they are measured in."""
 
     setting: Setting | None
     bytes: int
-    damages: Mapping[str, float]
+    distortions: Mapping[str, float]
 
 
 def units(params: Any) -> dict[str, tuple[str, ...]]:
@@ -72,7 +72,7 @@ class _Given:
 
 
 class LayerCurves:
-    """Options of every unit with their measured bytes and damages; grows as more are asked for.
+    """Options of every unit with their measured bytes and distortions; grows as more are asked for.
 
     Args:
       task: the network; only its calibration data is used.
@@ -128,7 +128,7 @@ class LayerCurves:
 
     @property
     def kinds(self) -> list[str]:
-        """What damages are measured in."""
+        """What distortions are measured in."""
         return (["outputs"] if self._task.outputs is not None else []) + ["loss"]
 
     def _prepare(self) -> tuple[Evaluator, float]:
@@ -150,29 +150,29 @@ class LayerCurves:
         evaluator = Evaluator(score, batches)
         return evaluator, evaluator.baseline(task.params)["loss"]
 
-    def _unit_price(self, unit: str) -> float:
-        """What a kilobyte is worth where a bit is worth what a weight's removal would cost on average."""
+    def _unit_lmbda(self, unit: str) -> float:
+        """The lmbda at which a bit is worth what a weight's removal would cost on average."""
         members = self.units[unit]
         importance = np.concatenate([np.ravel(self._importance[n]) for n in members]).astype(np.float64)
         weights = np.concatenate([np.ravel(np.asarray(self.weights[n])) for n in members]).astype(np.float64)
         mean = float(importance.mean()) or 1.0
-        return 4000 * mean * (float(weights.var()) or 1.0)
+        return 0.5 * mean * (float(weights.var()) or 1.0)
 
     def _offered(self, unit: str) -> list[Setting]:
         config, leaf = self._config, self.weights[unit]
         if leaf.ndim < 2:
             return [Values(bins=n) for n in config.vectors]
-        prices = [self._price(unit, e) for e in config.prices]
-        made: list[Setting] = [Values(bins=n, price=p) for n in config.bins for p in prices]
+        lmbdas = [self._lmbda(unit, e) for e in config.exponents]
+        made: list[Setting] = [Values(bins=n, lmbda=p) for n in config.bins for p in lmbdas]
         row = leaf.size // leaf.shape[-1]
         for d, bits in config.blocks:
             # A codebook of a quarter of the leaf saves nothing.
             if d <= row and 4 * 2**bits * d <= leaf.size:
-                made += [Blocks(d=d, bits=bits, price=p) for p in prices]
+                made += [Blocks(d=d, bits=bits, lmbda=p) for p in lmbdas]
         return made
 
-    def _price(self, unit: str, exponent: float) -> float:
-        return float(f"{self._unit_price(unit) * 2**exponent:.5g}")  # short enough to be read in a plan
+    def _lmbda(self, unit: str, exponent: float) -> float:
+        return float(f"{self._unit_lmbda(unit) * 2**exponent:.5g}")  # short enough to be read in a plan
 
     def leaves(self, unit: str, setting: Setting | None) -> dict[str, Clustered]:
         """The unit's leaves in compressed form; none where it is left alone."""
@@ -205,21 +205,24 @@ class LayerCurves:
             decoded = {name: leaf.decode() for name, leaf in made.items()}
             (found,) = self._evaluator.scores(self._task.params, list(self.units[unit]), _Given(), [np.float32(0)], context=decoded)
             self.measured += 1
-            damages = {"outputs": found["outputs"]} if "outputs" in found else {}
-            damages["loss"] = max(0.0, found["loss"] - self._base)
-            return {"bytes": self._bytes(unit, made), "damages": {k: v if math.isfinite(v) else None for k, v in damages.items()}}
+            distortions = {"outputs": found["outputs"]} if "outputs" in found else {}
+            distortions["loss"] = max(0.0, found["loss"] - self._base)
+            return {
+                "bytes": self._bytes(unit, made),
+                "distortions": {k: v if math.isfinite(v) else None for k, v in distortions.items()},
+            }
 
         key = hashlib.sha256(repr((self.units[unit], setting, self._coder)).encode()).hexdigest()[:32]
         found = self._journal.measure(key, measure)
-        if all(value is not None for value in found["damages"].values()):  # a network that says NaN is no option
-            self.options[unit].append(Measured(setting, found["bytes"], found["damages"]))
+        if all(value is not None for value in found["distortions"].values()):  # a network that says NaN is no option
+            self.options[unit].append(Measured(setting, found["bytes"], found["distortions"]))
 
     def curves(self, kind: str) -> Curves:
-        """The curves in one kind of damage."""
-        return {u: [Option(o.bytes, o.damages[kind]) for o in options] for u, options in self.options.items()}
+        """The curves in one kind of distortion."""
+        return {u: [Option(o.bytes, o.distortions[kind]) for o in options] for u, options in self.options.items()}
 
     def refine(self, plan: Plan, kind: str) -> int:
-        """Measures prices next to those of a plan and of the next smaller plan on the hull; gives how many are new."""
+        """Measures lmbdas next to those of a plan and of the next smaller plan on the hull; gives how many are new."""
         before = sum(map(len, self.options.values()))
         for unit, chosen in plan.items():
             kept = hull(self.curves(kind)[unit])
@@ -229,18 +232,18 @@ class LayerCurves:
         return sum(map(len, self.options.values())) - before
 
     def _refine_near(self, unit: str, setting: Setting | None) -> None:
-        if setting is None or not setting.price:
+        if setting is None or not setting.lmbda:
             return
         known = sorted(
-            o.setting.price for o in self.options[unit] if o.setting is not None and _family(o.setting) == _family(setting)
+            o.setting.lmbda for o in self.options[unit] if o.setting is not None and _family(o.setting) == _family(setting)
         )
-        base, at = self._unit_price(unit), known.index(setting.price)
+        base, at = self._unit_lmbda(unit), known.index(setting.lmbda)
         exponents = [math.log2(p / base) for p in known]
         here = exponents[at]
         beside = [exponents[i] if 0 <= i < len(known) else here + step for i, step in ((at - 1, -4.0), (at + 1, 4.0))]
         for other in beside:
             if abs(other - here) > _FINEST and _LOWEST <= (middle := (other + here) / 2) <= _HIGHEST:
-                self.add(unit, with_fields(setting, price=self._price(unit, middle)))
+                self.add(unit, with_fields(setting, lmbda=self._lmbda(unit, middle)))
 
     def layers(self, plan: Plan) -> tuple[Layer, ...]:
         """What :class:`bqjax.methods.budget.plan.Planned` takes."""
@@ -256,10 +259,10 @@ class LayerCurves:
 
 
 def _family(setting: Setting) -> Setting:
-    """A setting without its price."""
-    return with_fields(setting, price=0.0)
+    """A setting without its lmbda."""
+    return with_fields(setting, lmbda=0.0)
 
 
 def _short(setting: Setting) -> str:
     what = f"{setting.bins} values" if isinstance(setting, Values) else f"{setting.bits} bits for {setting.d}"
-    return f"{what} at {setting.price:g}"
+    return f"{what} at {setting.lmbda:g}"

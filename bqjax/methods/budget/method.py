@@ -17,7 +17,7 @@ __all__ = ["WithinBudget"]
 
 @dataclass(frozen=True, kw_only=True)
 class WithinBudget:
-    """The smallest file at some drop, or the least damage at some size, layer by layer (see :mod:`bqjax.methods.budget.search`).
+    """The smallest file at some drop, or the least distortion at some size, layer by layer (see :mod:`bqjax.methods.budget.search`).
 
     Attributes:
       max_drop: largest drop of the task's metric on the calibration data, as a fraction.

@@ -1,4 +1,4 @@
-"""A method that stores every layer as a plan says: values or blocks of its own, each against a price.
+"""A method that stores every layer as a plan says: values or blocks of its own, each against an entropy cost.
 
 Plans are made by :mod:`bqjax.methods.budget.search`, or by hand.
 """
@@ -21,9 +21,9 @@ from bqjax.core.progress import Progress
 from bqjax.core.rules import Rule
 from bqjax.core.task import Task
 from bqjax.core.tree import named_leaves, replace
-from bqjax.kmeans.ecvq import blocks_at_price, trim_blocks
+from bqjax.kmeans.ecvq import constrained_blocks, trim_blocks
 from bqjax.methods.base import Compressed
-from bqjax.methods.bins.ecsq import bin_and_quant_at_price
+from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import BinConfig, gaussian_bins
 from bqjax.methods.gwk.cluster import gwk_cluster
 from bqjax.methods.gwk.config import GWKConfig
@@ -37,49 +37,49 @@ _HALF_ERROR = 2.0**-11
 
 @dataclass(frozen=True, kw_only=True)
 class Values:
-    """Shared values: Gaussian bins, then weighed against storage (see :func:`bqjax.methods.bins.ecsq.bin_and_quant_at_price`).
+    """Shared values: Gaussian bins, then weighed against storage (see :func:`bqjax.methods.bins.ecsq.bin_and_quant_ecsq`).
 
     Attributes:
-      bins: to start from; the price leaves fewer.
-      price: of a kilobyte.
+      bins: to start from; the lmbda leaves fewer.
+      lmbda: Lagrangian weight of a bit.
       sigma_scale: factor on the standard deviation that places the first bins.
     """
 
     bins: int = 16
-    price: float = 0.0
+    lmbda: float = 0.0
     sigma_scale: float = 1.6
 
     def __post_init__(self) -> None:
         BinConfig(n_bins=self.bins, sigma_scale=self.sigma_scale)
-        _check_price(self.price)
+        _check_lmbda(self.lmbda)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """Shared blocks: product quantisation (see :func:`bqjax.methods.gwk.cluster.gwk_cluster`), then weighed against storage.
+    """Shared blocks: product quantization (see :func:`bqjax.methods.gwk.cluster.gwk_cluster`), then weighed against storage.
 
     Attributes:
       d: weights of a block.
-      bits: of an index at first; the price leaves fewer.
-      price: of a kilobyte, see :func:`bqjax.kmeans.ecvq.blocks_at_price`; at 0 the blocks stay as clustered.
+      bits: of an index at first; the lmbda leaves fewer.
+      lmbda: Lagrangian weight of a bit, see :func:`bqjax.kmeans.ecvq.constrained_blocks`; at 0 the blocks stay as clustered.
     """
 
     d: int = 2
     bits: int = 6
-    price: float = 0.0
+    lmbda: float = 0.0
 
     def __post_init__(self) -> None:
         self.config("none")
-        _check_price(self.price)
+        _check_lmbda(self.lmbda)
 
     def config(self, weighting: Any) -> GWKConfig:
         """The clustering that blocks start from."""
         return GWKConfig(bits=self.bits, cv=self.d, pw=self.d, weighting=weighting)
 
 
-def _check_price(price: float) -> None:
-    if not (price >= 0 and np.isfinite(price)):
-        raise ValueError(f"price must be finite and not negative, got {price}")
+def _check_lmbda(lmbda: float) -> None:
+    if not (lmbda >= 0 and np.isfinite(lmbda)):
+        raise ValueError(f"lmbda must be finite and not negative, got {lmbda}")
 
 
 Setting = Values | Blocks
@@ -124,9 +124,9 @@ def compress_layer(
       params: parameters, concrete.
       layer: leaves and setting.
       importance: by leaf name, see :func:`weights_importance`.
-      key: a ``jax.random`` key; draws depend on it, the layer's names and its block size and bits, not on the price.
-      floor, iterations: see :func:`bqjax.methods.bins.ecsq.bin_and_quant_at_price`.
-      starts: keeps blocks as they are before any price, which layers of one leaf and different prices share; grows.
+      key: a ``jax.random`` key; draws depend on it, the layer's names and its block size and bits, not on the lmbda.
+      floor, iterations: see :func:`bqjax.methods.bins.ecsq.bin_and_quant_ecsq`.
+      starts: keeps blocks as they are before any lmbda, which layers of one leaf and different lmbdas share; grows.
 
     Raises:
       ValueError: a leaf that does not exist or cannot be compressed so; the message names it.
@@ -143,7 +143,7 @@ def compress_layer(
     if isinstance(setting, Values):
         start = BinConfig(n_bins=setting.bins, sigma_scale=setting.sigma_scale)
         stats = gaussian_bins(own, start, [Rule(glob.escape(name), group=group) for name in own])
-        tree = bin_and_quant_at_price(own, stats, importance, setting.price, floor=floor, iterations=iterations)
+        tree = bin_and_quant_ecsq(own, stats, importance, setting.lmbda, floor=floor, iterations=iterations)
         return {name: _with_short_codebook(tree[name]) for name in own}
     if group is not None:
         raise ValueError(f"leaves {', '.join(own)} share blocks, which one leaf alone can have: give each a layer of its own")
@@ -156,8 +156,8 @@ def compress_layer(
         tree, _ = gwk_cluster(own, weighting, key=key, config=setting.config("coordinate"), rules=[Rule(glob.escape(name))])
         starts[at] = tree[name]
     made = starts[at]
-    if setting.price:
-        made = blocks_at_price(leaf, importance[name], made, setting.price, floor=floor, iterations=iterations)
+    if setting.lmbda:
+        made = constrained_blocks(leaf, importance[name], made, setting.lmbda, floor=floor, iterations=iterations)
     else:
         codebook, indices = trim_blocks(made.codebook, made.indices)
         made = with_fields(made, codebook=codebook, indices=indices)
@@ -183,7 +183,7 @@ class Planned:
     Attributes:
       layers: what is compressed and how; a leaf can be named once, other leaves are left as they are.
       draws: for the importance of weights.
-      floor, iterations: see :func:`bqjax.methods.bins.ecsq.bin_and_quant_at_price`.
+      floor, iterations: see :func:`bqjax.methods.bins.ecsq.bin_and_quant_ecsq`.
     """
 
     layers: Sequence[Layer]
@@ -221,16 +221,16 @@ class BudgetConfig:
     Attributes:
       bins: values that leaves start from.
       blocks: ``(d, bits)`` of the blocks that leaves start from; those too large for a leaf are not offered to it.
-      prices: exponents ``e``; a leaf's prices are ``2^e`` times that at which a bit is worth what the leaf's removal would
+      exponents: exponents ``e``; a leaf's lmbdas are ``2^e`` times that at which a bit is worth what the leaf's removal would
         cost by its importance.
       vectors: values offered to leaves of fewer than two dimensions, which share a codebook with those of their kind.
       draws, floor, iterations: see :class:`Planned`.
-      refine: how often prices between those around the plan's are measured and planned with, too.
+      refine: how often lmbdas between those around the plan's are measured and planned with, too.
     """
 
     bins: tuple[int, ...] = (16,)
     blocks: tuple[tuple[int, int], ...] = ((2, 6), (4, 8))
-    prices: tuple[float, ...] = (-9.0, -7.0, -5.0, -3.0, -1.0)
+    exponents: tuple[float, ...] = (-9.0, -7.0, -5.0, -3.0, -1.0)
     vectors: tuple[int, ...] = (32, 128)
     draws: int = 8
     floor: float = 0.02
@@ -238,8 +238,8 @@ class BudgetConfig:
     refine: int = 3
 
     def __post_init__(self) -> None:
-        if not self.prices or list(self.prices) != sorted(set(self.prices)):
-            raise ValueError(f"prices must be ascending exponents, at least one, got {self.prices}")
+        if not self.exponents or list(self.exponents) != sorted(set(self.exponents)):
+            raise ValueError(f"exponents must be ascending, at least one, got {self.exponents}")
         if not self.bins and not self.blocks:
             raise ValueError("neither bins nor blocks are offered: a plan could only leave everything as it is")
         if self.refine < 0:

@@ -1,8 +1,8 @@
 """Plans for a budget, verified: a proposal on the curves is compressed, decoded and scored before it is believed.
 
-Damages add up over layers only nearly. What was asked for (bytes of the file, or a drop on the calibration data) is therefore
+Distortions add up over layers only nearly. What was asked for (bytes of the file, or a drop on the calibration data) is therefore
 measured on the network as a whole, and the proposal is moved along the curves, step by step of their hulls, until it holds.
-Prices next to those of the plan are then measured, and everything is done again on the finer curves.
+Lmbdas next to those of the plan are then measured, and everything is done again on the finer curves.
 
 A drop on a few hundred examples is an estimate, and the smallest plan that keeps a limit tends to be one whose examples were
 lucky. With a confidence ``c`` a plan must keep the limit at the one-sided bound ``drop + Phi^-1(c) se``, with ``se`` the standard
@@ -56,8 +56,8 @@ class BudgetPlan:
     Attributes:
       method: stores the network so.
       units: largest first.
-      kind: of damage, that the plan was made by.
-      predicted: bytes of the leaves, and the sum of their damages.
+      kind: of distortion, that the plan was made by.
+      predicted: bytes of the leaves, and the sum of their distortions.
       file_bytes: of the file, as written with the coder that was asked for.
       drop, rank_drop: of the metric and of the ranking metric on the calibration data, of what the file decodes to.
       drop_error: standard error of ``drop``, of paired differences; None where the task's predictions do not tell.
@@ -151,7 +151,7 @@ class _Search:
         return path[high], self.verdict(path[high])
 
     def for_size(self, kind: str, target: int) -> tuple[Plan, _Verdict]:
-        """The plan of least damage whose file fits, and its verdict."""
+        """The plan of least distortion whose file fits, and its verdict."""
         curves = self.curves.curves(kind)
         smallest = plans(curves)[0]
         found = self.verdict(smallest)
@@ -168,7 +168,7 @@ class _Search:
             plan = plan_for_size(curves, budget)
             found = self.verdict(plan)
             gap = target - found.file_bytes
-            if gap >= 0 and total(curves, plan).damage <= total(curves, best[0]).damage:
+            if gap >= 0 and total(curves, plan).distortion <= total(curves, best[0]).distortion:
                 best = plan, found
             if 0 <= gap <= _FILL * target:
                 break
@@ -197,7 +197,7 @@ def find_plan(
       task: the network; only its calibration data is used.
       config: what the layers are offered; None is ``BudgetConfig()``.
       key: a ``jax.random`` key; the same key gives the same plan.
-      target_bytes: the file has at most so many bytes and does the least damage.
+      target_bytes: the file has at most so many bytes and does the least distortion.
       max_drop: or the metric drops by at most so much on the calibration data, as a fraction, and the file is the smallest.
       confidence: with ``max_drop``, of a one-sided bound that must keep it, at least 0.5 and below 1; at 0.5 the measured drop
         itself counts.
@@ -254,7 +254,7 @@ def find_plan(
                     best = better(verdict), plan, kind, verdict
                 if not rounds_left or not curves.refine(plan, kind):
                     break
-        if best is None:  # there is at least one kind of damage; here for the type checker
+        if best is None:  # there is at least one kind of distortion; here for the type checker
             raise RuntimeError("nothing was planned")
         _, plan, kind, verdict = best
         units = [

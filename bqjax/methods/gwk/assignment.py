@@ -1,7 +1,7 @@
 """Which codebook entry stands for a block: the nearest, or one that also costs few bits.
 
 Indices are entropy-coded, so that an entry that is used often is short, ``l_j = -log2 p_j`` bits, where ``p_j`` is the share of
-all blocks of its codebook (leaves of a group together) that have entry ``j``. With a price ``r`` for a bit, in squared distance,
+all blocks of its codebook (leaves of a group together) that have entry ``j``. With one lmbda ``r`` for a bit, in squared distance,
 each block takes the entry that minimises
 
     ``|x - c_j|^2 + r l_j``.
@@ -28,11 +28,11 @@ from bqjax.core.tree import named_leaves, replace
 from bqjax.kmeans.assignment import nearest_block
 from bqjax.kmeans.codebooks import clustered_leaves, codebook_name
 
-__all__ = ["assign", "code_lengths", "followed_prices", "index_bits", "unit_prices"]
+__all__ = ["assign", "code_lengths", "followed_lmbdas", "index_bits", "unit_lmbdas"]
 
-# Bits that are too many raise a price by this share a step, for each bit of an index; at most by the second number.
+# Bits that are too many raise one lmbda by this share a step, for each bit of an index; at most by the second number.
 _GAIN, _MOST = 0.05, 0.1
-# Within what multiples of a codebook's unit price (see unit_prices) prices stay.
+# Within what multiples of a codebook's unit lmbda (see unit_lmbdas) lmbdas stay.
 _RANGE = (1e-3, 4.0)
 
 
@@ -55,7 +55,7 @@ def index_bits(tree: Any) -> dict[str, jax.Array]:
     return {name: lengths[codebook_name(name, leaf)][jnp.asarray(leaf.indices)].mean() for name, leaf in leaves}
 
 
-def unit_prices(params: Any, tree: Any) -> dict[str, jax.Array]:
+def unit_lmbdas(params: Any, tree: Any) -> dict[str, jax.Array]:
     """What a bit buys where a codebook is fine, ``(2 ln 2 / d) E`` by the names of codebooks. Traceable.
 
     ``E`` is the mean squared distance of a block from its entry. By ``E ~ 2^(-2 bits / d)`` that is what one more bit takes from
@@ -82,39 +82,39 @@ def _error(weight: jax.Array, leaf: Clustered) -> jax.Array:
     return jnp.where(real, jnp.square(x - entries[jnp.asarray(leaf.indices)]), 0).sum()
 
 
-def followed_prices(prices: Mapping[str, Any], bits: Mapping[str, float], params: Any, tree: Any) -> dict[str, jax.Array]:
-    """Prices one step nearer to those at which indices take so many bits. Traceable.
+def followed_lmbdas(lmbdas: Mapping[str, Any], bits: Mapping[str, float], params: Any, tree: Any) -> dict[str, jax.Array]:
+    """Lmbdas one step nearer to those at which indices take so many bits. Traceable.
 
     Args:
-      prices: of a bit, ``[]`` by leaf, in squared distance.
+      lmbdas: of a bit, ``[]`` by leaf, in squared distance.
       bits: what the mean index of each leaf shall take.
-      params, tree: weights, and the clustered tree that came of these prices.
+      params, tree: weights, and the clustered tree that came of these lmbdas.
 
     Raises:
-      ValueError: there is no price of a leaf whose bits are set.
+      ValueError: there is no lmbda of a leaf whose bits are set.
     """
-    if lacking := [name for name in bits if name not in prices]:
-        raise ValueError(f"bits are set for {lacking[0]!r}, of which the state has no price: give gwk_init the same bits")
-    now, units, new = index_bits(tree), unit_prices(params, tree), {}
+    if lacking := [name for name in bits if name not in lmbdas]:
+        raise ValueError(f"bits are set for {lacking[0]!r}, of which the state has no lmbda: give gwk_init the same bits")
+    now, units, new = index_bits(tree), unit_lmbdas(params, tree), {}
     leaves = clustered_leaves(tree)
     for name, target in bits.items():
         unit = units[codebook_name(name, leaves[name])]
         step = jnp.exp(jnp.clip(_GAIN * (now[name] - target), -_MOST, _MOST))
-        new[name] = jnp.clip(prices[name] * step, _RANGE[0] * unit, _RANGE[1] * unit)
+        new[name] = jnp.clip(lmbdas[name] * step, _RANGE[0] * unit, _RANGE[1] * unit)
     return new
 
 
-def assign(params: Any, tree: Any, *, rate: float = 0.0, prices: Mapping[str, Any] | None = None) -> Any:
+def assign(params: Any, tree: Any, *, rate: float = 0.0, lmbdas: Mapping[str, Any] | None = None) -> Any:
     """The clustered tree with every block's index that of the nearest entry of its codebook, by plain distance. Traceable.
 
     With a ``rate``, entries that are used often count as nearer: a bit weighs ``rate`` times what it buys where a codebook is
-    fine (:func:`unit_prices`). Small rates save bits at almost no error, whose change is of second order.
+    fine (:func:`unit_lmbdas`). Small rates save bits at almost no error, whose change is of second order.
 
     Args:
       params: weights, of the names and shapes that ``tree`` stands for.
       tree: a tree whose :class:`bqjax.core.leaves.Clustered` leaves have the codebooks.
       rate: weight of a bit, at least 0.
-      prices: or what a bit weighs, ``[]`` in squared distance, for the leaves named.
+      lmbdas: or what a bit weighs, ``[]`` in squared distance, for the leaves named.
 
     Returns:
       ``tree`` with new indices; leaves that are not clustered are those of ``params``.
@@ -129,18 +129,18 @@ def assign(params: Any, tree: Any, *, rate: float = 0.0, prices: Mapping[str, An
     """
     if not (math.isfinite(rate) and rate >= 0):
         raise ValueError(f"the rate must be finite and at least 0, got {rate}")
-    weights, leaves, prices = named_leaves(params), clustered_leaves(tree), prices or {}
+    weights, leaves, lmbdas = named_leaves(params), clustered_leaves(tree), lmbdas or {}
     for name, leaf in leaves.items():
         if name not in weights or np.shape(weights[name]) != leaf.shape:
             found = np.shape(weights[name]) if name in weights else "nothing"
             raise ValueError(f"clustered leaf {name!r} stands for weights of shape {leaf.shape}, the parameters have {found}")
-    lengths = code_lengths(tree) if rate or prices else {}
-    units = unit_prices(params, tree) if rate else {}
+    lengths = code_lengths(tree) if rate or lmbdas else {}
+    units = unit_lmbdas(params, tree) if rate else {}
     arguments = {}
     for name, leaf in leaves.items():
         key = codebook_name(name, leaf)
         real = block_mask(leaf.shape, leaf.axis_order, leaf.d)
-        a_bit = prices[name] if name in prices else rate * units[key] if rate else None
+        a_bit = lmbdas[name] if name in lmbdas else rate * units[key] if rate else None
         arguments[name] = (
             float_blocks(jnp.asarray(weights[name]), leaf.axis_order, leaf.d),
             leaf.entries().astype(jnp.float32),
@@ -151,5 +151,5 @@ def assign(params: Any, tree: Any, *, rate: float = 0.0, prices: Mapping[str, An
     return replace(params, {name: with_fields(leaves[name], indices=index) for name, index in indices.items()})
 
 
-def _nearest(x: jax.Array, codebook: jax.Array, mask: jax.Array | None, price: jax.Array | None) -> jax.Array:
-    return nearest_block(x, codebook, mask=mask, price=price)
+def _nearest(x: jax.Array, codebook: jax.Array, mask: jax.Array | None, lmbda: jax.Array | None) -> jax.Array:
+    return nearest_block(x, codebook, mask=mask, lmbda=lmbda)

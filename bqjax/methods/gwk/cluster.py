@@ -1,4 +1,4 @@
-"""GWK, gradient-weighted k-means: product quantisation that keeps the weights whose gradients are large.
+"""GWK, gradient-weighted k-means: product quantization that keeps the weights whose gradients are large.
 
 A weight is laid out as blocks of ``d`` neighbouring inputs of one output channel (:mod:`bqjax.core.blocks`), and the blocks
 are clustered into ``k = 2^bits`` with the mean absolute gradient of each as its weight:
@@ -205,6 +205,6 @@ def gwk_cluster(
             for name, part in zip(job.names, jnp.split(indices, ends[:-1]) if len(ends) > 1 else [indices], strict=True):
                 order = output_first(len(shapes[name]))
                 clustered[name] = Clustered(part.astype(index_dtype(k)), codebook, shapes[name], dtype, order, group=job.group)
-            price = bits_per_weight({name: clustered[name] for name in job.names})
-            info.update({name: LeafInfo(result.mse, used, result.repaired, result.iterations, price) for name in job.names})
+            lmbda = bits_per_weight({name: clustered[name] for name in job.names})
+            info.update({name: LeafInfo(result.mse, used, result.repaired, result.iterations, lmbda) for name in job.names})
     return replace(params, clustered), {name: info[name] for name in taken}

@@ -36,7 +36,7 @@ class GWKConfig:
       pw: weights of a block in pointwise convolutions and dense layers.
       weighting: ``"block"`` weighs a block by the mean of its ``|grad|`` (the paper); ``"coordinate"`` weighs every entry by
         its own, in means and in distances (with squared gradients in place of gradients: diagonal Fisher); ``"none"``
-        ignores gradients (plain product quantisation).
+        ignores gradients (plain product quantization).
       iterations: most iterations of k-means.
     """
 

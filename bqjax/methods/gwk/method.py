@@ -20,10 +20,10 @@ __all__ = ["GWK"]
 
 @dataclass(frozen=True, kw_only=True)
 class GWK:
-    """Product quantisation of blocks (see :func:`bqjax.methods.gwk.cluster.gwk_cluster`), weighted by the loss's gradient or not.
+    """Product quantization of blocks (see :func:`bqjax.methods.gwk.cluster.gwk_cluster`), weighted by the loss's gradient or not.
 
     Attributes:
-      config: bits, block sizes and weighting; ``weighting="none"`` is plain product quantisation and needs no data.
+      config: bits, block sizes and weighting; ``weighting="none"`` is plain product quantization and needs no data.
       rules: which leaves, with a config or a number of bits of their own.
     """
 

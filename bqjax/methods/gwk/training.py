@@ -29,13 +29,13 @@ from bqjax.core.blocks import block_mask, float_blocks
 from bqjax.core.tree import named_leaves, replace
 from bqjax.kmeans.assignment import weighted_sums
 from bqjax.kmeans.codebooks import clustered_leaves, codebook_name, codebooks, with_codebooks
-from bqjax.methods.gwk.assignment import assign, followed_prices, unit_prices
+from bqjax.methods.gwk.assignment import assign, followed_lmbdas, unit_lmbdas
 from bqjax.methods.gwk.config import Weighting, block_weights
 
 __all__ = ["GWKState", "gwk_init", "gwk_update", "straight_through"]
 
-# Of the unit price, where prices follow set bits.
-_FIRST_PRICE = 0.3
+# Of the unit lmbda, where lmbdas follow set bits.
+_FIRST_LMBDA = 0.3
 
 
 @jax.custom_vjp
@@ -83,13 +83,13 @@ class GWKState(NamedTuple):
       tree: the clustered tree.
       moments: running ``sum g w`` of every codebook entry, ``[k, d]`` by the names of :func:`bqjax.kmeans.codebooks.codebooks`.
       masses: running ``sum g``, ``[k, d]``: coordinates differ where blocks are padded or weighted by coordinate.
-      prices: what a bit of an index weighs, ``[]`` in squared distance, for the leaves whose bits are set.
+      lmbdas: what a bit of an index weighs, ``[]`` in squared distance, for the leaves whose bits are set.
     """
 
     tree: Any
     moments: dict[str, jax.Array]
     masses: dict[str, jax.Array]
-    prices: dict[str, jax.Array]
+    lmbdas: dict[str, jax.Array]
 
 
 class _Sums(NamedTuple):
@@ -138,9 +138,9 @@ def gwk_init(
       ValueError: ``bits`` names a leaf that is not clustered, or more bits than its indices have.
     """
     sums = _sums(params, grads, tree, weighting)
-    prices = {}
+    lmbdas = {}
     if bits:
-        units, leaves = unit_prices(params, tree), clustered_leaves(tree)
+        units, leaves = unit_lmbdas(params, tree), clustered_leaves(tree)
         for name, target in bits.items():
             if name not in leaves:
                 raise ValueError(f"bits are set for {name!r}, which is not clustered; clustered are {', '.join(leaves)}")
@@ -148,8 +148,8 @@ def gwk_init(
                 raise ValueError(
                     f"indices of {name!r} have {math.log2(leaves[name].k):g} bits, so that {target} cannot be their mean"
                 )
-            prices[name] = _FIRST_PRICE * units[codebook_name(name, leaves[name])]
-    return GWKState(tree, {key: s.moment for key, s in sums.items()}, {key: s.mass for key, s in sums.items()}, prices)
+            lmbdas[name] = _FIRST_LMBDA * units[codebook_name(name, leaves[name])]
+    return GWKState(tree, {key: s.moment for key, s in sums.items()}, {key: s.mass for key, s in sums.items()}, lmbdas)
 
 
 def gwk_update(
@@ -178,7 +178,7 @@ def gwk_update(
       weighting: see :class:`bqjax.methods.gwk.cluster.GWKConfig`.
       rate: what a bit of entropy-coded indices weighs, see :func:`bqjax.methods.gwk.assignment.assign`.
       bits: or what the mean entropy-coded index of some leaves shall take, in bits by the leaf's name; the state then has their
-        prices, which rise while indices take more and fall while they take less.
+        lmbdas, which rise while indices take more and fall while they take less.
 
     Returns:
       The new state; leaves of its tree that are not clustered are those of ``params``.
@@ -186,8 +186,8 @@ def gwk_update(
     Raises:
       ValueError: ``bits`` that :func:`gwk_init` was not given; whatever :func:`bqjax.methods.gwk.assignment.assign` refuses.
     """
-    fresh = assign(params, state.tree, rate=rate, prices=state.prices)
-    prices = followed_prices(state.prices, bits, params, fresh) if bits else state.prices
+    fresh = assign(params, state.tree, rate=rate, lmbdas=state.lmbdas)
+    lmbdas = followed_lmbdas(state.lmbdas, bits, params, fresh) if bits else state.lmbdas
     new = clustered_leaves(fresh)
     old = clustered_leaves(state.tree)
     held = {name: with_fields(leaf, indices=jnp.where(frozen, old[name].indices, leaf.indices)) for name, leaf in new.items()}
@@ -204,4 +204,4 @@ def gwk_update(
         entries[key] = jnp.where(mass > 1e-12, moment / jnp.where(mass > 1e-12, mass, 1), jnp.nan)
     for key, before in codebooks(tree).items():
         entries[key] = jnp.where(jnp.isnan(entries[key]), before, entries[key]).astype(before.dtype)
-    return GWKState(with_codebooks(tree, entries), moments, masses, prices)
+    return GWKState(with_codebooks(tree, entries), moments, masses, lmbdas)

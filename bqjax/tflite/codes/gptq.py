@@ -5,7 +5,7 @@ layer are gone through in turn: each weight takes the value that is cheapest for
 when all later weights are moved as well as they can be and by the bits of its index, and the later weights are moved so.
 
 With a layer's weights ``w [rows, d]``, its inputs' second moment ``H [d, d]`` and the importance ``g [rows]`` of its
-outputs, this descends on ``sum_r g_r / 2 (w_r - v_r)^T H (w_r - v_r) + price * bits(v)``.
+outputs, this descends on ``sum_r g_r / 2 (w_r - v_r)^T H (w_r - v_r) + lmbda * bits(v)``.
 
 References:
   Hassibi, Stork, "Second order derivatives for network pruning: optimal brain surgeon", NeurIPS 1992.
@@ -56,7 +56,7 @@ def compensated_values(
     importance: jax.Array,
     values: jax.Array,
     bits: jax.Array,
-    price: Any,
+    lmbda: Any,
     compensate: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Chooses a value for every weight. Pure and traceable.
@@ -67,14 +67,14 @@ def compensated_values(
       importance: ``[rows]``, of the outputs; non-negative.
       values: ``[k]`` or ``[rows, k]``, what a weight may become.
       bits: of the shape of ``values``, what the index of each value costs; infinite for a value that may not be taken.
-      price: of a bit, in units of ``importance * output^2``.
+      lmbda: of a bit, in units of ``importance * output^2``.
       compensate: False chooses by the same costs and moves no weight.
 
     Returns:
       Indices ``[rows, d]`` into ``values`` (of the row), int32, and for every row ``e^T H e`` (damped), its error, ``[rows]``.
     """
     rows, d = weights.shape
-    values, charge = (jnp.broadcast_to(x, (rows, x.shape[-1])) for x in (values, price * bits))
+    values, charge = (jnp.broadcast_to(x, (rows, x.shape[-1])) for x in (values, lmbda * bits))
 
     def column(state: tuple[jax.Array, jax.Array], at: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
         w, error = state

@@ -1,14 +1,14 @@
-"""Integer codes of a layer onto few values, spread evenly, as coarse as a price for storage makes worthwhile.
+"""Integer codes of a layer onto few values, spread evenly, as coarse as the cost of their storage makes worthwhile.
 
-The codes of an already quantised layer lie on a fine grid. Its bins here are those of a coarser grid: of step
-``sqrt(12 price / (h ln 2))`` where quantising noise and storage are in balance for a weight of curvature ``h`` (at high
+The codes of an already quantized layer lie on a fine grid. Its bins here are those of a coarser grid: of step
+``sqrt(12 lmbda / (h ln 2))`` where quantizing noise and storage are in balance for a weight of curvature ``h`` (at high
 rates a step ``s`` costs ``h s^2 / 24`` and saves ``log2 s`` bits). Within that grid the values are then chosen by
 :func:`bqjax.tflite.codes.gptq.compensated_values` at the cost that each one's index really has.
 Outputs that matter more than others of their layer can have a finer grid (:func:`row_classes`), where what that saves is
-more than the tables cost (:func:`quantise_layer_by_output`).
+more than the tables cost (:func:`quantize_layer_by_output`).
 
 References:
-  Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), III-B: bins on the integer codes of a quantised model.
+  Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), III-B: bins on the integer codes of a quantized model.
   Gish, Pierce, "Asymptotically efficient quantizing", IEEE Transactions on Information Theory 14(5), 1968: even steps.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from bqjax.tflite.codes.gptq import compensated_values
 
-__all__ = ["LayerStats", "QuantisedLayer", "even_values", "quantise_layer", "quantise_layer_by_output", "row_classes"]
+__all__ = ["LayerStats", "QuantizedLayer", "even_values", "quantize_layer", "quantize_layer_by_output", "row_classes"]
 
 _TABLE_BITS, _VALUE_BITS = 400.0, 16.0  # of a class in the file: its record, and each value with its frequency
 _MANY_BITS = 24.0  # for a value that nothing has taken yet: dear, not forbidden
@@ -42,20 +42,20 @@ class LayerStats(NamedTuple):
     importance: jax.Array
 
 
-class QuantisedLayer(NamedTuple):
+class QuantizedLayer(NamedTuple):
     """A layer's new codes.
 
     Attributes:
       codes: ``[G, rows, d]`` int64.
       classes: ``[G, rows]``, rows of one class share a grid.
-      damage: ``importance / 2 * e^T H e`` summed over the outputs.
+      distortion: ``importance / 2 * e^T H e`` summed over the outputs.
       bits: of the indices, at their entropy within the class.
       steps: of the classes' grids, in steps of the old codes.
     """
 
     codes: np.ndarray
     classes: np.ndarray
-    damage: float
+    distortion: float
     bits: float
     steps: tuple[float, ...]
 
@@ -114,24 +114,24 @@ def _curvature(stats: LayerStats) -> np.ndarray:
     return np.maximum(np.asarray(stats.importance, np.float64), 1e-30) * inputs[:, None]
 
 
-def quantise_layer(
+def quantize_layer(
     codes: np.ndarray,
     zero_point: int,
     stats: LayerStats,
-    price: float,
+    lmbda: float,
     *,
     classes: np.ndarray | None = None,
     compensate: bool = True,
     passes: int = 3,
     step_scale: float = 1.0,
-) -> QuantisedLayer | None:
-    """Gives the codes of one layer few values, at a price of storage.
+) -> QuantizedLayer | None:
+    """Gives the codes of one layer few values, at a Lagrangian weight of storage.
 
     Args:
       codes: ``[G, rows, d]`` integers.
       zero_point: the code that stands for 0; it is always among the values.
       stats: of the layer.
-      price: of one bit, in the units of ``importance * output^2``.
+      lmbda: of one bit, in the units of ``importance * output^2``.
       classes: ``[G, rows]`` from :func:`row_classes`; rows of a class share a grid and the costs of its indices. None puts
         all rows into one.
       compensate: whether later weights make good the errors of earlier ones.
@@ -139,14 +139,14 @@ def quantise_layer(
       step_scale: factor on the step in balance.
 
     Returns:
-      None where the price does not make it worthwhile to give up any code.
+      None where the lmbda does not make it worthwhile to give up any code.
     """
     low, high = min(int(codes.min()), zero_point), max(int(codes.max()), zero_point)
     curvature = np.log(_curvature(stats))
     classes = np.zeros(codes.shape[:2], np.int64) if classes is None else classes
     n_classes = int(classes.max()) + 1
     balance = [
-        step_scale * math.sqrt(12 * price / (math.exp(curvature[classes == c].mean()) * math.log(2))) for c in range(n_classes)
+        step_scale * math.sqrt(12 * lmbda / (math.exp(curvature[classes == c].mean()) * math.log(2))) for c in range(n_classes)
     ]
     if max(balance) <= 1.0:
         return None
@@ -165,32 +165,32 @@ def quantise_layer(
     run = jax.vmap(compensated_values, in_axes=(0, 0, 0, 0, 0, 0, None, None))
     for _ in range(passes):
         bits = np.where(taken, _entropy(counts), np.inf).astype(np.float32)
-        index, error = run(w, stats.order, stats.factor, stats.importance, values, jnp.asarray(bits[classes]), price, compensate)
+        index, error = run(w, stats.order, stats.factor, stats.importance, values, jnp.asarray(bits[classes]), lmbda, compensate)
         chosen = np.asarray(index)
         counts = np.stack([np.bincount(chosen[classes == c].reshape(-1), minlength=padded) for c in range(n_classes)]).astype(float)
     new = np.take_along_axis(table[classes], chosen, axis=2).astype(np.int64)
-    damage = float((np.asarray(stats.importance, np.float64) * np.asarray(error, np.float64)).sum() / 2)
-    return QuantisedLayer(new, classes, damage, float((counts * _entropy(counts)).sum()), tuple(steps.tolist()))
+    distortion = float((np.asarray(stats.importance, np.float64) * np.asarray(error, np.float64)).sum() / 2)
+    return QuantizedLayer(new, classes, distortion, float((counts * _entropy(counts)).sum()), tuple(steps.tolist()))
 
 
-def quantise_layer_by_output(
-    codes: np.ndarray, zero_point: int, stats: LayerStats, price: float, **settings: Any
-) -> QuantisedLayer | None:
-    """As :func:`quantise_layer`, with one grid for all outputs or one for each class of them, whichever costs less.
+def quantize_layer_by_output(
+    codes: np.ndarray, zero_point: int, stats: LayerStats, lmbda: float, **settings: Any
+) -> QuantizedLayer | None:
+    """As :func:`quantize_layer`, with one grid for all outputs or one for each class of them, whichever costs less.
 
     Args:
-      codes, zero_point, stats, price: see :func:`quantise_layer`.
+      codes, zero_point, stats, lmbda: see :func:`quantize_layer`.
       settings: its other arguments, but ``classes``.
     """
-    together = quantise_layer(codes, zero_point, stats, price, **settings)
+    together = quantize_layer(codes, zero_point, stats, lmbda, **settings)
     classes = row_classes(stats, min_rows=max(1, codes.shape[0] * codes.shape[1] // 8))
-    apart = quantise_layer(codes, zero_point, stats, price, classes=classes, **settings) if classes.max() else None
+    apart = quantize_layer(codes, zero_point, stats, lmbda, classes=classes, **settings) if classes.max() else None
     if together is None or apart is None:
         return together
-    return min(together, apart, key=lambda layer: layer.damage + price * (layer.bits + _table_bits(layer)))
+    return min(together, apart, key=lambda layer: layer.distortion + lmbda * (layer.bits + _table_bits(layer)))
 
 
-def _table_bits(layer: QuantisedLayer) -> float:
+def _table_bits(layer: QuantizedLayer) -> float:
     """What a layer costs in the file beside its indices: the classes of the outputs, and a table for each."""
     outputs = np.bincount(layer.classes.reshape(-1))
     values = sum(len(np.unique(layer.codes[layer.classes == c])) for c in range(len(outputs)))

@@ -1,4 +1,4 @@
-"""What a quantised layer's inputs look like, and how much its outputs matter: all that choosing its codes needs.
+"""What a quantized layer's inputs look like, and how much its outputs matter: all that choosing its codes needs.
 
 Layers see their inputs as rows ``[d]`` of what one output is made of, and weights as ``[G, rows, d]``: ``G`` is 1, but the
 number of channels for a depthwise convolution, each of whose filters sees another input.
@@ -162,7 +162,7 @@ class Measured(NamedTuple):
 
 
 def layer_stats(measured: Measured, *, centred: bool = True, damping: float = 0.01) -> LayerStats:
-    """Statistics of a layer, for :func:`bqjax.tflite.codes.grid.quantise_layer`.
+    """Statistics of a layer, for :func:`bqjax.tflite.codes.grid.quantize_layer`.
 
     The curvature of the network's outputs in a layer's weights is taken as the product of one matrix for the inputs and
     one number for each output (Martens, Grosse 2015, "Optimizing neural networks with Kronecker-factored approximate

@@ -1,9 +1,9 @@
-"""Bin & Quant for integer models: new codes for every layer at one price of storage, found on calibration data.
+"""Bin & Quant for integer models: new codes for every layer at one Lagrangian weight of storage, found on calibration data.
 
 1. Once: moments of every layer's inputs, and the importance of its outputs (no labels).
-2. At a price, each layer gets a grid of its own and codes with error compensation (:mod:`bqjax.tflite.codes.grid`); its bias takes
+2. At one lmbda, each layer gets a grid of its own and codes with error compensation (:mod:`bqjax.tflite.codes.grid`); its bias takes
    up what the mean of its outputs has moved.
-3. Bisection and a scan around its end (:mod:`bqjax.sensitivity.limit`) find the highest price at which the network loses no more
+3. Bisection and a scan around its end (:mod:`bqjax.sensitivity.limit`) find the highest lmbda at which the network loses no more
    than it may.
 4. Layers are gone through in descending order of size, as in the paper: one that costs too much by itself stays as it was.
 
@@ -28,34 +28,34 @@ from bqjax.core.progress import Progress
 from bqjax.core.task import Score, signed
 from bqjax.sensitivity.importance import output_importance
 from bqjax.sensitivity.limit import highest_within
-from bqjax.tflite.codes.grid import QuantisedLayer, quantise_layer, quantise_layer_by_output
+from bqjax.tflite.codes.grid import QuantizedLayer, quantize_layer, quantize_layer_by_output
 from bqjax.tflite.codes.layer_stats import Layer, Measured, Moments, layer_stats, to_rows, to_weight
 
-__all__ = ["QuantisedConfig", "QuantisedInfo", "QuantisedNetwork", "QuantisedReport", "measure_layers", "search_codes"]
+__all__ = ["QuantizedConfig", "QuantizedInfo", "QuantizedNetwork", "QuantizedReport", "measure_layers", "search_codes"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantisedConfig:
+class QuantizedConfig:
     """How codes are searched.
 
     Attributes:
-      price: of a bit; None finds the highest at which ``max_drop`` holds.
+      lmbda: of a bit; None finds the highest at which ``max_drop`` holds.
       max_drop: of the metric on calibration data, all layers together (a share: 0.01 is a point of accuracy).
       layer_drop: a layer whose new codes cost more, against the network with the layers accepted before it, is left as
         it was (the paper: 0.01); None tries no layer by itself.
       compensate: later weights of a layer make good the errors of earlier ones.
       correct_bias: biases take up the mean of what the outputs move.
       by_output: outputs of a convolution or dense layer that matter more get a finer grid of their own where that pays, see
-        :func:`bqjax.tflite.codes.grid.quantise_layer_by_output`.
+        :func:`bqjax.tflite.codes.grid.quantize_layer_by_output`.
       steps: of the bisection, each compresses and scores the network once.
-      scan: prices tried after it, from the one that it accepted to twice the lowest that it refused, see
+      scan: lmbdas tried after it, from the one that it accepted to twice the lowest that it refused, see
         :func:`bqjax.sensitivity.limit.highest_within`; 0 takes what the bisection found.
-      passes: over a layer, see :func:`bqjax.tflite.codes.grid.quantise_layer`.
+      passes: over a layer, see :func:`bqjax.tflite.codes.grid.quantize_layer`.
       step_scale: likewise.
       damping: of the inputs' second moment, a share of its mean diagonal.
     """
 
-    price: float | None = None
+    lmbda: float | None = None
     max_drop: float = 0.01
     layer_drop: float | None = 0.01
     compensate: bool = True
@@ -68,8 +68,8 @@ class QuantisedConfig:
     damping: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.price is not None and not (self.price >= 0 and math.isfinite(self.price)):
-            raise ValueError(f"price must be finite and not negative, got {self.price}")
+        if self.lmbda is not None and not (self.lmbda >= 0 and math.isfinite(self.lmbda)):
+            raise ValueError(f"lmbda must be finite and not negative, got {self.lmbda}")
         for what in ("steps", "passes"):
             if getattr(self, what) < 1:
                 raise ValueError(f"{what} must be at least 1, got {getattr(self, what)}")
@@ -84,7 +84,7 @@ class QuantisedConfig:
                 raise ValueError(f"{what} must be positive and finite, got {getattr(self, what)}")
 
 
-class QuantisedNetwork(NamedTuple):
+class QuantizedNetwork(NamedTuple):
     """An integer network as functions.
 
     Attributes:
@@ -105,7 +105,7 @@ class QuantisedNetwork(NamedTuple):
 
 
 @dataclass(frozen=True)
-class QuantisedReport:
+class QuantizedReport:
     """What was done to a layer.
 
     Attributes:
@@ -128,19 +128,19 @@ class QuantisedReport:
 
 
 @dataclass(frozen=True)
-class QuantisedInfo:
+class QuantizedInfo:
     """Report of a search; metrics are on calibration data. ``classes`` has ``[outputs]`` of layers with several grids."""
 
-    price: float
+    lmbda: float
     baseline: Mapping[str, float]
     final: Mapping[str, float]
-    layers: tuple[QuantisedReport, ...]
+    layers: tuple[QuantizedReport, ...]
     seconds: float
     classes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def measure_layers(
-    network: QuantisedNetwork,
+    network: QuantizedNetwork,
     batches: Sequence[Any],
     *,
     key: jax.Array,
@@ -181,10 +181,10 @@ def measure_layers(
 class _Search:
     def __init__(
         self,
-        network: QuantisedNetwork,
+        network: QuantizedNetwork,
         batches: Sequence[Any],
         measured: Mapping[str, Measured],
-        config: QuantisedConfig,
+        config: QuantizedConfig,
         metric: str,
         journal: Journal,
     ):
@@ -214,21 +214,21 @@ class _Search:
     def zero_point(self, name: str) -> int:
         return int(np.asarray(self.network.params[name]["zero_point"]).reshape(-1)[0])
 
-    def layer(self, name: str, price: float) -> QuantisedLayer | None:
+    def layer(self, name: str, lmbda: float) -> QuantizedLayer | None:
         config = self.config
         # Outputs of a depthwise layer have a few weights each: too few for tables of their own.
         by_output = config.by_output and self.network.layers[name].kind != "DEPTHWISE_CONV_2D"
-        return (quantise_layer_by_output if by_output else quantise_layer)(
+        return (quantize_layer_by_output if by_output else quantize_layer)(
             self.rows[name],
             self.zero_point(name),
             self._stats[name],
-            price,
+            lmbda,
             compensate=config.compensate,
             passes=config.passes,
             step_scale=config.step_scale,
         )
 
-    def leaves(self, name: str, new: QuantisedLayer) -> dict[str, Any]:
+    def leaves(self, name: str, new: QuantizedLayer) -> dict[str, Any]:
         """A layer's leaves with new codes, and the bias that goes with them."""
         old = self.network.params[name]
         codes = to_weight(new.codes, self.network.layers[name].kind, old["codes"].shape).astype(old["codes"].dtype)
@@ -243,7 +243,7 @@ class _Search:
         return leaves
 
     def unit(self) -> float:
-        """The price at which the grid of the middle weight would be that of the old codes."""
+        """The lmbda at which the grid of the middle weight would be that of the old codes."""
         found = []
         for name in self.rows:
             stats = self._stats[name]
@@ -253,11 +253,11 @@ class _Search:
         logs, sizes = np.array(found).T
         return float(math.exp((logs * sizes).sum() / sizes.sum()) * math.log(2) / 12)
 
-    def at(self, price: float) -> dict[str, QuantisedLayer]:
-        found = {name: self.layer(name, price) for name in self.rows}
+    def at(self, lmbda: float) -> dict[str, QuantizedLayer]:
+        found = {name: self.layer(name, lmbda) for name in self.rows}
         return {name: layer for name, layer in found.items() if layer is not None}
 
-    def with_layers(self, layers: Mapping[str, QuantisedLayer]) -> dict[str, dict[str, Any]]:
+    def with_layers(self, layers: Mapping[str, QuantizedLayer]) -> dict[str, dict[str, Any]]:
         return {**self.network.params, **{name: self.leaves(name, layer) for name, layer in layers.items()}}
 
     def drop(self, before: Mapping[str, float], after: Mapping[str, float]) -> float:
@@ -265,16 +265,16 @@ class _Search:
 
 
 def search_codes(
-    network: QuantisedNetwork,
+    network: QuantizedNetwork,
     batches: Sequence[Any],
     measured: Mapping[str, Measured],
-    config: QuantisedConfig,
+    config: QuantizedConfig,
     *,
     metric: str = "accuracy",
     state_path: str | None = None,
     progress: Progress | None = None,
-) -> tuple[dict[str, dict[str, Any]], QuantisedInfo]:
-    """New codes and biases for a quantised network.
+) -> tuple[dict[str, dict[str, Any]], QuantizedInfo]:
+    """New codes and biases for a quantized network.
 
     Args:
       network: the network.
@@ -299,23 +299,23 @@ def search_codes(
     with Journal(state_path, fingerprint) as journal:
         search = _Search(network, batches, measured, config, metric, journal)
         baseline = search.score(lambda: network.params, "baseline")
-        price = config.price
-        if price is None:
-            price = _highest_price(search, baseline, progress)
-        layers = search.at(price)
+        lmbda = config.lmbda
+        if lmbda is None:
+            lmbda = _highest_lmbda(search, baseline, progress)
+        layers = search.at(lmbda)
         params, before, reports = dict(network.params), baseline, []
         order = sorted(search.rows, key=lambda name: -search.rows[name].size)
         for i, name in enumerate(order):
             new = layers.get(name)
             drop, reason = None, "accepted"
             if new is None:
-                reason = "no code is worth giving up at this price"
+                reason = "no code is worth giving up at this lmbda"
             else:
                 tried = {**params, name: search.leaves(name, new)}
                 if config.layer_drop is not None:
                     after = search.score(
                         partial(dict, tried),
-                        f"{price.hex()} {name} after {sorted(n for n in order[:i] if params[n] is not network.params[n])}",
+                        f"{lmbda.hex()} {name} after {sorted(n for n in order[:i] if params[n] is not network.params[n])}",
                     )
                     drop = search.drop(before, after)
                     if drop > config.layer_drop + 1e-9:
@@ -327,26 +327,26 @@ def search_codes(
             reports.append(_report(name, search.rows[name], new, reason, drop))
             if progress:
                 progress(i + 1, len(order), f"{name}: {reason}")
-        final = search.score(lambda: params, f"final {price.hex()} {[r.accepted for r in reports]}")
+        final = search.score(lambda: params, f"final {lmbda.hex()} {[r.accepted for r in reports]}")
     several = {r.name: layers[r.name].classes[0] for r in reports if r.accepted and layers[r.name].classes.max()}
-    return params, QuantisedInfo(price, baseline, final, tuple(reports), time.monotonic() - start, several)
+    return params, QuantizedInfo(lmbda, baseline, final, tuple(reports), time.monotonic() - start, several)
 
 
-def _report(name: str, old: np.ndarray, new: QuantisedLayer | None, reason: str, drop: float | None) -> QuantisedReport:
+def _report(name: str, old: np.ndarray, new: QuantizedLayer | None, reason: str, drop: float | None) -> QuantizedReport:
     counts = np.unique(old if new is None else new.codes, return_counts=True)[1]
     bits = float(-(counts * np.log2(counts / old.size)).sum()) if new is None else new.bits
     step = 1.0 if new is None else max(new.steps)
-    return QuantisedReport(name, old.size, new is not None, reason, len(counts), bits / old.size, step, drop)
+    return QuantizedReport(name, old.size, new is not None, reason, len(counts), bits / old.size, step, drop)
 
 
-def _highest_price(search: _Search, baseline: Mapping[str, float], progress: Progress | None) -> float:
-    """The highest price that was measured to keep the limit, 0 where none did; searched on its logarithm."""
+def _highest_lmbda(search: _Search, baseline: Mapping[str, float], progress: Progress | None) -> float:
+    """The highest lmbda that was measured to keep the limit, 0 where none did; searched on its logarithm."""
     unit, config, tried = search.unit(), search.config, 0
 
     def lost(exponent: float) -> float:
         nonlocal tried
-        price = unit * 2**exponent
-        after = search.score(lambda: search.with_layers(search.at(price)), f"all {price.hex()}")
+        lmbda = unit * 2**exponent
+        after = search.score(lambda: search.with_layers(search.at(lmbda)), f"all {lmbda.hex()}")
         drop, tried = search.drop(baseline, after), tried + 1
         if progress:
             progress(tried, config.steps + config.scan, f"grid of {2 ** (exponent / 2):.2f} steps: drop {drop:+.4f}")

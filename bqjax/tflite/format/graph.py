@@ -45,7 +45,7 @@ class Tensor:
       name: as in the file.
       shape: dimensions.
       dtype: NumPy dtype.
-      scale: float32 ``[1]`` per tensor or ``[channels]``, None where the tensor is not quantised.
+      scale: float32 ``[1]`` per tensor or ``[channels]``, None where the tensor is not quantized.
       zero_point: int64 of the shape of ``scale``, or None.
       axis: the dimension that ``scale`` runs along where it has more than one entry.
       data: the constant's values (a read-only view of the file), None for activations.
@@ -113,7 +113,7 @@ def parse(content: bytes) -> Graph:
         raise ValueError(f"damaged .tflite file ({type(error).__name__}: {error}): get a whole copy") from error
 
 
-def _quantised_axis(name: str, axis: int, shape: tuple[int, ...], channels: int, repaired: list[str]) -> int:
+def _quantized_axis(name: str, axis: int, shape: tuple[int, ...], channels: int, repaired: list[str]) -> int:
     if 0 <= axis < len(shape) and shape[axis] == channels:
         return axis
     if len(shape) == 1 and shape[0] == channels:
@@ -132,7 +132,7 @@ def _graph(schema: Any, content: bytes) -> Graph:
     tensors, repaired = [], list[str]()
     for t in subgraph.tensors:
         q = t.quantization
-        quantised = q is not None and q.scale is not None and len(q.scale)
+        quantized = q is not None and q.scale is not None and len(q.scale)
         name = t.name.decode(errors="replace") if t.name else ""
         if t.sparsity is not None:
             raise ValueError(f"tensor {name!r} is sparse: densify the model first")
@@ -155,10 +155,10 @@ def _graph(schema: Any, content: bytes) -> Graph:
                 name=name,
                 shape=shape,
                 dtype=dtype,
-                scale=np.asarray(q.scale, np.float32) if quantised else None,
-                zero_point=np.asarray(q.zeroPoint, np.int64) if quantised else None,
-                axis=_quantised_axis(name, int(q.quantizedDimension), shape, len(q.scale), repaired)
-                if quantised and len(q.scale) > 1
+                scale=np.asarray(q.scale, np.float32) if quantized else None,
+                zero_point=np.asarray(q.zeroPoint, np.int64) if quantized else None,
+                axis=_quantized_axis(name, int(q.quantizedDimension), shape, len(q.scale), repaired)
+                if quantized and len(q.scale) > 1
                 else None,
                 data=data,
                 buffer=int(t.buffer),

@@ -1,4 +1,4 @@
-"""A quantised ``.tflite`` file: its weights as a parameter pytree, and the same file with other weights.
+"""A quantized ``.tflite`` file: its weights as a parameter pytree, and the same file with other weights.
 
 Weights are replaced in place. Nothing else of the flatbuffer moves, so that a runtime sees the model that it knew.
 """
@@ -46,7 +46,7 @@ def parse_model(content: bytes) -> Model:
     names = weights.weight_names(graph)
     if names and all(graph.tensors[i].dtype.kind == "f" for i in names):
         raise ValueError(
-            "a float model: bqjax compress weights.safetensors takes float weights, .tflite must be quantised to 8 bits"
+            "a float model: bqjax compress weights.safetensors takes float weights, .tflite must be quantized to 8 bits"
         )
     params = weights.params(graph)
     if not params:
@@ -90,7 +90,7 @@ def _places(content: bytes) -> list[tuple[int, int]]:
 
 
 def read(path: str | os.PathLike[str]) -> Model:
-    """Reads a quantised model.
+    """Reads a quantized model.
 
     Raises:
       ValueError: naming the file, what is wrong with it and the remedy.

@@ -1,7 +1,7 @@
-"""The weight tensors of a quantised ``.tflite`` graph, as a dict of integer codes with their scales.
+"""The weight tensors of a quantized ``.tflite`` graph, as a dict of integer codes with their scales.
 
 A weight tensor is the constant input 1 of a convolution, depthwise convolution or fully connected layer. A real weight is
-``(code - zero_point) * scale``, a real bias ``bias * input_scale * scale`` (TFLite's 8-bit quantisation specification,
+``(code - zero_point) * scale``, a real bias ``bias * input_scale * scale`` (TFLite's 8-bit quantization specification,
 https://ai.google.dev/edge/litert/models/quantization_spec).
 """
 
@@ -55,14 +55,14 @@ def params(graph: Graph) -> dict[str, dict[str, np.ndarray]]:
       first; the biases of the others are constants of the graph.
 
     Raises:
-      ValueError: a weight is not quantised to 8 bits.
+      ValueError: a weight is not quantized to 8 bits.
     """
     found: dict[str, dict[str, np.ndarray]] = {}
     names = weight_names(graph)
     for index, operator in _uses(graph).items():
         tensor = graph.tensors[index]
         if tensor.data is None or tensor.scale is None or tensor.zero_point is None or tensor.dtype not in (np.int8, np.uint8):
-            raise ValueError(f"weight {names[index]!r} must be quantised to int8 or uint8, it is {tensor.dtype}")
+            raise ValueError(f"weight {names[index]!r} must be quantized to int8 or uint8, it is {tensor.dtype}")
         entry = {
             "codes": np.array(tensor.data),
             "scale": np.array(tensor.scale, np.float32),

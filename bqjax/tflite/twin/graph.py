@@ -1,4 +1,4 @@
-"""A JAX twin of a quantised ``.tflite`` graph: the same integers, jittable, with the weights as arguments.
+"""A JAX twin of a quantized ``.tflite`` graph: the same integers, jittable, with the weights as arguments.
 
     graph = parse(path.read_bytes())
     twin = build(graph)
@@ -93,7 +93,7 @@ class Twin:
         for name, operator in self.layers.items():
             tensor = self.graph.tensors[operator.inputs[0]]
             if tensor.zero_point is None:
-                raise ValueError(f"the input of {name!r} is not quantised")
+                raise ValueError(f"the input of {name!r} is not quantized")
             found[name] = values[operator.inputs[0]].astype(jnp.int32) - (int(tensor.zero_point[0]) - shift_of(tensor.dtype))
         return found
 
@@ -170,7 +170,7 @@ class Twin:
 def _bias(bias: Any, tensors: tuple[Tensor, ...], operator: Operator) -> jax.Array:
     x, w = tensors[operator.inputs[0]].scale, tensors[operator.inputs[1]].scale
     if x is None or w is None:
-        raise ValueError(f"{operator.kind} must have quantised inputs")
+        raise ValueError(f"{operator.kind} must have quantized inputs")
     return jnp.asarray(bias).astype(jnp.float32) * (x * w)
 
 

@@ -59,7 +59,7 @@ def shift_of(dtype: np.dtype) -> int:
 
 def _scale(t: Tensor) -> float:
     if t.scale is None or t.dtype not in (np.int8, np.uint8):
-        raise ValueError(f"tensor {t.name!r} must be quantised to int8 or uint8, it is {t.dtype}")
+        raise ValueError(f"tensor {t.name!r} must be quantized to int8 or uint8, it is {t.dtype}")
     return float(t.scale[0])
 
 
@@ -86,7 +86,7 @@ def _factors(node: Node) -> Factors:
     x, w = node.tensor(0), node.tensor(1)
     scales = w.scale
     if scales is None:
-        raise ValueError(f"weight {w.name!r} is not quantised")
+        raise ValueError(f"weight {w.name!r} is not quantized")
     if len(scales) == 1 and (w.dtype == np.uint8 or node.operator.kind == "FULLY_CONNECTED"):
         # These kernels multiply the two scales in single precision.
         product = (np.float32(_scale(x)) * scales).astype(np.float64)
@@ -109,7 +109,7 @@ def _row(values: jax.Array, ndim: int) -> jax.Array:
 def _weight_zeros(node: Node) -> np.ndarray:
     w = node.tensor(1)
     if w.zero_point is None:
-        raise ValueError(f"weight {w.name!r} is not quantised")
+        raise ValueError(f"weight {w.name!r} is not quantized")
     return w.zero_point.astype(np.int32) - shift_of(w.dtype)
 
 

@@ -23,7 +23,7 @@ __all__ = ["REAL_OPERATORS", "dequantized"]
 
 
 def dequantized(codes: Any, tensor: Tensor) -> jax.Array:
-    """``(codes - zero_point) * scale``, float32 of the codes' shape; unquantised tensors as they are."""
+    """``(codes - zero_point) * scale``, float32 of the codes' shape; unquantized tensors as they are."""
     values = jnp.asarray(codes).astype(jnp.float32)
     if tensor.scale is None or tensor.zero_point is None:
         return values

@@ -1,4 +1,4 @@
-"""Equalised output channels: the same function, one size, and what cannot be equalised."""
+"""Equalized output channels: the same function, one size, and what cannot be equalized."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Quantised layers in NNX and Linen networks."""
+"""Quantized layers in NNX and Linen networks."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_weights_only_needs_no_calibration():
     np.testing.assert_allclose(small(X), model(X), atol=0.05)
 
 
-def test_what_cannot_be_quantised_is_listed_or_refused():
+def test_what_cannot_be_quantized_is_listed_or_refused():
     class Own(nnx.Linear):
         pass
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_quantised_is_listed_or_refused():
         small(X)
     with pytest.raises(ValueError, match="'conv9' matches no leaf"):
         quantize(model, [Rule("conv9"), Rule("*")])
-    with pytest.raises(ValueError, match="already quantised"):
+    with pytest.raises(ValueError, match="already quantized"):
         quantize(small, QuantizerConfig())
     with pytest.raises(ValueError, match="itself a Linear"):
         quantize(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), QuantizerConfig())
@@ -142,7 +142,7 @@ def test_what_cannot_be_quantised_is_listed_or_refused():
         quantize(nnx.Sequential(nnx.relu), QuantizerConfig())
     with pytest.raises(ValueError, match="must be a QuantizerConfig, got 8"):
         quantize(model, [Rule("*", 8)])
-    with pytest.raises(ValueError, match="no quantised layers"):
+    with pytest.raises(ValueError, match="no quantized layers"):
         calibrate(model, X)
     with pytest.raises(ValueError, match="NaN or infinite"):
         calibrate(small, X * np.nan)

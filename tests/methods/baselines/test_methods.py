@@ -11,10 +11,10 @@ from bqjax.core.rules import Rule
 from bqjax.core.task import Task
 from bqjax.methods.baselines.deep_compression import DeepCompressionConfig, deep_compress
 from bqjax.methods.baselines.diba import DiBAConfig, diba
-from bqjax.methods.baselines.methods import PTQ, Binary, DeepCompression, DiBA, ProductQuantisation, ResidualQuantisation
-from bqjax.methods.baselines.product import ProductConfig, binarise, product_quantise
-from bqjax.methods.baselines.ptq import PTQConfig, quantise
-from bqjax.methods.baselines.residual import ResidualConfig, residual_quantise
+from bqjax.methods.baselines.methods import PTQ, Binary, DeepCompression, DiBA, ProductQuantization, ResidualQuantization
+from bqjax.methods.baselines.product import ProductConfig, binarize, product_quantize
+from bqjax.methods.baselines.ptq import PTQConfig, quantize
+from bqjax.methods.baselines.residual import ResidualConfig, residual_quantize
 
 KEY = jax.random.key(0)
 PARAMS = {name: {"kernel": np.random.default_rng(i).normal(size=(24, 16)).astype(np.float32)} for i, name in enumerate("ab")}
@@ -22,20 +22,20 @@ TASK = Task(name="none", params=PARAMS, score=lambda params, batch: ({}, 1), cal
 RULES = (Rule("a/*", skip=True), Rule("*"))
 
 METHODS = [
-    (PTQ(config=PTQConfig(bits=4), rules=RULES), lambda p: quantise(p, RULES, config=PTQConfig(bits=4))),
+    (PTQ(config=PTQConfig(bits=4), rules=RULES), lambda p: quantize(p, RULES, config=PTQConfig(bits=4))),
     (
-        ProductQuantisation(config=ProductConfig(k=8, d=4), rules=RULES),
-        lambda p: product_quantise(p, RULES, key=KEY, config=ProductConfig(k=8, d=4)),
+        ProductQuantization(config=ProductConfig(k=8, d=4), rules=RULES),
+        lambda p: product_quantize(p, RULES, key=KEY, config=ProductConfig(k=8, d=4)),
     ),
     (
-        ResidualQuantisation(config=ResidualConfig(stages=2, k=8, d=4, refits=0), rules=RULES),
-        lambda p: residual_quantise(p, RULES, key=KEY, config=ResidualConfig(stages=2, k=8, d=4, refits=0)),
+        ResidualQuantization(config=ResidualConfig(stages=2, k=8, d=4, refits=0), rules=RULES),
+        lambda p: residual_quantize(p, RULES, key=KEY, config=ResidualConfig(stages=2, k=8, d=4, refits=0)),
     ),
     (
         DiBA(config=DiBAConfig(middle=3, rounds=1), rules=RULES),
         lambda p: diba(p, RULES, key=KEY, config=DiBAConfig(middle=3, rounds=1)),
     ),
-    (Binary(rules=RULES), lambda p: binarise(p, RULES, axis=-1)),
+    (Binary(rules=RULES), lambda p: binarize(p, RULES, axis=-1)),
     (
         DeepCompression(config=DeepCompressionConfig(sparsity=0.5, k=4), rules=RULES),
         lambda p: deep_compress(p, RULES, config=DeepCompressionConfig(sparsity=0.5, k=4)),

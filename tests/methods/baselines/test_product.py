@@ -1,4 +1,4 @@
-"""Product quantisation against scikit-learn, binarisation against its formula."""
+"""Product quantization against scikit-learn, binarization against its formula."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from bqjax.core.blocks import output_first, to_blocks
 from bqjax.core.leaves import decode
 from bqjax.core.rules import Rule
-from bqjax.methods.baselines.product import ProductConfig, binarise, product_quantise
+from bqjax.methods.baselines.product import ProductConfig, binarize, product_quantize
 
 KEY = jax.random.key(0)
 
@@ -22,7 +22,7 @@ def weights(*shape, seed=0):
 
 def test_error_is_that_of_scikit_learn():
     w = weights(40, 60)
-    leaf = product_quantise({"w": w}, key=KEY, config=ProductConfig(k=24, d=4))["w"]
+    leaf = product_quantize({"w": w}, key=KEY, config=ProductConfig(k=24, d=4))["w"]
     leaf.validate()
     blocks = w.T.reshape(-1, 4)
     reference = KMeans(24, n_init=3, random_state=0).fit(blocks)
@@ -37,7 +37,7 @@ def test_error_is_that_of_scikit_learn():
 
 def test_blocks_of_wide_layers_are_clustered_where_they_lie():
     w = weights(8, 300) + 5
-    leaf = product_quantise({"w": w}, key=KEY, config=ProductConfig(k=16, d=4))["w"]
+    leaf = product_quantize({"w": w}, key=KEY, config=ProductConfig(k=16, d=4))["w"]
     leaf.validate()
     blocks = w.T.reshape(-1, 4).astype(np.float64)
     distance = np.square(blocks[:, None] - np.asarray(leaf.codebook, np.float64)).sum(2)
@@ -48,7 +48,7 @@ def test_blocks_of_wide_layers_are_clustered_where_they_lie():
 
 def test_padding_counts_nowhere():
     w = weights(3, 3, 2, 5) + 4  # rows of 18 weights: three blocks of 5 and one of 3
-    leaf = product_quantise({"w": w}, key=KEY, config=ProductConfig(k=20, d=5))["w"]
+    leaf = product_quantize({"w": w}, key=KEY, config=ProductConfig(k=20, d=5))["w"]
     leaf.validate()
     np.testing.assert_allclose(decode(leaf), w, atol=1e-5)  # as many entries as blocks
 
@@ -56,18 +56,18 @@ def test_padding_counts_nowhere():
 def test_few_distinct_blocks_are_exact_and_trimmed():
     blocks = weights(3, 4)
     w = blocks[np.random.default_rng(1).integers(0, 3, 160)].reshape(20, 32).T
-    leaf = product_quantise({"w": w}, key=KEY, config=ProductConfig(k=16, d=4))["w"]
+    leaf = product_quantize({"w": w}, key=KEY, config=ProductConfig(k=16, d=4))["w"]
     leaf.validate()
     assert leaf.k <= 4
     np.testing.assert_allclose(decode(leaf), w, atol=1e-6)
-    constant = product_quantise({"w": np.full((32, 20), 0.5, np.float32)}, key=KEY, config=ProductConfig(k=16, d=4))["w"]
+    constant = product_quantize({"w": np.full((32, 20), 0.5, np.float32)}, key=KEY, config=ProductConfig(k=16, d=4))["w"]
     constant.validate()
     assert constant.k == 1
 
 
 def test_rules_and_short_types():
     tree = {"a": jnp.asarray(weights(32, 20), jnp.bfloat16), "b": weights(32, 20), "c": weights(8)}
-    out = product_quantise(tree, [Rule("a"), Rule("b", ProductConfig(k=16, d=4))], key=KEY, config=ProductConfig(k=8, d=4))
+    out = product_quantize(tree, [Rule("a"), Rule("b", ProductConfig(k=16, d=4))], key=KEY, config=ProductConfig(k=8, d=4))
     out["a"].validate()
     assert (out["a"].codebook.shape, out["b"].codebook.shape) == ((8, 4), (16, 4))
     assert out["c"] is tree["c"]
@@ -79,7 +79,7 @@ def test_rules_and_short_types():
 @pytest.mark.parametrize("axis", [None, -1, 0])
 def test_signs_with_the_best_scale(axis):
     w = weights(3, 3, 4, 6)
-    leaf = binarise({"w": w}, axis=axis)["w"]
+    leaf = binarize({"w": w}, axis=axis)["w"]
     leaf.validate()
     others = None if axis is None else tuple(a for a in range(4) if a != axis % 4)
     size = np.abs(w).mean(others, keepdims=axis is not None)
@@ -92,10 +92,10 @@ def test_signs_with_the_best_scale(axis):
 def test_signs_of_zeros_and_extremes():
     w = np.zeros((4, 3), np.float32)
     w[:, 1], w[:, 2] = [1, 0, -1, 2], [3e38, -3e38, 3e38, 3e38]
-    leaf = binarise({"w": w}, axis=1)["w"]
+    leaf = binarize({"w": w}, axis=1)["w"]
     leaf.validate()
     np.testing.assert_allclose(decode(leaf), [[0, 1, 3e38], [0, 1, -3e38], [0, -1, 3e38], [0, 1, 3e38]], rtol=1e-6)
-    zeros = binarise({"w": np.zeros((2, 2), np.float16)})["w"]
+    zeros = binarize({"w": np.zeros((2, 2), np.float16)})["w"]
     zeros.validate()
     assert zeros.k == 1 and not decode(zeros).any()
 
@@ -106,12 +106,12 @@ def test_refusals():
         with pytest.raises(ValueError, match=f"{field} must be an integer of at least 1, got 0"):
             ProductConfig(**{field: 0})
     with pytest.raises(ValueError, match="'w' has 16 blocks of 4, fewer than the 17 codebook entries: give it k of at most 16"):
-        product_quantise({"w": w}, key=KEY, config=ProductConfig(k=17))
+        product_quantize({"w": w}, key=KEY, config=ProductConfig(k=17))
     with pytest.raises(ValueError, match=r"'w' of shape .* has rows of 8 weights, fewer than a block of 9: give it d of at most 8"):
-        product_quantise({"w": w}, key=KEY, config=ProductConfig(k=2, d=9))
+        product_quantize({"w": w}, key=KEY, config=ProductConfig(k=2, d=9))
     with pytest.raises(ValueError, match="must be a ProductConfig, got 4"):
-        product_quantise({"w": w}, [Rule("w", 4)], key=KEY)
-    for method in (lambda *a: product_quantise(*a, key=KEY, config=ProductConfig(k=2)), binarise):
+        product_quantize({"w": w}, [Rule("w", 4)], key=KEY)
+    for method in (lambda *a: product_quantize(*a, key=KEY, config=ProductConfig(k=2)), binarize):
         with pytest.raises(ValueError, match="group"):
             method({"w": w}, [Rule("w", group="g")])
         with pytest.raises(ValueError, match="'w' is of integers, int8"):
@@ -119,4 +119,4 @@ def test_refusals():
         with pytest.raises(ValueError, match="'w' holds 64 NaN"):
             method({"w": w * np.nan})
     with pytest.raises(ValueError, match="'w' has 2 dimensions and no axis 2"):
-        binarise({"w": w}, axis=2)
+        binarize({"w": w}, axis=2)

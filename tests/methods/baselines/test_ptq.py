@@ -1,4 +1,4 @@
-"""Post-training quantisation against NumPy, and corrected biases against what layers put out."""
+"""Post-training quantization against NumPy, and corrected biases against what layers put out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jax import lax
 
 from bqjax.core.leaves import Affine, decode
 from bqjax.core.rules import Rule
-from bqjax.methods.baselines.ptq import PTQConfig, correct_biases, quantise
+from bqjax.methods.baselines.ptq import PTQConfig, correct_biases, quantize
 from bqjax.methods.baselines.weight_sharing import kmeans_share
 
 
@@ -46,7 +46,7 @@ def check(leaf, w, ends, bits, symmetric):
 @pytest.mark.parametrize(("axis", "bits"), [(None, 8), (-1, 4), (0, 3)])
 def test_minmax(symmetric, axis, bits):
     w = weights(3, 3, 6, 8, shift=0.3)
-    leaf = quantise({"w": w}, config=PTQConfig(bits=bits, axis=axis, symmetric=symmetric))["w"]
+    leaf = quantize({"w": w}, config=PTQConfig(bits=bits, axis=axis, symmetric=symmetric))["w"]
     assert leaf.axis == (None if axis is None else axis % 4)
     check(leaf, w, lambda p: (p.min(), p.max()), bits, symmetric)
     # Nothing is cut off: half a step is the most that is lost, half a step more where the zero point was rounded.
@@ -61,7 +61,7 @@ def test_percentile(symmetric):
     def ends(part):
         return (0, np.percentile(np.abs(part), 98)) if symmetric else np.percentile(part, [1, 99])
 
-    leaf = quantise({"w": w}, config=PTQConfig(bits=4, symmetric=symmetric, limits="percentile", percentile=98))["w"]
+    leaf = quantize({"w": w}, config=PTQConfig(bits=4, symmetric=symmetric, limits="percentile", percentile=98))["w"]
     check(leaf, w, ends, 4, symmetric)
 
 
@@ -73,7 +73,7 @@ def test_mse_finds_the_best_of_its_ranges(symmetric):
         codes, scale, zero = by_numpy(part, part.min() * factor, part.max() * factor, 4, symmetric)
         return np.square(part - (codes - zero) * scale).sum()
 
-    leaf = quantise({"w": w}, config=PTQConfig(bits=4, symmetric=symmetric, limits="mse"))["w"]
+    leaf = quantize({"w": w}, config=PTQConfig(bits=4, symmetric=symmetric, limits="mse"))["w"]
     leaf.validate()
     for part, values in zip(w.T, np.asarray(decode(leaf)).T, strict=True):
         best = min(error(part, 1 - i / 72) for i in range(64))
@@ -89,7 +89,7 @@ def test_zero_stays_zero_and_extremes_are_no_trouble():
     w[:, 4] = [0, -5, -6, -7, -8, -9]
     for symmetric in (True, False):
         for limits in ("minmax", "percentile", "mse"):
-            leaf = quantise({"w": w}, config=PTQConfig(symmetric=symmetric, limits=limits, percentile=100))["w"]
+            leaf = quantize({"w": w}, config=PTQConfig(symmetric=symmetric, limits=limits, percentile=100))["w"]
             leaf.validate()
             got = np.asarray(decode(leaf))
             assert np.isfinite(got).all()
@@ -101,17 +101,17 @@ def test_zero_stays_zero_and_extremes_are_no_trouble():
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_short_types_and_jit(dtype):
     tree = {"w": jnp.asarray(weights(30, 40), dtype), "v": jnp.ones(3)}
-    leaf = quantise(tree)["w"]
+    leaf = quantize(tree)["w"]
     assert (leaf.scale.dtype, decode(leaf).dtype) == (jnp.float32, dtype)
     assert float(jnp.abs(decode(leaf).astype(jnp.float32) - tree["w"].astype(jnp.float32)).max()) < 0.06
-    for a, b in zip(jax.tree.leaves(quantise(tree)), jax.tree.leaves(jax.jit(quantise)(tree)), strict=True):
+    for a, b in zip(jax.tree.leaves(quantize(tree)), jax.tree.leaves(jax.jit(quantize)(tree)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_rules():
     tree = {"a": weights(8, 8), "b": weights(8, 8), "c": weights(8)}
     rules = [Rule("a", 4), Rule("b", PTQConfig(axis=0, bits=2)), Rule("c")]
-    leaves = quantise(tree, rules, config=PTQConfig(symmetric=False))
+    leaves = quantize(tree, rules, config=PTQConfig(symmetric=False))
     assert [leaves[n].axis for n in "abc"] == [1, 0, None]
     assert [int(jnp.abs(leaves[n].codes).max()) for n in "ab"] == [8, 1]
     assert all(isinstance(leaf, Affine) for leaf in leaves.values())
@@ -122,7 +122,7 @@ def test_biases_make_up_for_what_layers_lose():
     tree = {"conv": {"kernel": weights(3, 3, 4, 8), "bias": weights(8)}, "head": {"kernel": weights(8, 5), "b": weights(5)}}
     tree["conv"]["bias"] = tree["conv"]["bias"].astype(np.float16)
     x, h = np.random.default_rng(1).exponential(size=(16, 8, 8, 4)).astype(np.float32), weights(64, 8, shift=1)
-    for compressed in (quantise(tree, config=PTQConfig(bits=3)), kmeans_share(tree, 3)):
+    for compressed in (quantize(tree, config=PTQConfig(bits=3)), kmeans_share(tree, 3)):
         means = {"conv/kernel": x.mean((0, 1, 2)), "head/kernel": h.mean(0)}
         fixed = correct_biases(tree, compressed, means, {"head/kernel": "head/b"})
         assert fixed["conv"]["bias"].dtype == np.float16
@@ -148,7 +148,7 @@ def test_biases_make_up_for_what_layers_lose():
 def test_biases_of_grouped_and_depthwise_convolutions(shape):
     kernel, mean, groups = weights(*shape), np.float32([1, 2, 3, 4]), 4 // shape[2]
     tree = {"kernel": kernel, "bias": np.zeros(shape[-1], np.float32)}
-    compressed = quantise(tree, config=PTQConfig(bits=2))
+    compressed = quantize(tree, config=PTQConfig(bits=2))
     x = np.broadcast_to(mean, (1, 3, 3, 4)).astype(np.float32)
 
     def out(w):
@@ -170,17 +170,17 @@ def test_refusals():
         with pytest.raises(ValueError, match="percentile must be above 50"):
             PTQConfig(percentile=percentile)
     with pytest.raises(ValueError, match="'w' has 2 dimensions and no axis 2"):
-        quantise({"w": w}, config=PTQConfig(axis=2))
+        quantize({"w": w}, config=PTQConfig(axis=2))
     with pytest.raises(ValueError, match="'w' is in group 'g', but scales are not shared"):
-        quantise({"w": w}, [Rule("w", group="g")])
+        quantize({"w": w}, [Rule("w", group="g")])
     with pytest.raises(ValueError, match="'w' is of integers already"):
-        quantise({"w": w.astype(np.int8)}, [Rule("w")])
+        quantize({"w": w.astype(np.int8)}, [Rule("w")])
     with pytest.raises(ValueError, match="setting must be a PTQConfig or a number of bits, got '8'"):
-        quantise({"w": w}, [Rule("w", "8")])
+        quantize({"w": w}, [Rule("w", "8")])
     with pytest.raises(ValueError, match="'w' holds 16 NaN"):
-        quantise({"w": w * np.nan})
+        quantize({"w": w * np.nan})
     tree = {"kernel": w, "bias": np.zeros(3, np.float32), "scale": np.ones(4, np.float32)}
-    compressed = quantise(tree)
+    compressed = quantize(tree)
     mean = np.ones(4, np.float32)
     with pytest.raises(ValueError, match="no leaf is named 'kernle'; did you mean 'kernel'"):
         correct_biases(tree, compressed, {"kernle": mean})

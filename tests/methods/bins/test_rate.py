@@ -1,4 +1,4 @@
-"""The bisection for a price, on a network whose accuracy falls with the damage by construction."""
+"""The bisection for one lmbda, on a network whose accuracy falls with the distortion by construction."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bqjax.core.leaves import bits, decode
-from bqjax.methods.bins import RateConfig, search_price
-from bqjax.methods.bins.ecsq import bin_and_quant_at_price
+from bqjax.methods.bins import RateConfig, search_lmbda
+from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import gaussian_bins
 
 rng = np.random.default_rng(0)
@@ -21,23 +21,23 @@ BATCHES = [jnp.float32(10.0)]
 
 def score(params, batch):
     """An accuracy that is one less the mean squared displacement, on ten examples."""
-    damage = jnp.mean(jnp.square(params["w"] - W))
-    return {"accuracy": batch * (1 - damage), "loss": batch * 2 * damage}, batch
+    distortion = jnp.mean(jnp.square(params["w"] - W))
+    return {"accuracy": batch * (1 - distortion), "loss": batch * 2 * distortion}, batch
 
 
-def drop_at(price):
-    tree = bin_and_quant_at_price(PARAMS, STATS, IMPORTANCE, price)
+def drop_at(lmbda):
+    tree = bin_and_quant_ecsq(PARAMS, STATS, IMPORTANCE, lmbda)
     return float(jnp.mean(jnp.square(decode(tree)["w"] - W))), bits(tree, "entropy")
 
 
 def search(config):
-    return search_price(score, PARAMS, BATCHES, STATS, IMPORTANCE, config, metric="accuracy", rank_by="-loss")
+    return search_lmbda(score, PARAMS, BATCHES, STATS, IMPORTANCE, config, metric="accuracy", rank_by="-loss")
 
 
 @pytest.mark.parametrize("limit", [0.05, 0.3])
-def test_the_price_keeps_the_limit_and_a_higher_one_does_not(limit):
-    price = search(RateConfig(max_drop=limit, steps=10))
-    assert drop_at(price)[0] <= limit < drop_at(price * 1.1)[0]
+def test_the_lmbda_keeps_the_limit_and_a_higher_one_does_not(limit):
+    lmbda = search(RateConfig(max_drop=limit, steps=10))
+    assert drop_at(lmbda)[0] <= limit < drop_at(lmbda * 1.1)[0]
 
 
 def test_allowing_more_saves_bits():
@@ -46,22 +46,22 @@ def test_allowing_more_saves_bits():
 
 
 def test_the_limit_of_the_ranking_metric_holds_too():
-    # The loss is twice the damage: its limit of 0.1 is the tighter one.
-    price = search(RateConfig(max_drop=0.3, max_rank_drop=0.1, steps=10))
-    assert 0.04 < drop_at(price)[0] <= 0.05
+    # The loss is twice the distortion: its limit of 0.1 is the tighter one.
+    lmbda = search(RateConfig(max_drop=0.3, max_rank_drop=0.1, steps=10))
+    assert 0.04 < drop_at(lmbda)[0] <= 0.05
 
 
-def test_a_limit_that_no_price_keeps_is_an_error():
-    with pytest.raises(ValueError, match="at the lowest price already"):
+def test_a_limit_that_no_lmbda_keeps_is_an_error():
+    with pytest.raises(ValueError, match="at the lowest lmbda already"):
         search(RateConfig(max_drop=1e-5))
 
 
 def test_nothing_accepted_is_an_error():
     with pytest.raises(ValueError, match="accepted none"):
-        search_price(score, PARAMS, BATCHES, {}, {}, RateConfig(), metric="accuracy", rank_by="-loss")
+        search_lmbda(score, PARAMS, BATCHES, {}, {}, RateConfig(), metric="accuracy", rank_by="-loss")
 
 
-@pytest.mark.parametrize("bad", [{"price": -1.0}, {"steps": 0}, {"draws": 0}, {"iterations": 0}])
+@pytest.mark.parametrize("bad", [{"lmbda": -1.0}, {"steps": 0}, {"draws": 0}, {"iterations": 0}])
 def test_settings_are_checked(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         RateConfig(**bad)
@@ -69,7 +69,7 @@ def test_settings_are_checked(bad):
 
 def test_progress_tells_every_step():
     told = []
-    search_price(
+    search_lmbda(
         score, PARAMS, BATCHES, STATS, IMPORTANCE, RateConfig(max_drop=0.1, steps=3), metric="accuracy", rank_by="-loss",
         progress=lambda done, total, message: told.append((done, total)),
     )  # fmt: skip

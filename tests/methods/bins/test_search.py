@@ -255,30 +255,30 @@ def test_relative_noise_is_a_half_unless_given():
     assert search_bins(score, params, BATCHES, FOUR, key=KEY)[1].layers[0].magnitude is None
 
 
-def test_the_price_picks_the_cheapest_of_all_states():
+def test_the_lmbda_picks_the_cheapest_of_all_states():
     params, _, score = problem(w=(20, 15))
     w, chosen = params["w"], []
-    for price in (0.0, 1000.0, 1e6):
-        config = SearchConfig(n_bins=2, max_bins=8, sigma_scales=(1.0, 1.8), tolerance=None, max_drop=None, price=price)
+    for lmbda in (0.0, 0.125, 125.0):
+        config = SearchConfig(n_bins=2, max_bins=8, sigma_scales=(1.0, 1.8), tolerance=None, max_drop=None, lmbda=lmbda)
         _, info = search_bins(score, params, BATCHES, config, key=KEY)
         (layer,) = info.layers
         assert len(layer.paths) == 2
         states = [s for path in layer.paths for s in path]
-        costs = [-s.metrics["score"] + price * entropy(w, s.edges) * w.size / 8000 for s in states]
+        costs = [-s.metrics["score"] + lmbda * entropy(w, s.edges) * w.size for s in states]
         assert layer.result == states[int(np.argmin(costs))]
-        assert layer.reason == f"{layer.result.n_bins} bins at {price:g} a kilobyte"
+        assert layer.reason == f"{layer.result.n_bins} bins at lmbda {lmbda:g}"
         chosen.append(layer.result.entropy)
     assert chosen == sorted(chosen, reverse=True)
     assert len(set(chosen)) > 2
 
 
-def test_the_price_prefers_states_within_the_target():
+def test_the_lmbda_prefers_states_within_the_target():
     params, _, score = problem(w=(20, 15))
-    config = SearchConfig(n_bins=2, max_bins=8, tolerance=None, max_drop=None, price=1e6, target_drop=12.0)
+    config = SearchConfig(n_bins=2, max_bins=8, tolerance=None, max_drop=None, lmbda=125.0, target_drop=12.0)
     _, info = search_bins(score, params, BATCHES, config, key=KEY)
     (layer,) = info.layers
     within = [s for s in layer.paths[0] if -s.metrics["score"] <= 12]
-    # The search did not stop at the first, and the dearest price still does not leave the target.
+    # The search did not stop at the first, and the dearest lmbda still does not leave the target.
     assert 1 < len(within) < len(layer.paths[0])
     assert layer.result == min(within, key=lambda s: s.entropy)
 

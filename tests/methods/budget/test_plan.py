@@ -14,8 +14,8 @@ from bqjax import codec, decode
 from bqjax.core.classification import classification_outputs
 from bqjax.core.leaves import Clustered
 from bqjax.core.tree import named_leaves
-from bqjax.kmeans.ecvq import blocks_at_price
-from bqjax.methods.bins.ecsq import bin_and_quant_at_price
+from bqjax.kmeans.ecvq import constrained_blocks
+from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import BinConfig, gaussian_bins
 from bqjax.methods.budget.plan import Blocks, BudgetConfig, Layer, Planned, Values, compress_layer, weights_importance
 from bqjax.methods.gwk.cluster import GWKConfig, gwk_cluster
@@ -33,12 +33,12 @@ def importance():
     return weights_importance(task(), key=KEY, draws=4)
 
 
-def test_values_are_bins_at_a_price():
-    layer = Layer(("hidden/kernel",), Values(bins=6, price=50.0, sigma_scale=1.5))
+def test_values_are_bins_at_a_lmbda():
+    layer = Layer(("hidden/kernel",), Values(bins=6, lmbda=0.00625, sigma_scale=1.5))
     made = compress_layer(params(), layer, importance(), key=KEY)["hidden/kernel"]
     own = {"w": params()["hidden"]["kernel"]}
     stats = gaussian_bins(own, BinConfig(n_bins=6, sigma_scale=1.5))
-    expected = bin_and_quant_at_price(own, stats, {"w": importance()["hidden/kernel"]}, 50.0)["w"]
+    expected = bin_and_quant_ecsq(own, stats, {"w": importance()["hidden/kernel"]}, 0.00625)["w"]
     np.testing.assert_array_equal(made.indices, expected.indices)
     # The codebook in half precision, which moves no entry further than half precision moves the largest.
     assert made.codebook.dtype == np.float16
@@ -46,18 +46,18 @@ def test_values_are_bins_at_a_price():
     assert np.abs(np.asarray(made.codebook, np.float32) - np.asarray(expected.codebook)).max() <= limit
 
 
-@pytest.mark.parametrize("price", [0.0, 30.0])
-def test_blocks_are_clustered_and_then_priced(price):
-    layer = Layer(("hidden/kernel",), Blocks(d=2, bits=3, price=price))
+@pytest.mark.parametrize("lmbda", [0.0, 0.00375])
+def test_blocks_are_clustered_and_then_weighed(lmbda):
+    layer = Layer(("hidden/kernel",), Blocks(d=2, bits=3, lmbda=lmbda))
     made = compress_layer(params(), layer, importance(), key=KEY)["hidden/kernel"]
     made.validate("w")
     assert made.d == 2 and made.k <= 8 and made.codebook.dtype == np.float16
-    if price:
+    if lmbda:
         starts = {}
         compress_layer(params(), Layer(layer.names, Blocks(d=2, bits=3)), importance(), key=KEY, starts=starts)
         (start,) = starts.values()
         w, h = params()["hidden"]["kernel"], importance()["hidden/kernel"]
-        expected = blocks_at_price(w, h, start, price)
+        expected = constrained_blocks(w, h, start, lmbda)
         np.testing.assert_array_equal(made.indices, expected.indices)
     else:
         # Weighted by importance: a smaller weighted error than plain clusters have.
@@ -116,10 +116,10 @@ def test_without_outputs_all_weights_count_the_same():
     ("make", "message"),
     [
         (lambda: Values(bins=0), "n_bins must be at least 1, got 0"),
-        (lambda: Values(price=-1), "price must be finite and not negative, got -1"),
+        (lambda: Values(lmbda=-1), "lmbda must be finite and not negative, got -1"),
         (lambda: Blocks(d=0), "cv must be an integer of at least 1"),
         (lambda: Blocks(bits=17), "bits must be an integer of at least 0 and at most 16, got 17"),
-        (lambda: Blocks(price=float("nan")), "price must be finite"),
+        (lambda: Blocks(lmbda=float("nan")), "lmbda must be finite"),
         (lambda: Layer("conv/kernel", Values()), "a tuple of at least one leaf's name"),
         (lambda: Planned(layers=[Layer(("a",), Values())] * 2), "leaf 'a' is in two layers"),
         (lambda: Planned(layers=[Layer(("hiden/kernel",), Values())]).compress(task(), key=KEY), "did you mean 'hidden/kernel'"),
@@ -131,7 +131,7 @@ def test_without_outputs_all_weights_count_the_same():
             lambda: compress_layer(params(), Layer(("head/kernel",), Blocks(d=4, bits=8)), importance(), key=KEY),
             "leaf 'head/kernel' has 15 blocks of 4, fewer than the 256",
         ),
-        (lambda: BudgetConfig(prices=(1.0, 1.0)), "prices must be ascending"),
+        (lambda: BudgetConfig(exponents=(1.0, 1.0)), "exponents must be ascending"),
         (lambda: BudgetConfig(bins=(), blocks=()), "neither bins nor blocks are offered"),
         (lambda: BudgetConfig(refine=-1), "refine must not be negative"),
         (lambda: BudgetConfig(blocks=((2, 20),)), "bits must be an integer"),

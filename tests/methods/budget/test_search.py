@@ -26,7 +26,7 @@ from bqjax.methods.budget.search import find_plan
 from bqjax.sensitivity.evaluator import Evaluator
 
 KEY = jax.random.key(0)
-CONFIG = BudgetConfig(bins=(8,), blocks=((2, 3),), prices=(-6.0, -2.0), vectors=(8,), draws=2, iterations=5, refine=1)
+CONFIG = BudgetConfig(bins=(8,), blocks=((2, 3),), exponents=(-6.0, -2.0), vectors=(8,), draws=2, iterations=5, refine=1)
 FOLDER = tempfile.TemporaryDirectory()  # removed when the process ends
 STATE = Path(FOLDER.name) / "state.jsonl"
 
@@ -73,7 +73,7 @@ def test_every_option_against_the_network_itself():
     outputs = jax.jit(task().outputs)
     before = [np.asarray(outputs(task().params, b)) for b in task().calibration]
     for unit, options in curves().options.items():
-        assert options[0].setting is None and options[0].damages == {"outputs": 0.0, "loss": 0.0}
+        assert options[0].setting is None and options[0].distortions == {"outputs": 0.0, "loss": 0.0}
         assert len(options) >= 2
         for option in options[1:]:
             made = curves().leaves(unit, option.setting)
@@ -81,7 +81,7 @@ def test_every_option_against_the_network_itself():
             squares = sum(
                 float(np.square(np.asarray(outputs(params, b)) - z).sum()) for b, z in zip(task().calibration, before, strict=True)
             )
-            assert option.damages["outputs"] == pytest.approx(squares / 60, rel=1e-4)
+            assert option.distortions["outputs"] == pytest.approx(squares / 60, rel=1e-4)
             # Bytes are those that the leaf takes in a file.
             assert option.bytes < options[0].bytes
 
@@ -122,7 +122,7 @@ def test_a_budget_as_a_method(tmp_path):
             WithinBudget(**wrong)
 
 
-def test_a_larger_file_does_less_damage():
+def test_a_larger_file_does_less_distortion():
     small, large = planned(target_bytes=700), planned(target_bytes=1000)
     assert small.file_bytes < large.file_bytes and small.rank_drop > large.rank_drop
 
@@ -179,11 +179,11 @@ def test_an_interrupted_plan_and_one_that_is_not(tmp_path, monkeypatch):
         find_plan(task(), CONFIG, **{**budget, "key": jax.random.key(1)})
 
 
-def test_without_outputs_the_loss_is_the_damage():
-    config = BudgetConfig(bins=(8,), blocks=(), prices=(-2.0,), vectors=(8,), iterations=5, refine=0)
+def test_without_outputs_the_loss_is_the_distortion():
+    config = BudgetConfig(bins=(8,), blocks=(), exponents=(-2.0,), vectors=(8,), iterations=5, refine=0)
     plan = find_plan(tiny_task(), config, key=KEY, target_bytes=900, coder="ans")
     assert plan.kind == "loss" and plan.file_bytes <= 900
-    assert all(math.isfinite(u.option.damages["loss"]) for u in plan.units)
+    assert all(math.isfinite(u.option.distortions["loss"]) for u in plan.units)
 
 
 def test_what_no_plan_reaches():
@@ -191,7 +191,7 @@ def test_what_no_plan_reaches():
         planned(target_bytes=50)
     smallest = int(str(found.value).split()[-1].replace(",", ""))
     plan = planned(target_bytes=smallest)
-    assert plan.file_bytes <= smallest  # prices beside those that were offered may reach a little further
+    assert plan.file_bytes <= smallest  # lmbdas beside those that were offered may reach a little further
 
 
 def test_a_drop_that_no_plan_keeps(monkeypatch):
@@ -203,7 +203,7 @@ def test_a_drop_that_no_plan_keeps(monkeypatch):
         self.options[unit] = [o for o in self.options[unit] if o.setting is not None]
 
     monkeypatch.setattr(LayerCurves, "add", without_first)
-    config = BudgetConfig(bins=(1,), blocks=(), prices=(0.0,), vectors=(1,), draws=1, refine=0)
+    config = BudgetConfig(bins=(1,), blocks=(), exponents=(0.0,), vectors=(1,), draws=1, refine=0)
     with pytest.raises(
         ValueError, match=r"no plan keeps the drop of accuracy within 0.01: the least that was reached .* is 0\.\d+"
     ):
@@ -247,5 +247,5 @@ def test_networks_that_cannot_be_planned_for():
 def test_settings_of_curves_are_written_short():
     for options in curves().options.values():
         for option in options[1:]:
-            assert float(f"{option.setting.price:.5g}") == option.setting.price
+            assert float(f"{option.setting.lmbda:.5g}") == option.setting.lmbda
     assert set(named_leaves(task().params)) == {n for names in curves().units.values() for n in names}

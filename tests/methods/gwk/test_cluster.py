@@ -65,7 +65,7 @@ def blocks_of(w, d):
     return padded.reshape(-1, d), real.reshape(-1, d)
 
 
-def test_the_tree_the_block_sizes_and_the_price():
+def test_the_tree_the_block_sizes_and_the_lmbda():
     params = tree()
     compressed, info = gwk_cluster(params, tree(seed=10), key=KEY, config=CONFIG)
     assert {n: leaf.d for n, leaf in named_leaves(compressed).items() if isinstance(leaf, Clustered)} == CLUSTERED
@@ -74,8 +74,8 @@ def test_the_tree_the_block_sizes_and_the_price():
         if name in CLUSTERED:
             leaf.validate(name)
             assert (leaf.k, leaf.codebook.dtype, leaf.dtype) == (8, np.float32, np.float32)
-            price = (leaf.indices.size * 3 + 8 * leaf.d * 8) / leaf.size
-            assert info[name].bits_per_weight == price
+            lmbda = (leaf.indices.size * 3 + 8 * leaf.d * 8) / leaf.size
+            assert info[name].bits_per_weight == lmbda
             assert 1 <= int(info[name].used) <= 8
         else:
             assert leaf is named_leaves(params)[name]
@@ -415,7 +415,7 @@ def test_a_rate_makes_used_entries_nearer(rate):
 
 
 def test_bits_that_are_set_are_kept():
-    """Two leaves of one codebook, each at its own bits; the price of the one that is to be shorter is higher."""
+    """Two leaves of one codebook, each at its own bits; the lmbda of the one that is to be shorter is higher."""
     params = {"a": normal(96, 64), "b": normal(96, 64, seed=5)}
     rules = [Rule("*", GWKConfig(bits=4), group="both")]
     tree, _ = gwk_cluster(params, None, rules, key=KEY)
@@ -426,7 +426,7 @@ def test_bits_that_are_set_are_kept():
         state = update(state, params, params)
     found = index_bits(state.tree)
     assert {name: round(float(found[name]), 1) for name in bits} == pytest.approx(bits, abs=0.15)
-    assert float(state.prices["b"]) > 1.5 * float(state.prices["a"])
+    assert float(state.lmbdas["b"]) > 1.5 * float(state.lmbdas["a"])
     joint = np.concatenate([np.asarray(state.tree[n].indices) for n in "ab"])
     p = np.bincount(joint, minlength=state.tree["a"].k) / joint.size
     expected = {n: -np.log2(p[np.asarray(state.tree[n].indices)]).mean() for n in "ab"}
@@ -435,5 +435,5 @@ def test_bits_that_are_set_are_kept():
         gwk_init(params, params, tree, bits={"a": 4.5})
     with pytest.raises(ValueError, match="'c', which is not clustered"):
         gwk_init(params, params, tree, bits={"c": 1.0})
-    with pytest.raises(ValueError, match="bits are set for 'a', of which the state has no price: give gwk_init the same"):
+    with pytest.raises(ValueError, match="bits are set for 'a', of which the state has no lmbda: give gwk_init the same"):
         gwk_update(gwk_init(params, params, tree), params, params, bits={"a": 3.0})

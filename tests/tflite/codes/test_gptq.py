@@ -30,7 +30,7 @@ def damped(h, damping):
     return h + damping * np.mean(np.diag(h)) * np.eye(len(h))
 
 
-def oracle(w, h, g, values, bits, price):
+def oracle(w, h, g, values, bits, lmbda):
     """For one row: fix the inputs one by one, and solve for all later ones by least squares each time."""
     order = np.argsort(-np.diag(h), kind="stable")
     h = damped(h.astype(np.float64), 0.01)
@@ -45,17 +45,17 @@ def oracle(w, h, g, values, bits, price):
                 e[i] = w[i] - (values[chosen[i]] if i != j else v)
             if free:
                 e[free] = -np.linalg.solve(h[np.ix_(free, free)], h[np.ix_(free, fixed)] @ e[fixed])
-            costs.append(g / 2 * e @ h @ e + price * bits[b])
+            costs.append(g / 2 * e @ h @ e + lmbda * bits[b])
         chosen[j] = int(np.argmin(costs))
     return [chosen[i] for i in range(len(w))]
 
 
-@pytest.mark.parametrize("price", [0.0, 0.5])
-def test_each_choice_is_the_cheapest_when_later_weights_are_solved_for(price):
+@pytest.mark.parametrize("lmbda", [0.0, 0.5])
+def test_each_choice_is_the_cheapest_when_later_weights_are_solved_for(lmbda):
     w, h, g, values, bits = problem(0)
     order, factor = inverse_factor(jnp.asarray(h), 0.01)
-    index, _ = compensated_values(jnp.asarray(w), order, factor, jnp.asarray(g), jnp.asarray(values), jnp.asarray(bits), price)
-    expected = [oracle(w[r], h, g[r], values, bits, price) for r in range(len(w))]
+    index, _ = compensated_values(jnp.asarray(w), order, factor, jnp.asarray(g), jnp.asarray(values), jnp.asarray(bits), lmbda)
+    expected = [oracle(w[r], h, g[r], values, bits, lmbda) for r in range(len(w))]
     assert index.tolist() == expected
 
 
@@ -95,7 +95,7 @@ def test_compensation_lowers_the_error():
     assert error(True) < 0.6 * error(False)
 
 
-def test_without_compensation_or_price_every_weight_takes_the_nearest_value():
+def test_without_compensation_or_lmbda_every_weight_takes_the_nearest_value():
     w, h, g, values, bits = problem(4)
     order, factor = inverse_factor(jnp.asarray(h))
     index, _ = compensated_values(w, order, factor, jnp.asarray(g), jnp.asarray(values), jnp.asarray(bits), 0.0, False)
@@ -110,13 +110,13 @@ def test_an_infinite_cost_forbids_a_value():
     assert (np.asarray(index) % 2 == 1).all()
 
 
-def test_a_higher_price_takes_fewer_bits():
+def test_a_higher_lmbda_takes_fewer_bits():
     w, h, _, values, _ = problem(6, rows=100)
     order, factor = inverse_factor(jnp.asarray(h))
     bits = jnp.abs(jnp.arange(9.0) - 4) + 1
 
-    def spent(price):
-        index, _ = compensated_values(w, order, factor, jnp.ones(100), jnp.asarray(values), bits, price)
+    def spent(lmbda):
+        index, _ = compensated_values(w, order, factor, jnp.ones(100), jnp.asarray(values), bits, lmbda)
         return float(bits[index].sum())
 
     assert spent(0.0) > spent(10.0) > spent(1000.0)

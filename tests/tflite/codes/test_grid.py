@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bqjax.tflite.codes.grid import even_values, quantise_layer, quantise_layer_by_output, row_classes
+from bqjax.tflite.codes.grid import even_values, quantize_layer, quantize_layer_by_output, row_classes
 from bqjax.tflite.codes.layer_stats import Measured, layer_stats
 
 
@@ -34,56 +34,56 @@ def test_steps_of_one_are_all_integers():
     assert even_values(1.0, 3, -4, 5).tolist() == list(range(-4, 6))
 
 
-def price_for(step, stats):
+def lmbda_for(step, stats):
     pivots = np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64)
     curvature = np.exp(np.log(np.asarray(stats.importance, np.float64)).mean() - 2 * np.log(pivots).mean())
     return step**2 * curvature * np.log(2) / 12
 
 
 @pytest.mark.parametrize("groups", [1, 5])
-def test_damage_and_bits_are_those_of_the_codes(groups):
+def test_distortion_and_bits_are_those_of_the_codes(groups):
     codes, zero_point, stats, moment = layer(groups)
-    found = quantise_layer(codes, zero_point, stats, price_for(12.0, stats))
+    found = quantize_layer(codes, zero_point, stats, lmbda_for(12.0, stats))
     e = codes - found.codes
     g = np.asarray(stats.importance, np.float64)
     moment = moment + 0.01 * np.trace(moment, axis1=1, axis2=2)[:, None, None] / moment.shape[-1] * np.eye(moment.shape[-1])
-    assert found.damage == pytest.approx((g / 2 * np.einsum("gri,gij,grj->gr", e, moment, e)).sum(), rel=1e-2)
+    assert found.distortion == pytest.approx((g / 2 * np.einsum("gri,gij,grj->gr", e, moment, e)).sum(), rel=1e-2)
     share = np.unique(found.codes, return_counts=True)[1] / codes.size
     assert found.bits == pytest.approx(-codes.size * (share * np.log2(share)).sum(), rel=1e-6)
     assert found.steps == pytest.approx((12.0,))
     assert set(np.unique(found.codes)) <= set(even_values(12.0, zero_point, codes.min(), codes.max()))
 
 
-def test_a_price_too_low_to_give_up_a_code_leaves_the_layer():
+def test_a_lmbda_too_low_to_give_up_a_code_leaves_the_layer():
     codes, zero_point, stats, _ = layer()
-    assert quantise_layer(codes, zero_point, stats, price_for(0.9, stats)) is None
-    assert quantise_layer(codes, zero_point, stats, 0.0) is None
+    assert quantize_layer(codes, zero_point, stats, lmbda_for(0.9, stats)) is None
+    assert quantize_layer(codes, zero_point, stats, 0.0) is None
 
 
-def test_a_price_above_everything_leaves_the_zero_point_alone():
+def test_a_lmbda_above_everything_leaves_the_zero_point_alone():
     codes, zero_point, stats, _ = layer()
-    found = quantise_layer(codes, zero_point, stats, price_for(1e6, stats))
+    found = quantize_layer(codes, zero_point, stats, lmbda_for(1e6, stats))
     assert np.unique(found.codes).tolist() == [zero_point] and found.bits == 0
 
 
-def test_a_higher_price_trades_damage_for_bits():
+def test_a_higher_lmbda_trades_distortion_for_bits():
     codes, zero_point, stats, _ = layer()
-    found = [quantise_layer(codes, zero_point, stats, price_for(step, stats)) for step in (2.0, 5.0, 15.0, 40.0)]
-    assert (np.diff([f.bits for f in found]) < 0).all() and (np.diff([f.damage for f in found]) > 0).all()
+    found = [quantize_layer(codes, zero_point, stats, lmbda_for(step, stats)) for step in (2.0, 5.0, 15.0, 40.0)]
+    assert (np.diff([f.bits for f in found]) < 0).all() and (np.diff([f.distortion for f in found]) > 0).all()
 
 
-def test_compensation_costs_less_at_the_same_price():
+def test_compensation_costs_less_at_the_same_lmbda():
     codes, zero_point, stats, _ = layer()
-    price = price_for(15.0, stats)
-    on, off = (quantise_layer(codes, zero_point, stats, price, compensate=c) for c in (True, False))
-    # Without it, `damage` is a sum over weights that knows nothing of how their errors add up: compare outputs.
+    lmbda = lmbda_for(15.0, stats)
+    on, off = (quantize_layer(codes, zero_point, stats, lmbda, compensate=c) for c in (True, False))
+    # Without it, `distortion` is a sum over weights that knows nothing of how their errors add up: compare outputs.
     moment = np.asarray(layer()[3])
 
     def loss(found):
         e = codes - found.codes
         return (
             np.asarray(stats.importance, np.float64) / 2 * np.einsum("gri,gij,grj->gr", e, moment, e)
-        ).sum() + price * found.bits
+        ).sum() + lmbda * found.bits
 
     assert loss(on) < loss(off)
 
@@ -95,14 +95,14 @@ def test_classes_give_outputs_that_matter_a_finer_grid_and_cost_less():
     stats = stats._replace(importance=jnp.asarray(importance[None], jnp.float32))
     classes = row_classes(stats, min_rows=5)
     assert (classes[0, :100] == 0).all() and (classes[0, 100:] > 0).all()
-    price = price_for(12.0, stats)
+    lmbda = lmbda_for(12.0, stats)
 
     def cost(found):
         e = codes - found.codes
-        return (importance / 2 * np.einsum("gri,gij,grj->gr", e, moment, e)).sum() + price * found.bits
+        return (importance / 2 * np.einsum("gri,gij,grj->gr", e, moment, e)).sum() + lmbda * found.bits
 
-    apart = quantise_layer(codes, zero_point, stats, price, classes=classes)
-    together = quantise_layer(codes, zero_point, stats, price)
+    apart = quantize_layer(codes, zero_point, stats, lmbda, classes=classes)
+    together = quantize_layer(codes, zero_point, stats, lmbda)
     assert apart.steps[0] > 4 * apart.steps[-1]
     assert cost(apart) < 0.8 * cost(together)
 
@@ -119,12 +119,12 @@ def test_outputs_get_grids_of_their_own_where_that_pays(spread, several):
     codes, zero_point, stats, _ = layer(rows=200)
     importance = np.where(np.arange(200) < 100, 1.0, spread)
     stats = stats._replace(importance=jnp.asarray(importance[None], jnp.float32))
-    price = price_for(12.0, stats)
-    found = quantise_layer_by_output(codes, zero_point, stats, price)
-    together = quantise_layer(codes, zero_point, stats, price)
+    lmbda = lmbda_for(12.0, stats)
+    found = quantize_layer_by_output(codes, zero_point, stats, lmbda)
+    together = quantize_layer(codes, zero_point, stats, lmbda)
     if several:
-        assert found.classes.max() > 0 and found.damage + price * found.bits < together.damage + price * together.bits
+        assert found.classes.max() > 0 and found.distortion + lmbda * found.bits < together.distortion + lmbda * together.bits
     else:
         np.testing.assert_array_equal(found.codes, together.codes)
         assert found.classes.max() == 0
-    assert quantise_layer_by_output(codes, zero_point, stats, 0.0) is None
+    assert quantize_layer_by_output(codes, zero_point, stats, 0.0) is None

@@ -12,7 +12,7 @@ import pytest
 import bqjax.tflite.codes.search
 from bqjax.core.classification import batches, classification_score
 from bqjax.tflite.codes.layer_stats import to_rows
-from bqjax.tflite.codes.search import QuantisedConfig, QuantisedNetwork, measure_layers, search_codes
+from bqjax.tflite.codes.search import QuantizedConfig, QuantizedNetwork, measure_layers, search_codes
 
 KEY = jax.random.key(0)
 
@@ -50,7 +50,7 @@ def network(n=300, classes=6, seed=0):
 
     dense = SimpleNamespace(kind="FULLY_CONNECTED", options={})
     labels = np.asarray(logits(params, jnp.asarray(x)).argmax(1)).astype(np.int32)
-    net = QuantisedNetwork(params, {"first": dense, "last": dense}, inputs, real, classification_score(logits))
+    net = QuantizedNetwork(params, {"first": dense, "last": dense}, inputs, real, classification_score(logits))
     return net, batches(x, labels, 100)
 
 
@@ -83,7 +83,7 @@ def entropy(params, net):
 
 def test_the_search_keeps_its_limit_and_saves_bits(measured):
     net, data, found = measured
-    params, info = search_codes(net, data, found, QuantisedConfig(max_drop=0.03, layer_drop=0.03))
+    params, info = search_codes(net, data, found, QuantizedConfig(max_drop=0.03, layer_drop=0.03))
     assert info.baseline["accuracy"] == 1.0 and info.final["accuracy"] >= 0.97 - 1e-6
     assert entropy(params, net) < 0.8 * entropy(net.params, net)
     for name, leaves in params.items():
@@ -97,27 +97,27 @@ def test_the_search_keeps_its_limit_and_saves_bits(measured):
 def test_more_may_be_lost_for_fewer_bits(measured):
     net, data, found = measured
     spent = [
-        entropy(search_codes(net, data, found, QuantisedConfig(max_drop=d, layer_drop=None))[0], net) for d in (0.0, 0.05, 0.3)
+        entropy(search_codes(net, data, found, QuantizedConfig(max_drop=d, layer_drop=None))[0], net) for d in (0.0, 0.05, 0.3)
     ]
     assert spent[0] > spent[1] > spent[2]
 
 
 def test_the_bias_takes_up_the_mean_of_what_outputs_move(measured):
     net, data, found = measured
-    price = search_codes(net, data, found, QuantisedConfig(max_drop=0.1))[1].price
-    params, _ = search_codes(net, data, found, QuantisedConfig(price=price, layer_drop=None))
+    lmbda = search_codes(net, data, found, QuantizedConfig(max_drop=0.1))[1].lmbda
+    params, _ = search_codes(net, data, found, QuantizedConfig(lmbda=lmbda, layer_drop=None))
     moved = to_rows(net.params["first"]["codes"].astype(np.int64) - params["first"]["codes"], "FULLY_CONNECTED")[0]
     assert (moved != 0).any()
     by_bias = params["first"]["bias"].astype(np.int64) - net.params["first"]["bias"]
     np.testing.assert_allclose(by_bias, moved @ found["first"].mean[0], atol=0.6)
-    plain, _ = search_codes(net, data, found, QuantisedConfig(price=price, layer_drop=None, correct_bias=False))
+    plain, _ = search_codes(net, data, found, QuantizedConfig(lmbda=lmbda, layer_drop=None, correct_bias=False))
     np.testing.assert_array_equal(plain["first"]["bias"], net.params["first"]["bias"])
 
 
 def test_a_layer_that_costs_too_much_is_left_as_it_was(measured):
     net, data, found = measured
-    price = search_codes(net, data, found, QuantisedConfig(max_drop=0.5))[1].price * 100
-    params, info = search_codes(net, data, found, QuantisedConfig(price=price, layer_drop=0.02))
+    lmbda = search_codes(net, data, found, QuantizedConfig(max_drop=0.5))[1].lmbda * 100
+    params, info = search_codes(net, data, found, QuantizedConfig(lmbda=lmbda, layer_drop=0.02))
     left = [r for r in info.layers if not r.accepted]
     assert left and all("above" in r.reason and r.drop > 0.02 for r in left)
     for report in left:
@@ -125,25 +125,25 @@ def test_a_layer_that_costs_too_much_is_left_as_it_was(measured):
     assert [r.size for r in info.layers] == sorted((r.size for r in info.layers), reverse=True)
 
 
-def test_a_price_of_nothing_changes_nothing(measured):
+def test_a_lmbda_of_nothing_changes_nothing(measured):
     net, data, found = measured
-    params, info = search_codes(net, data, found, QuantisedConfig(price=0.0))
+    params, info = search_codes(net, data, found, QuantizedConfig(lmbda=0.0))
     assert all(params[name] is net.params[name] for name in params)
-    assert all(r.reason == "no code is worth giving up at this price" for r in info.layers)
+    assert all(r.reason == "no code is worth giving up at this lmbda" for r in info.layers)
 
 
-def test_where_no_price_keeps_the_limit_nothing_is_given_up(measured):
+def test_where_no_lmbda_keeps_the_limit_nothing_is_given_up(measured):
     net, data, found = measured
     # One step of the bisection tries a grid of 8 steps alone, at which some predictions change.
-    params, info = search_codes(net, data, found, QuantisedConfig(max_drop=0.0, steps=1, scan=0))
-    assert info.price == 0.0 and all(params[name] is net.params[name] for name in params)
+    params, info = search_codes(net, data, found, QuantizedConfig(max_drop=0.0, steps=1, scan=0))
+    assert info.lmbda == 0.0 and all(params[name] is net.params[name] for name in params)
 
 
 def test_grids_by_output_that_do_not_pay_change_nothing(measured):
     net, data, found = measured
-    price = search_codes(net, data, found, QuantisedConfig(max_drop=0.1, steps=3, scan=0))[1].price
+    lmbda = search_codes(net, data, found, QuantizedConfig(max_drop=0.1, steps=3, scan=0))[1].lmbda
     plain, by_output = (
-        search_codes(net, data, found, QuantisedConfig(price=price, layer_drop=None, by_output=b)) for b in (False, True)
+        search_codes(net, data, found, QuantizedConfig(lmbda=lmbda, layer_drop=None, by_output=b)) for b in (False, True)
     )
     assert not by_output[1].classes  # layers as small as these do not pay for a second table
     jax.tree.map(np.testing.assert_array_equal, plain[0], by_output[0])
@@ -151,7 +151,7 @@ def test_grids_by_output_that_do_not_pay_change_nothing(measured):
 
 def test_an_interrupted_search_goes_on_and_finds_the_same(measured, tmp_path, monkeypatch):
     net, data, found = measured
-    config, path = QuantisedConfig(max_drop=0.03), tmp_path / "state.jsonl"
+    config, path = QuantizedConfig(max_drop=0.03), tmp_path / "state.jsonl"
     whole, _ = search_codes(net, data, found, config)
 
     calls = []
@@ -165,22 +165,22 @@ def test_an_interrupted_search_goes_on_and_finds_the_same(measured, tmp_path, mo
         search_codes(net, data, found, config, state_path=str(path), progress=stop)
     lines = len(path.read_text().splitlines())
     assert lines >= 4
-    made, make = [], bqjax.tflite.codes.search.quantise_layer
-    monkeypatch.setattr(bqjax.tflite.codes.search, "quantise_layer", lambda *a, **k: made.append(1) or make(*a, **k))
+    made, make = [], bqjax.tflite.codes.search.quantize_layer
+    monkeypatch.setattr(bqjax.tflite.codes.search, "quantize_layer", lambda *a, **k: made.append(1) or make(*a, **k))
     again, _ = search_codes(net, data, found, config, state_path=str(path))
-    # Codes of the prices that the state has scores of are not made again; those of the price taken are.
+    # Codes of the lmbdas that the state has scores of are not made again; those of the lmbda taken are.
     assert len(made) == len(net.layers) * (config.steps + config.scan - 4 + 1)
     for name in whole:
         np.testing.assert_array_equal(again[name]["codes"], whole[name]["codes"])
     with pytest.raises(ValueError, match=r"another run \(config changed\)"):
-        search_codes(net, data, found, QuantisedConfig(max_drop=0.04), state_path=str(path))
+        search_codes(net, data, found, QuantizedConfig(max_drop=0.04), state_path=str(path))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"price": -1.0}, "price must be finite"),
-        ({"price": float("nan")}, "price must be finite"),
+        ({"lmbda": -1.0}, "lmbda must be finite"),
+        ({"lmbda": float("nan")}, "lmbda must be finite"),
         ({"scan": -1}, "scan must not be negative"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"damping": 0.0}, "damping must be positive"),
@@ -191,7 +191,7 @@ def test_an_interrupted_search_goes_on_and_finds_the_same(measured, tmp_path, mo
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        QuantisedConfig(**settings)
+        QuantizedConfig(**settings)
 
 
 def test_no_batches_are_refused():

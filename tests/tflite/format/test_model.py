@@ -201,7 +201,7 @@ def change_axis(model, tensors):
     tensors[W1].quantization.quantizedDimension = 7
 
 
-def change_unquantised(model, tensors):
+def change_unquantized(model, tensors):
     tensors[W1].quantization = None
 
 
@@ -230,7 +230,7 @@ def change_none(model, tensors):
         (change_external, "outside the flatbuffer"),
         (change_subgraphs, "2 subgraphs"),
         (change_axis, "quantized_dimension 7 does not fit 6 scales"),
-        (change_unquantised, "must be quantised"),
+        (change_unquantized, "must be quantized"),
         (change_shape, "does not fit 36 bytes"),
         (change_buffer, "names buffer 99"),
         (change_input, "a tensor that does not exist"),

@@ -118,7 +118,7 @@ def with_pickle(path):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "distortion",
     [
         flip,
         as_npy,
@@ -136,9 +136,9 @@ def with_pickle(path):
         lambda path: rewrite(path, fingerprint=np.zeros(3)),
     ],
 )
-def test_a_damaged_cache_is_made_again(folder, tfds, damage):
+def test_a_damaged_cache_is_made_again(folder, tfds, distortion):
     cifar10(folder, "test")
-    damage(the_cache())
+    distortion(the_cache())
     assert_right(cifar10(folder, "test"))
     assert len(tfds.calls) == 2
     assert_right(cifar10(folder, "test"))

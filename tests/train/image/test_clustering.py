@@ -55,7 +55,7 @@ def test_a_pattern_that_decides_for_nothing_is_refused():
         cluster(network(), None, NAMES, GWKPhase(epochs=1, layers=(GWKLayers(pattern="d"),)), jax.random.key(0))
 
 
-def test_channels_of_a_codebook_are_equalised_together():
+def test_channels_of_a_codebook_are_equalized_together():
     model = CifarResNet(8, rngs=nnx.Rngs(0))
     settings = GWKPhase(epochs=1, schedule="step", layers=(GWKLayers(pattern="layer[23]/*", group="rest"),))
     same = equalized(model, ("layer1/0/conv1", "layer2/0/conv2", "layer3/0/conv1"), settings)

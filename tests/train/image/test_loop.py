@@ -262,7 +262,7 @@ def test_a_batch_smaller_than_the_devices(monkeypatch, tmp_path):
     ("change", "message"),
     [
         ({"float_epochs": 0, "epochs": 0, "distillation": 0.0}, "there must be epochs"),
-        ({"quantizer": None}, "quantised epochs and GWK need a quantizer"),
+        ({"quantizer": None}, "quantized epochs and GWK need a quantizer"),
         ({"gwk": GWKPhase(epochs=1), "epochs": 0, "quantizer": None}, "GWK need a quantizer"),
         ({"learning_rate": -1.0}, "learning_rate must be finite"),
         ({"distillation": 1.5}, "distillation is a share"),

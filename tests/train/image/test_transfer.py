@@ -317,7 +317,7 @@ def test_networks_of_a_config(done):
         ({"teacher": "x"}, "a teacher needs distillation"),
         ({"teacher_model": "mnist_5x5", "distillation": 0.5}, "name the file, too"),
         ({"weights": "x", "initial": "x"}, "two starts"),
-        ({"pruning": Pruning(), "float_epochs": 0, "weights": "x", "epochs": 1}, "quantised|pruning is for the float phase"),
+        ({"pruning": Pruning(), "float_epochs": 0, "weights": "x", "epochs": 1}, "quantized|pruning is for the float phase"),
         ({"dataset": "digits28"}, "model 'digits' does not fit data set 'digits28'"),
     ],
 )
