@@ -1,37 +1,108 @@
-"""Settings that every test runs under, and the real data where it is present."""
+"""Settings that every test runs under, what each test compiled (``--compiles``), and the real data where it is present."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-# Most of the suite's time is XLA's, over programs that then run for a moment: a quarter of it goes into making them fast.
+# Most of the suite's time is XLA's, over programs that then run for a moment: two thirds of it go into making them fast.
 # The numbers are computed in the same precision. `make test-all` runs the same tests on fully optimised programs.
 # Set here, before jax is imported, and in the environment, so that processes that tests start have it too.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
+    # The emitters by way of MLIR compile to the same arithmetic, in more time.
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
-import jax
+# What took a moment to compile is read from a file when it is needed again: in a new jit, in another process, in the next run.
+# One folder a worker, as JAX reads files of its cache while another process may still be writing them.
+CACHE = Path(__file__).resolve().parents[1] / ".jax_cache" / os.environ.get("PYTEST_XDIST_WORKER", "main")
+CACHE_BYTES = 400_000_000
+os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+
+import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compilations take the time of a first example, and two cores are shared between workers: no deadlines.
-hypothesis.settings.register_profile("bqjax", deadline=None, max_examples=25, derandomize=True)
-hypothesis.settings.load_profile("bqjax")
+# Examples that compile come few: the strategies of `make test` are those of `make test-all`, which takes more of each.
+hypothesis.settings.register_profile("bqjax", deadline=None, max_examples=10, derandomize=True)
+hypothesis.settings.register_profile("thorough", parent=hypothesis.settings.get_profile("bqjax"), max_examples=50)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "bqjax"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What took a moment to compile is read from a file when it is needed again: in a new jit, or in another process.
+# --- what was compiled ---------------------------------------------------------------------------------------------------
 
-    One folder a worker, as JAX reads files of its cache while another process may still be writing them.
-    """
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+# Seconds of work, and the number of programs that were compiled and of those that were read from a file instead.
+_work: Counter[str] = Counter()
+_DURATIONS = {
+    "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowering",
+    "/jax/core/compile/backend_compile_duration": "compiling",
+}
+
+
+def _add_duration(event: str, seconds: float, **_: object) -> None:
+    if event in _DURATIONS:
+        _work[_DURATIONS[event]] += seconds  # type: ignore[assignment]
+        _work["programs"] += event == "/jax/core/compile/backend_compile_duration"
+
+
+def _add_event(event: str, **_: object) -> None:
+    _work["read"] += event == "/jax/compilation_cache/cache_hits"
+
+
+class Compiles:
+    """Adds up what the workers' tests report, and says it at the end."""
+
+    def __init__(self, shown: int):
+        self.shown = shown
+        self.tests: dict[str, dict[str, float]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown":
+            self.tests[report.nodeid] = dict(report.user_properties).get("compiles", {})
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        files: dict[str, Counter[str]] = {}
+        for test, work in self.tests.items():
+            files.setdefault(test.partition("::")[0], Counter()).update(work)
+        for title, rows in (("files", files), ("tests", self.tests)):
+            terminalreporter.section(f"{title} that compile most")
+            terminalreporter.line("programs  of them read  lowering, s  compiling, s")
+            for name, work in sorted(rows.items(), key=lambda row: -row[1].get("compiling", 0))[: self.shown]:
+                numbers = [work.get(key, 0) for key in ("programs", "read", "lowering", "compiling")]
+                terminalreporter.line("{:8d}  {:12d}  {:11.2f}  {:12.2f}  {}".format(*numbers, name))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--compiles", type=int, default=0, metavar="N", help="show the N files and the N tests that spend most time in compilation"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # What older sources compiled stays in the folder; nobody knows which files these are.
+    if CACHE.is_dir() and sum(file.stat().st_size for file in CACHE.iterdir()) > CACHE_BYTES:
+        shutil.rmtree(CACHE)
+    if config.getoption("--compiles"):
+        config.pluginmanager.register(Compiles(config.getoption("--compiles")))
+        jax.monitoring.register_event_duration_secs_listener(_add_duration)
+        jax.monitoring.register_event_listener(_add_event)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    # With fixtures' work: the first test that needs one pays for it, as it does in time.
+    if call.when == "teardown" and item.config.getoption("--compiles"):
+        item.user_properties.append(("compiles", dict(_work)))
+        _work.clear()
+    return (yield)
+
+
+# --- data ----------------------------------------------------------------------------------------------------------------
 
 
 def _data_dir() -> Path:
