@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check format clean setup
+.PHONY: demo test test-slow test-all check format clean setup
 
 # Reinstalled when pyproject.toml changes.
 setup: $(VENV)/.installed
@@ -21,9 +21,13 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# With what takes long and is covered in part by other tests, and compiled as users have it (tests/conftest.py).
+# What `make test` leaves out: what takes long, and other tests cover in part.
+test-slow: setup
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+
+# Both, with more examples of each property, on programs compiled as users have them (tests/conftest.py).
 test-all: setup
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n 2 --dist worksteal -m ""
+	HYPOTHESIS_PROFILE=thorough JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 check: setup
 	$(BIN)/ruff check .
@@ -35,4 +39,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache

@@ -14,8 +14,10 @@ import pytest
 # The numbers are computed in the same precision. `make test-all` runs the same tests on fully optimised programs.
 # Set here, before jax is imported, and in the environment, so that processes that tests start have it too.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
-    # The emitters by way of MLIR compile to the same arithmetic, in more time.
+    # The newer emitters, by way of MLIR, take half as long again. No other flags: they may name a number of devices.
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+else:
+    os.environ.pop("XLA_FLAGS", None)
 
 # What took a moment to compile is read from a file when it is needed again: in a new jit, in another process, in the next run.
 # One folder a worker, as JAX reads files of its cache while another process may still be writing them.

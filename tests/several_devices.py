@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,10 +29,9 @@ def found_on(devices: int, module: str, function: str, folder: Path) -> Any:
     """
     tests = Path(__file__).resolve().parent
     test_file = Path(module).resolve()
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # which may name another number of devices
     out = folder / "found.json"
     command = [sys.executable, "-c", _PROCESS, str(devices), str(out), test_file.stem, function]
     folders = [str(test_file.parent), str(tests), str(tests.parent)]
-    done = subprocess.run(command + folders, env=environment, cwd=folder, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command + folders, cwd=folder, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())

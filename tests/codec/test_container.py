@@ -325,7 +325,9 @@ NODES = st.recursive(
 )
 
 
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=60)
+@hypothesis.settings(
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=2 * hypothesis.settings().max_examples
+)
 @hypothesis.given(tree=NODES, coder=st.sampled_from([*codec.CODERS, "auto"]))
 def test_any_tree(tmp_path, tree, coder):
     same(tree, round_trip(tmp_path, tree, coder=coder))

@@ -160,7 +160,7 @@ class Pair:
         script = folder / "process.py"
         script.write_text(PROCESS)
         # A proxy is no business of processes on one machine, and JAX warns of one.
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS" and "proxy" not in k.lower()}
+        environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
         environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
         self.outs = [folder / f"{job}-{i}.json" for i in range(2)]
         self.logs = [folder / f"{job}-{i}.log" for i in range(2)]
