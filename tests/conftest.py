@@ -10,7 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# Most of the suite's time is XLA's, over programs that then run for a moment: two thirds of it go into making them fast.
+# Most of the suite's time is XLA's, over programs that then run for a moment: half of it goes into making them fast.
 # The numbers are computed in the same precision. `make test-all` runs the same tests on fully optimised programs.
 # Set here, before jax is imported, and in the environment, so that processes that tests start have it too.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
@@ -30,7 +30,7 @@ import jax  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compilations take the time of a first example, and two cores are shared between workers: no deadlines.
-# Examples that compile come few: the strategies of `make test` are those of `make test-all`, which takes more of each.
+# `make test-slow` and `make test-all` take five times as many examples of each property.
 hypothesis.settings.register_profile("bqjax", deadline=None, max_examples=10, derandomize=True)
 hypothesis.settings.register_profile("thorough", parent=hypothesis.settings.get_profile("bqjax"), max_examples=50)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "bqjax"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,27 +80,45 @@ def inputs(graph, n, seed=0):
     return np.random.default_rng(seed).integers(info.min, info.max + 1, (n, *t.shape[1:])).astype(t.dtype)
 
 
-@pytest.mark.parametrize("kernels", ["builtin", "reference"])
-@NETWORKS
-def test_an_inception_block_with_a_residual_sum(dtype, per_channel, kernels):
+@functools.cache
+def network_and_programs(dtype, per_channel):
+    """A file, its twin, and two programs of integers and of real numbers that several tests share."""
     content = network(dtype, per_channel)
-    graph = parse(content)
-    x = inputs(graph, 16)
-    (got,) = jax.jit(build(graph, kernels).apply)(params(graph), x)
-    want = interpret(content, x, kernels)
+    twin = build(parse(content))
+    integers = jax.jit(lambda p, x: (twin.apply(p, x), twin.layer_inputs(p, x)))
+    return content, twin, integers, jax.jit(lambda p, x: (twin.apply_logits(p, x), twin.apply_real(p, x)))
+
+
+def check_codes(got, want, dtype):
     assert got.dtype == dtype
     assert len(np.unique(want)) > 10  # the outputs are not saturated
     np.testing.assert_array_equal(np.asarray(got), want)
 
 
-def agrees(b, x, y, n=8):
-    content = b.finish(x, y)
+@NETWORKS
+def test_an_inception_block_with_a_residual_sum(dtype, per_channel):
+    content, twin, integers, _ = network_and_programs(dtype, per_channel)
+    x = inputs(twin.graph, 16)
+    (got,), _ = integers(params(twin.graph), x)
+    check_codes(got, interpret(content, x), dtype)
+
+
+@NETWORKS
+def test_the_reference_kernels(dtype, per_channel):
+    content = network(dtype, per_channel)
+    graph = parse(content)
+    x = inputs(graph, 16)
+    (got,) = jax.jit(build(graph, "reference").apply)(params(graph), x)
+    check_codes(got, interpret(content, x, "reference"), dtype)
+
+
+def agrees(b, x, *outputs, n=8):
+    content = b.finish_many([x], list(outputs))
     graph = parse(content)
     codes = inputs(graph, n)
-    (got,) = jax.jit(build(graph).apply)(params(graph), codes)
-    want = interpret(content, codes)
-    assert len(np.unique(want)) > 10
-    np.testing.assert_array_equal(np.asarray(got), want)
+    found, expected = jax.jit(build(graph).apply)(params(graph), codes), interpret_all(content, codes)
+    for got, output in zip(found, outputs, strict=True):
+        check_codes(got, expected[output], b.dtype)
 
 
 @pytest.mark.parametrize(("channels", "multiplier"), [(4, 1), (12, 1), (5, 4)])
@@ -109,33 +130,30 @@ def test_depthwise_takes_halves_as_the_kernel_of_its_type(dtype, channels, multi
     agrees(b, x, b.depthwise(x, [1, 3, 3, c], [1, 9, 9, c], multiplier=multiplier), n=40)
 
 
-@pytest.mark.parametrize("axes", [(1, 2), (2,), (1, 2, 3)])
-@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
-def test_mean(dtype, keep, axes):
+def test_mean(dtype):
     b, full = Builder(dtype), [1, 5, 3, 11]
-    x = b.activation(full, scale=0.11, zero=40)
-    out = [1 if i in axes else size for i, size in enumerate(full) if keep or i not in axes]
-    where = b.tensor([len(axes)], np.int32, data=np.array(axes, np.int32))
-    y = b.activation(out, scale=0.04, zero=20)
-    agrees(b, x, b.operator("MEAN", [x, where], y, "ReducerOptions", keepDims=keep), n=40)
+    x, outputs = b.activation(full, scale=0.11, zero=40), []
+    for axes, keep in itertools.product([(1, 2), (2,), (1, 2, 3)], [True, False]):
+        out = [1 if i in axes else size for i, size in enumerate(full) if keep or i not in axes]
+        where = b.tensor([len(axes)], np.int32, data=np.array(axes, np.int32))
+        y = b.activation(out, scale=0.04, zero=20)
+        outputs.append(b.operator("MEAN", [x, where], y, "ReducerOptions", keepDims=keep))
+    agrees(b, x, *outputs, n=40)
 
 
-@pytest.mark.parametrize("kind", ["PAD", "PADV2", "RELU", "RELU6", "QUANTIZE", "MAX_POOL_2D", "AVERAGE_POOL_2D"])
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
-def test_operators_of_one_input(dtype, kind):
+def test_operators_of_one_input(dtype):
     b = Builder(dtype)
-    x = b.activation([1, 5, 6, 3])
-    if kind.startswith("PAD"):
-        amounts = [b.tensor([4, 2], np.int32, data=np.array([[0, 0], [2, 1], [0, 3], [0, 0]], np.int32))]
-        if kind == "PADV2":
-            amounts.append(b.tensor([1], scale=0.05, zero=3 + 128 * (dtype == np.uint8), data=np.array([77], dtype)))
-        y = b.operator(kind, [x, *amounts], b.activation([1, 8, 9, 3]), "PadOptions" if kind == "PAD" else "PadV2Options")
-    elif kind.endswith("2D"):
-        y = b.pool(kind, x, [1, 3, 3, 3], 3, 2)
-    else:
-        y = b.operator(kind, [x], b.activation([1, 5, 6, 3], scale=0.06, zero=-20))
-    agrees(b, x, y)
+    x, outputs = b.activation([1, 5, 6, 3]), []
+    amounts = [b.tensor([4, 2], np.int32, data=np.array([[0, 0], [2, 1], [0, 3], [0, 0]], np.int32))]
+    outputs.append(b.operator("PAD", [x, *amounts], b.activation([1, 8, 9, 3]), "PadOptions"))
+    amounts.append(b.tensor([1], scale=0.05, zero=3 + 128 * (dtype == np.uint8), data=np.array([77], dtype)))
+    outputs.append(b.operator("PADV2", [x, *amounts], b.activation([1, 8, 9, 3]), "PadV2Options"))
+    outputs += [b.pool(kind, x, [1, 3, 3, 3], 3, 2) for kind in ("MAX_POOL_2D", "AVERAGE_POOL_2D")]
+    for kind in ("RELU", "RELU6", "QUANTIZE"):
+        outputs.append(b.operator(kind, [x], b.activation([1, 5, 6, 3], scale=0.06, zero=-20)))
+    agrees(b, x, *outputs)
 
 
 @pytest.mark.parametrize("size", [5, 16, 37])
@@ -156,16 +174,16 @@ def test_concatenation_rescales_uint8():
     content = b.finish(x, b.operator("CONCATENATION", [x, moved], y, "ConcatenationOptions", axis=3))
     graph = parse(content)
     codes = inputs(graph, 8)
-    difference = np.abs(np.asarray(build(graph).apply(params(graph), codes)[0]).astype(int) - interpret(content, codes))
+    difference = np.abs(np.asarray(jax.jit(build(graph).apply)(params(graph), codes)[0]).astype(int) - interpret(content, codes))
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01
 
 
 @NETWORKS
 def test_layer_inputs_are_what_the_interpreter_multiplies(dtype, per_channel):
-    content = network(dtype, per_channel)
-    graph = parse(content)
-    twin, x = build(graph), inputs(graph, 3)
-    found = jax.jit(twin.layer_inputs)(params(graph), x)
+    content, twin, integers, _ = network_and_programs(dtype, per_channel)
+    graph = twin.graph
+    x = inputs(graph, 16)
+    _, found = integers(params(graph), x)
     tensors = interpret_all(content, x)
     assert set(found) == set(params(graph)) and len(found) == 8
     for name, operator in twin.layers.items():
@@ -186,11 +204,11 @@ def test_codes_may_come_as_floats_or_wide_integers():
 
 @NETWORKS
 def test_real_numbers_follow_the_integers(dtype, per_channel):
-    graph = parse(network(dtype, per_channel))
-    x, twin, p = inputs(graph, 8), build(graph), floats(params(graph))
+    _, twin, _, reals = network_and_programs(dtype, per_channel)
+    graph = twin.graph
     t = graph.tensors[twin.logits_index]
-    codes = (np.asarray(jax.jit(twin.apply_logits)(p, x), np.float32) - t.zero_point[0]) * t.scale[0]
-    np.testing.assert_allclose(jax.jit(twin.apply_real)(p, x), codes, atol=6 * t.scale[0])
+    codes, real = reals(floats(params(graph)), inputs(graph, 8))
+    np.testing.assert_allclose(real, (np.asarray(codes, np.float32) - t.zero_point[0]) * t.scale[0], atol=6 * t.scale[0])
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
@@ -200,16 +218,15 @@ def test_gradients_of_real_numbers_are_finite_differences(dtype):
     # Near the zero point nothing saturates: the loss is a square of each layer's codes, and central differences are exact.
     zero = int(graph.tensors[graph.inputs[0]].zero_point[0])
     x = (zero + np.random.default_rng(0).integers(-20, 21, (6, 4, 4, 3))).astype(dtype)
-    loss = jax.jit(lambda p: jnp.sum(twin.apply_real(p, x) ** 2))
-    gradients = jax.jit(jax.grad(lambda p: jnp.sum(twin.apply_real(p, x) ** 2)))(
-        {k: {f: v[f] for f in ("codes", "bias")} for k, v in p.items()}
-    )
+    p = {k: {f: v[f] for f in ("codes", "bias")} for k, v in p.items()}
+    loss = jax.jit(jax.value_and_grad(lambda p: jnp.sum(twin.apply_real(p, x) ** 2)))
+    _, gradients = loss(p)
     rng = np.random.default_rng(1)
     for name, layer in p.items():
         for leaf in ("codes", "bias"):
             gradient = np.asarray(gradients[name][leaf])
             direction = rng.normal(size=gradient.shape).astype(np.float32) * (1.0 if leaf == "codes" else 20.0)
-            up, down = (float(loss({**p, name: {**layer, leaf: layer[leaf] + s * direction}})) for s in (1, -1))
+            up, down = (float(loss({**p, name: {**layer, leaf: layer[leaf] + s * direction}})[0]) for s in (1, -1))
             assert np.any(gradient)
             scale = np.linalg.norm(gradient) * np.linalg.norm(direction)
             np.testing.assert_allclose(np.vdot(gradient, direction), (up - down) / 2, atol=0.01 * scale, err_msg=f"{name} {leaf}")
@@ -224,8 +241,7 @@ class Shift:
         return jnp.clip(moved, -128, 127)
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
-def test_a_score_of_the_twin_can_be_sliced(layer):
+def test_a_score_of_the_twin_can_be_sliced():
     graph = parse(tiny(np.int8))
     twin, p = build(graph), floats(params(graph))
     batches = [inputs(graph, 4, seed) for seed in (0, 1)]
@@ -234,16 +250,16 @@ def test_a_score_of_the_twin_can_be_sliced(layer):
         logits = twin.apply_logits(p, x).astype(jnp.int32)
         return {"sum": jnp.sum(logits), "first": jnp.sum(jnp.argmax(logits, -1) == 0)}, x.shape[0]
 
-    name = list(p)[layer]
-    (leaf,) = [n for n, value in named_leaves(p).items() if value is p[name]["codes"]]
     candidates = [np.float32(s) for s in (0, 9, -30)]
-    direct = jax.jit(score)
-    got = Evaluator(score, batches).scores(p, [leaf], Shift(), candidates)
-    for candidate, metrics in zip(candidates, got, strict=True):
-        changed = {**p, name: {**p[name], "codes": np.asarray(Shift()(p[name]["codes"], candidate))}}
-        sums = [direct(changed, x)[0] for x in batches]
-        assert metrics == {key: pytest.approx(sum(int(s[key]) for s in sums) / 8) for key in ("sum", "first")}
-    assert got[0] != got[2]
+    direct, evaluator = jax.jit(score), Evaluator(score, batches)
+    for name in p:
+        (leaf,) = [n for n, value in named_leaves(p).items() if value is p[name]["codes"]]
+        got = evaluator.scores(p, [leaf], Shift(), candidates)
+        for candidate, metrics in zip(candidates, got, strict=True):
+            changed = {**p, name: {**p[name], "codes": np.asarray(Shift()(p[name]["codes"], candidate))}}
+            sums = [direct(changed, x)[0] for x in batches]
+            assert metrics == {key: pytest.approx(sum(int(s[key]) for s in sums) / 8) for key in ("sum", "first")}
+        assert got[0] != got[2], name
 
 
 def test_an_operator_that_is_not_supported_is_named():
