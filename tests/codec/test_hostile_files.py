@@ -340,6 +340,7 @@ def test_bombs(tmp_path):
     refused(tmp_path, assemble(bomb, described({"t": 0, "l": [{"s": [10**7], "n": len(bomb)}]})), "the frame states 100000000")
 
 
+@pytest.mark.slow
 def test_a_second_and_two_hundred_megabytes_are_enough(tmp_path):
     """The worst small files: as many symbols, and as much JSON, as 50 kB may claim."""
     n = 1024 * 50_000
