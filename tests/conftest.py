@@ -19,8 +19,8 @@ if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
 else:
     os.environ.pop("XLA_FLAGS", None)
 
-# What was compiled is read from a file when it is needed again: in a new jit, in another process, in the next run. Reading takes
-# half of the time of tracing and compiling even for the smallest programs, and writing adds a twentieth to the first run.
+# What was compiled is read from a file when it is needed again: in a new jit, in another process, in the next run.
+# Small programs, too: tracing, lowering and reading them takes about half of what compiling them anew does.
 # One folder a worker, as JAX reads files of its cache while another process may still be writing them.
 CACHE = Path(__file__).resolve().parents[1] / ".jax_cache" / os.environ.get("PYTEST_XDIST_WORKER", "main")
 CACHE_BYTES = 200_000_000
