@@ -128,8 +128,7 @@ def load_resnet(path: str | os.PathLike[str]) -> CifarResNet:
       path: a file with tensors named as in https://github.com/akamaster/pytorch_resnet_cifar10.
 
     Raises:
-      ValueError: the file is missing or damaged, or a tensor is missing, unexpected, of another shape, or not floating
-        point.
+      ValueError: the file is missing or damaged, or its tensors do not fit; the message lists those.
     """
     tensors = read_weights(path)
     blocks = {match[1] for name in tensors if (match := re.match(r"layer1\.(\d+)\.", name))}

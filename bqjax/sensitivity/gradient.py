@@ -5,13 +5,14 @@ Reference: Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), III-C.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bqjax.core.scoring import named_sums
 from bqjax.core.task import Score, signed
 from bqjax.core.tree import named_leaves, replace
 
@@ -49,8 +50,7 @@ def loss_gradient(score: Score, params: Any, batches: Sequence[Any], metric: str
     def backward(chosen: dict[str, jax.Array], params: Any, batch: Any) -> tuple[dict[str, jax.Array], jax.Array]:
         def loss(chosen: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
             sums, count = score(replace(params, chosen), batch)
-            sums = sums if isinstance(sums, Mapping) else {"score": sums}
-            return -signed(sums, metric), jnp.asarray(count, jnp.float32)
+            return -signed(named_sums(sums), metric), jnp.asarray(count, jnp.float32)
 
         grads, count = jax.grad(loss, has_aux=True)(chosen)
         return {name: g.astype(jnp.float32) for name, g in grads.items()}, count
