@@ -37,7 +37,7 @@ _BatchNorm = partial(nnx.BatchNorm, epsilon=1e-5, momentum=0.9)
 
 
 class ResidualBlock(nnx.Module):
-    """``relu(x' + bn2(conv2(relu(bn1(conv1(x))))))`` with a shortcut ``x'`` that has no parameters.
+    """Residual block, ``relu(x' + bn2(conv2(relu(bn1(conv1(x))))))`` with a shortcut ``x'`` that has no parameters.
 
     Args:
       cin: channels of the input.

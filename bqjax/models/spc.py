@@ -1,12 +1,10 @@
-"""Speech Commands: the convolutional network of TensorFlow's "simple audio recognition", its weights and its data.
+"""Speech Commands: the convolutional network of TensorFlow's "simple audio recognition", its weights and its features.
 
 The network (after ``cnn-trad-fpool3`` of Sainath and Parada 2015) takes 98 frames of 40 MFCCs:
 
     [98, 40, 1] -> conv 20x8, 64, relu -> max pool 2x2 -> conv 10x4, 64, relu -> flatten [62720] -> dense [11]
 
-Of its 864,139 parameters 689,931 lie in the dense layer. The folder that :func:`spc_task` reads holds
-``weights/spc_conv.safetensors`` and ``speech/``, with ``labels.txt`` and, for each split, the clips end to end in a FLAC
-file and a table of them.
+Of its 864,139 parameters 689,931 lie in the dense layer.
 """
 
 from __future__ import annotations
@@ -87,7 +85,7 @@ def load_spc(path: str | os.PathLike[str]) -> SpeechConv:
 
 
 def spc_features(pcm: np.ndarray) -> np.ndarray:
-    """The network's input for clips: ``[n, 16000]`` int16 to ``[n, 98, 40, 1]`` float32, computed in pieces of bounded memory."""
+    """Features (MFCC) of clips: ``[n, 16000]`` int16 to ``[n, 98, 40, 1]`` float32, computed in pieces of bounded memory."""
     front_end = jax.jit(lambda clips: mfcc(clips, FEATURES))
     # Pieces of one shape compile once; the last one overlaps its neighbour where the size does not divide.
     size = min(BATCH_SIZE, len(pcm))

@@ -1,4 +1,4 @@
-"""The compiled half of the engine: one batch under many candidates, spread over the devices of a mesh."""
+"""Batched evaluation of candidates, the compiled half of the engine: one batch of data, the devices of a mesh (``shard_map``)."""
 
 from __future__ import annotations
 

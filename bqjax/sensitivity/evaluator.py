@@ -1,4 +1,4 @@
-"""Scores of a network under many perturbations of a few leaves: the engine behind every search and sweep.
+"""Evaluation of a network under many perturbations of a few leaves: the engine behind every search and sweep.
 
 For the leaves that are perturbed, the score is split once into a prefix and a suffix (:mod:`bqjax.sensitivity.slicing`).
 A batch then costs one prefix, and one suffix a candidate. Candidates are spread over the devices of a mesh; each

@@ -1,4 +1,4 @@
-"""The gradient of the loss over a whole data set, by leaf: what tells sensitive weights from others in III-C of the paper.
+"""Full-batch gradient of the loss, by leaf: the measure of a weight's sensitivity in III-C of the paper.
 
 Reference: Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), III-C.
 """
@@ -20,7 +20,7 @@ __all__ = ["loss_gradient"]
 
 
 def loss_gradient(score: Score, params: Any, batches: Sequence[Any], metric: str = "-loss") -> dict[str, np.ndarray]:
-    """The gradient of the mean loss, ``d/dw (sum of sums / sum of counts)``, one backward pass a batch.
+    """Full-batch gradient of the mean loss, ``d/dw (sum of sums / sum of counts)``, one backward pass a batch.
 
     Args:
       score: see :data:`bqjax.core.task.Score`; counts must not depend on the parameters.

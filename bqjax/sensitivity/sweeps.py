@@ -1,4 +1,4 @@
-"""Many perturbations of many leaves, scored: the tables behind the paper's figures 2, 3 and 5.
+"""Perturbation sweeps over many leaves: the tables behind the paper's figures 2, 3 and 5.
 
 A sweep is a list of :class:`Candidate`; :func:`sweep` scores them leaf by leaf on the engine of
 :mod:`bqjax.sensitivity.evaluator` and averages over draws. What was finished is kept in a state file, so that a sweep of
@@ -36,7 +36,7 @@ _CHUNK = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One perturbation to be scored, averaged over draws.
+    """One perturbation to evaluate, averaged over draws.
 
     Attributes:
       leaf: name of the leaf.
@@ -89,7 +89,7 @@ def _lasting_name(perturbation: Perturbation) -> str:
 
 @dataclass(frozen=True)
 class SweepRow:
-    """What one candidate did.
+    """What one candidate changed.
 
     Attributes:
       candidate: the candidate.
@@ -142,7 +142,7 @@ def sweep(
     progress: Progress | None = None,
     **engine: Any,
 ) -> SweepResult:
-    """Scores a network under every candidate.
+    """Perturbation sweep: evaluates a network under every candidate.
 
     On several hosts, start the same program on each, ``jax.distributed.initialize()`` first; candidates are spread over
     all their devices, and every process returns the same result. The first process alone reads and writes the state

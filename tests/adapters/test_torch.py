@@ -108,11 +108,11 @@ def test_names():
         ({"num_batches_tracked.weight": np.zeros(1)}, r"num_batches_tracked\.weight \(1,\) has no place"),
         (
             {"layers.0.weight": np.zeros((2, 3, 3, 4), np.float32)},
-            r"layers\.0\.weight has shape \(2, 3, 3, 4\), that is \(3, 4, 3, 2\) in .*; layers/0/kernel needs \(2, 3, 3, 4\)$",
+            r"layers\.0\.weight has shape \(2, 3, 3, 4\) \(in .* \(3, 4, 3, 2\)\), layers/0/kernel needs \(2, 3, 3, 4\)$",
         ),
         (
             {"fc.weight": np.zeros((4, 5), np.float32)},
-            r"fc\.weight has shape \(4, 5\), that is \(5, 4\) in .*; fc/kernel needs \(4, 5\)$",
+            r"fc\.weight has shape \(4, 5\) \(in .* \(5, 4\)\), fc/kernel needs \(4, 5\)$",
         ),
         ({"bn.bias": np.zeros(4, np.int32)}, r"bn\.bias is int32, not floating point$"),
     ],

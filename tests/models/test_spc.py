@@ -80,7 +80,7 @@ def test_loads_tensors_as_they_are(tmp_path):
         ({"second_bias": None}, "second_bias is missing"),
         (
             {"first_weights": np.zeros((64, 1, 20, 8), np.float32)},
-            r"first_weights has shape \(64, 1, 20, 8\); conv1/kernel needs \(20, 8, 1, 64\)",
+            r"first_weights has shape \(64, 1, 20, 8\), conv1/kernel needs \(20, 8, 1, 64\)",
         ),
         ({"first_bias": np.zeros(64, np.int32)}, "first_bias is int32, not floating point"),
     ],

@@ -100,8 +100,8 @@ def _fitted(
     except ValueError:  # another number of axes
         array = tensor
     if array.shape != tuple(shape):
-        became = "" if array.shape == tensor.shape else f", that is {array.shape} in the order of Flax's axes"
-        raise _Misfit(f"{name} has shape {tensor.shape}{became}; {variable} needs {tuple(shape)}")
+        became = "" if array.shape == tensor.shape else f" (in Flax's order of axes {array.shape})"
+        raise _Misfit(f"{name} has shape {tensor.shape}{became}, {variable} needs {tuple(shape)}")
     return array
 
 
