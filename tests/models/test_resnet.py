@@ -148,6 +148,7 @@ def test_resnet20_gives_the_published_answers(data_dir):
     assert right >= 990  # it was trained on them
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_resnet56_on_a_part_of_the_test_set(data_dir):
     task = resnet_task(data_dir, depth=56, n_calibration=1, n_test=1000)

@@ -178,6 +178,13 @@ def task(data_dir):
     return spc_task(data_dir)
 
 
+@pytest.fixture(scope="module")
+def both_scores(task, data_dir):
+    """Over the words that occur, and over all labels: one program, whose parts share the network's pass."""
+    all_labels = classification_score(nnx_apply(load_spc(data_dir / "weights" / "spc_conv.safetensors")))
+    return jax.jit(lambda params, batch: (task.score(params, batch), all_labels(params, batch)))
+
+
 @pytest.mark.data
 def test_logits_agree_with_tensorflow(data_dir):
     model = load_spc(data_dir / "weights" / "spc_conv.safetensors")
@@ -188,10 +195,8 @@ def test_logits_agree_with_tensorflow(data_dir):
 
 @pytest.mark.data
 @pytest.mark.parametrize(("split", "n", "words", "labels"), [("test", 600, 538, 521), ("calibration", 320, 274, 266)])
-def test_right_answers(task, data_dir, split, n, words, labels):
-    model = load_spc(data_dir / "weights" / "spc_conv.safetensors")
-    all_labels = classification_score(nnx_apply(model))
-    for score, expected in ((jax.jit(task.score), words), (jax.jit(all_labels), labels)):
-        results = [score(task.params, batch) for batch in getattr(task, split)]
-        assert sum(float(count) for _, count in results) == n
-        assert abs(sum(float(sums["accuracy"]) for sums, _ in results) - expected) <= 1
+def test_right_answers(task, both_scores, split, n, words, labels):
+    results = [both_scores(task.params, batch) for batch in getattr(task, split)]
+    for i, expected in enumerate((words, labels)):
+        assert sum(float(found[i][1]) for found in results) == n
+        assert abs(sum(float(found[i][0]["accuracy"]) for found in results) - expected) <= 1
