@@ -94,7 +94,7 @@ def test_loads_depth_classes_and_values(tmp_path):
             r"layer2\.1\.conv1\.weight \(32, .*\) has no place",
         ),
         ({"conv1.weight": np.zeros((3, 3, 3, 16), np.float32)}, r": conv1\.weight has shape \(3, 3, 3, 16\)"),
-        ({"linear.bias": np.zeros(9, np.float32)}, r"linear\.weight has shape \(10, 64\), .* needs \(64, 9\)"),
+        ({"linear.bias": np.zeros(9, np.float32)}, r"linear\.weight has shape \(10, 64\) .* needs \(64, 9\)"),
     ],
 )
 def test_weights_that_do_not_fit(tmp_path, change, message):
