@@ -14,7 +14,6 @@ from bqjax.core.leaves import Affine, Clustered, bits, decode, is_compressed
 from bqjax.core.rules import Rule
 from bqjax.core.task import Task
 from bqjax.core.tree import named_leaves
-from bqjax.kmeans.codebooks import codebook_gradients, quantize_codebooks, with_codebooks
 from bqjax.kmeans.scalar import kmeans_scalar
 from bqjax.methods.baselines.weight_sharing import kmeans_share
 from bqjax.methods.bins import RateConfig, SearchConfig, SearchInfo, search_bins, search_lmbda
@@ -24,7 +23,7 @@ from bqjax.methods.bins.quantize import bin_and_quant
 from bqjax.methods.gwk.cluster import gwk_cluster
 from bqjax.methods.gwk.config import GWKConfig, bits_per_weight
 from bqjax.methods.gwk.training import gwk_init, gwk_update, straight_through
-from bqjax.quantizers import QuantizerConfig, ewgs_round, hessian_delta
+from bqjax.quantizers import QuantizerConfig, ewgs_round
 from bqjax.sensitivity.evaluator import Evaluator
 from bqjax.sensitivity.importance import output_importance
 
@@ -46,14 +45,12 @@ __all__ = [
     "bin_and_quant_ecsq",
     "bits",
     "bits_per_weight",
-    "codebook_gradients",
     "decode",
     "ewgs_round",
     "gaussian_bins",
     "gwk_cluster",
     "gwk_init",
     "gwk_update",
-    "hessian_delta",
     "inspect",
     "is_compressed",
     "kmeans_scalar",
@@ -61,10 +58,8 @@ __all__ = [
     "load",
     "named_leaves",
     "output_importance",
-    "quantize_codebooks",
     "save",
     "search_bins",
     "search_lmbda",
     "straight_through",
-    "with_codebooks",
 ]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+from several_devices import FUNCTIONS, TESTS, found_on_devices
 
 # Most of the suite's time is XLA's, over programs that then run for a moment: half of it goes into making them fast.
 # The numbers are computed in the same precision. `make test-all` runs the same tests on fully optimised programs.
@@ -119,3 +122,20 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data: {folder} is absent (BQJAX_TEST_DATA names another folder)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def on_four_devices(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, compiled_once: None
+) -> Callable[[str], Any]:
+    """What a function of :data:`several_devices.FUNCTIONS` returns, by name, where there are four devices."""
+    chosen = {item.path for item in request.session.items}
+    names = [name for name, (file, _) in FUNCTIONS.items() if TESTS / file in chosen]
+    base = tmp_path_factory.getbasetemp()
+    found = found_on_devices((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "four_devices", names)
+
+    def result(name: str) -> Any:
+        assert "error" not in found[name], found[name]["error"]
+        return found[name]["result"]
+
+    return result

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.core.classification import batches, classification_predict, classification_score
-from bqjax.core.task import Task
+from bqjax.core.classification import batches, classification_task
 from bqjax.experiment import runner as experiment
 from bqjax.experiment.row import reference
 from bqjax.methods.bins import SearchConfig
@@ -58,17 +57,10 @@ def tiny_task(data_dir=None, progress=None, **changes):
     inputs, labels = data()
     if progress:
         progress(1, 1, "made")
-    return Task(
-        **{
-            "name": "tiny <network> & co",
-            "params": params(),
-            "score": classification_score(forward),
-            "predict": classification_predict(forward),
-            "calibration": batches(inputs[90:150], labels[90:150], 40),
-            "test": batches(inputs[150:], labels[150:], 80),  # the last batch is filled up
-            **changes,
-        }
-    )
+    calibration = batches(inputs[90:150], labels[90:150], 40)
+    test = batches(inputs[150:], labels[150:], 80)  # the last batch is filled up
+    fields = {"name": "tiny <network> & co", "params": params(), "calibration": calibration, "test": test, "outputs": None}
+    return classification_task(forward, **fields | changes)
 
 
 @functools.cache

@@ -3,9 +3,8 @@
 Five lines, marked, turn a training loop into one that clusters after each epoch:
 
     >>> import jax, jax.numpy as jnp, optax
-    >>> from bqjax import decode
-    >>> from bqjax.adapters.optax import gradient_stats, record_gradients                        # 1
-    >>> from bqjax.methods.gwk.cluster import gwk_cluster                                                        # 2
+    >>> from bqjax import decode, gwk_cluster                                                    # 1
+    >>> from bqjax.adapters.optax import gradient_stats, record_gradients                        # 2
     >>> params = {"dense": {"kernel": jax.random.normal(jax.random.key(0), (32, 16))}}
     >>> loss = jax.grad(lambda p: ((jnp.ones((1, 32)) @ p["dense"]["kernel"]) ** 2).sum())
     >>> tx = optax.chain(record_gradients(), optax.adam(1e-3))                                   # 3

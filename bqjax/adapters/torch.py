@@ -24,14 +24,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bqjax.core.tree import named_leaves
+from bqjax.adapters.flax.load import nnx_load
 
-__all__ = ["load_torch", "torch_name", "torch_to_nnx_layout"]
+__all__ = ["load_torch", "torch_ignored", "torch_name", "torch_to_nnx_layout"]
 
 _TENSORS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _IGNORED = "num_batches_tracked"
@@ -66,8 +64,13 @@ def torch_to_nnx_layout(tensor: np.ndarray) -> np.ndarray:
     return tensor.transpose(*range(2, tensor.ndim), 1, 0) if tensor.ndim >= 2 else tensor
 
 
+def torch_ignored(name: str) -> bool:
+    """Whether a tensor of a state dict has no counterpart: BatchNorm's ``num_batches_tracked``."""
+    return name.rpartition(".")[2] == _IGNORED
+
+
 def load_torch(model: nnx.Module, tensors: Mapping[str, Any], *, source: str = "the state dict") -> nnx.Module:
-    """A copy of the model that holds PyTorch's weights and BatchNorm statistics; ``model`` itself is unchanged.
+    """A copy of the model that holds the weights and BatchNorm statistics of a PyTorch state dict; ``model`` is unchanged.
 
     Args:
       model: gives the names, shapes and dtypes. It may be abstract (made under ``nnx.eval_shape``) where the parameters
@@ -79,41 +82,12 @@ def load_torch(model: nnx.Module, tensors: Mapping[str, Any], *, source: str = "
       A model of the same class.
 
     Raises:
-      ValueError: the model is abstract in more than parameters and statistics (as in the keys of Dropout). A tensor is
-        missing, unexpected, of another shape, or not floating point. All missing and all unexpected names are given at
-        once, as they mostly come from one mismatch of names.
+      ValueError: as :func:`bqjax.adapters.flax.load.nnx_load`, with all tensors that do not fit.
 
     Example:
       >>> weights = {"weight": np.array([[1.0, 2.0]]), "bias": np.array([3.0])}
       >>> model = load_torch(nnx.Linear(2, 1, rngs=nnx.Rngs(0)), weights)
-      >>> model(jnp.ones((1, 2))).tolist()
+      >>> model(np.ones((1, 2), np.float32)).tolist()
       [[6.0]]
     """
-    graph, state, rest = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.to_pure_dict(rest))):
-        raise ValueError(f"the abstract {type(model).__name__} holds more than parameters and statistics: pass a concrete model")
-    expected = nnx.to_pure_dict(state)
-    names = {name: torch_name(name) for name in named_leaves(expected)}
-    missing = [name for name in names.values() if name not in tensors]
-    if missing:
-        raise ValueError(f"{source} lacks the tensors {', '.join(missing)}; it has {', '.join(sorted(tensors)) or 'none'}")
-    known = set(names.values())
-    unexpected = [name for name in tensors if name not in known and name.rpartition(".")[2] != _IGNORED]
-    if unexpected:
-        raise ValueError(f"{source} has tensors that the model does not: {', '.join(sorted(unexpected))}")
-    values = []
-    for name, variable in named_leaves(expected).items():
-        tensor = np.asarray(tensors[names[name]])
-        array = torch_to_nnx_layout(tensor)
-        if array.shape != variable.shape or not jnp.issubdtype(tensor.dtype, jnp.floating):
-            # The shape in PyTorch's order, which is the one that the reader of the message has at hand.
-            shape = tuple(int(variable.shape[i]) for i in _nnx_to_torch_axes(len(variable.shape)))
-            raise ValueError(
-                f"{source}: {names[name]!r} must be floating point of shape {shape}, got {tensor.dtype} {tensor.shape}"
-            )
-        values.append(jnp.asarray(array, variable.dtype))
-    return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(expected), values), nnx.to_pure_dict(rest))
-
-
-def _nnx_to_torch_axes(ndim: int) -> tuple[int, ...]:
-    return (ndim - 1, ndim - 2, *range(ndim - 2)) if ndim >= 2 else tuple(range(ndim))
+    return nnx_load(model, tensors, torch_name, lambda _, tensor: torch_to_nnx_layout(tensor), ignored=torch_ignored, source=source)

@@ -1,9 +1,15 @@
 """The vocabulary that every room shares: named leaves and rules, compressed leaves, tasks and scores, files and journals."""
 
-from bqjax.core.classification import batches, classification_outputs, classification_predict, classification_score
+from bqjax.core.classification import (
+    batches,
+    classification_outputs,
+    classification_predict,
+    classification_score,
+    classification_task,
+)
 from bqjax.core.leaves import Affine, Clustered, Factored, Residual, bits, decode, is_compressed
 from bqjax.core.rules import Rule, Selection, select
-from bqjax.core.scoring import Scored, paired_error, score_on
+from bqjax.core.scoring import Scored, mean_metrics, paired_error, score_batches, score_on
 from bqjax.core.task import Predictions, Score, Task
 from bqjax.core.tree import named_leaves, replace
 
@@ -23,11 +29,14 @@ __all__ = [
     "classification_outputs",
     "classification_predict",
     "classification_score",
+    "classification_task",
     "decode",
     "is_compressed",
+    "mean_metrics",
     "named_leaves",
     "paired_error",
     "replace",
+    "score_batches",
     "score_on",
     "select",
 ]

@@ -1,17 +1,19 @@
-"""Classifiers as tasks: score, predictions and outputs from a function that gives logits, and batches of one shape."""
+"""Classifiers as tasks: cross-entropy and accuracy, predictions and logits from one function, and batches of one shape."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.core.task import Array, Predictions, Score
+from bqjax.core.task import Array, Predictions, Score, Task
 
-__all__ = ["batches", "classification_outputs", "classification_predict", "classification_score"]
+__all__ = ["batches", "classification_outputs", "classification_predict", "classification_score", "classification_task"]
+
+T = TypeVar("T", bound=Task)
 
 
 def classification_score(apply: Callable[[Any, Any], jax.Array], classes: Sequence[int] | None = None) -> Score:
@@ -73,6 +75,46 @@ def classification_outputs(apply: Callable[[Any, Any], jax.Array]) -> Callable[[
         return logits if mask is None else jnp.where(jnp.asarray(mask)[:, None] != 0, logits, 0)
 
     return outputs
+
+
+def classification_task(
+    apply: Callable[[Any, Any], jax.Array],
+    params: Any,
+    calibration: Sequence[Any],
+    test: Sequence[Any],
+    *,
+    name: str,
+    classes: Sequence[int] | None = None,
+    kind: type[T] = Task,  # type: ignore[assignment]
+    **fields: Any,
+) -> T:
+    """A classifier as a task: its score, predictions and outputs are made from the logits.
+
+    Args:
+      apply: ``apply(params, inputs) -> logits [n, c]``.
+      params: parameters, any pytree.
+      calibration, test: batches of examples, see :func:`batches`.
+      name: what reports call the network.
+      classes: class indices that are predicted, see :func:`classification_score`; None predicts all.
+      kind: the class that is made, :class:`~bqjax.core.task.Task` or one with more fields.
+      **fields: other fields of it (``calibration_name``), and those that are to
+        differ (``outputs=None``).
+
+    Raises:
+      ValueError: as :func:`classification_score` and :class:`~bqjax.core.task.Task`.
+
+    Example:
+      >>> images = batches(jnp.eye(3), jnp.array([0, 1, 1]), 2)
+      >>> task = classification_task(lambda params, x: x * params, 1.0, images, images, name="toy")
+      >>> task.predict(task.params, images[0]).right.tolist()
+      [True, True]
+    """
+    made = {
+        "score": classification_score(apply, classes),
+        "predict": classification_predict(apply, classes),
+        "outputs": classification_outputs(apply),
+    }
+    return kind(name=name, params=params, calibration=calibration, test=test, **(made | fields))
 
 
 def _classify(

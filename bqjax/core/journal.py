@@ -1,4 +1,4 @@
-"""A file of finished measurements, so that an interrupted search or sweep goes on where it was.
+"""Append-only journal of measurements, so that an interrupted search or sweep goes on where it was.
 
 Searches here are deterministic functions of their measurements. A journal therefore stores measurements, not
 progress: run again, the search asks for the same ones in the same order, the journal answers those that were
@@ -38,7 +38,7 @@ def digest(tree: Any) -> str:
 
 
 class Journal:
-    """Measurements by key. Without a path it only remembers within the process.
+    """A journal: measurements by key. Without a path it only remembers within the process.
 
     Args:
       path: the file; made if it does not exist, continued if it does.

@@ -1,4 +1,4 @@
-"""One compilation for all leaves of a shape."""
+"""Batched map over leaves: one compilation for all leaves of a shape."""
 
 from __future__ import annotations
 

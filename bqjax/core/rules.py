@@ -1,4 +1,8 @@
-"""Rules that choose the leaves a method compresses, by name, the first match deciding."""
+"""Rules that choose the leaves a method compresses, by name; the first match wins.
+
+Nothing is chosen or passed over in silence: a rule that matches no leaf is an error, and every leaf that is left alone is listed
+with the reason.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Passes of a network over a task's batches: metrics, predictions, and what each example adds."""
+"""Evaluation of a network over batches: metrics, predictions, and the standard error of paired differences.
+
+A metric over several batches is ``sum(sums) / sum(count)`` of what a score gives for each (:mod:`bqjax.core.task`). It is
+computed here, for single networks and for many candidates at once.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,63 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bqjax.core.task import Task
+from bqjax.core.task import Score, Task
 
-__all__ = ["Scored", "paired_error", "score_on"]
+__all__ = ["Scored", "mean_metrics", "named_sums", "paired_error", "score_batches", "score_on"]
+
+
+def named_sums(sums: Any) -> dict[str, Any]:
+    """The sums of a score by metric; a score that gives one scalar names it ``"score"``."""
+    return dict(sums) if isinstance(sums, Mapping) else {"score": sums}
+
+
+def mean_metrics(
+    results: Sequence[tuple[Any, Any]],
+    *,
+    of: str = "the score",
+    gather: Callable[[np.ndarray], np.ndarray] = lambda sums: sums,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Means of metrics over the examples of several batches, ``sum(sums) / sum(count)``, added in float64.
+
+    Args:
+      results: ``(sums, count)`` of each batch, on the host: scalars, or arrays ``[...]`` with an entry for each candidate.
+      of: what errors call the score.
+      gather: applied to count and sums, float64 ``[1 + metrics, ...]``, before they are divided; it puts together the parts of
+        several processes.
+
+    Returns:
+      The metrics, and the count. Of an entry that counted nothing the metrics are its sums.
+
+    Raises:
+      ValueError: no example was counted at all.
+
+    Example:
+      >>> mean_metrics([({"loss": 6.0}, 2.0), ({"loss": 3.0}, 1.0)])[0]["loss"].item()
+      3.0
+    """
+    named = [(named_sums(sums), count) for sums, count in results]
+    names = list(named[0][0])
+    rows = [np.stack([np.asarray(x, np.float64) for x in (n, *(sums[name] for name in names))]) for sums, n in named]
+    count, *totals = gather(np.sum(rows, axis=0))
+    if not np.max(count) > 0:
+        raise ValueError(f"{of} counted no examples in any batch")
+    return {name: total / np.where(count > 0, count, 1.0) for name, total in zip(names, totals, strict=True)}, count
+
+
+def score_batches(score: Score, params: Any, batches: Sequence[Any]) -> dict[str, float]:
+    """Metrics of parameters, means over the examples of some batches.
+
+    Args:
+      score: ``score(params, batch) -> (sums, count)``, see :mod:`bqjax.core.task`; called as it is, so jit it where it can be.
+      params: parameters.
+      batches: at least one.
+
+    Raises:
+      ValueError: no example was counted.
+    """
+    # All batches are dispatched before the first result is waited for.
+    metrics, _ = mean_metrics(jax.device_get([score(params, batch) for batch in batches]))
+    return {name: float(value) for name, value in metrics.items()}
 
 
 class Scored(NamedTuple):
@@ -41,8 +99,7 @@ def _pass_of(task: Task) -> Callable[[Any, Any], Any]:
     def both(params: Any, batch: Any) -> Any:
         # One function for both: XLA computes their common forward pass once.
         sums, count = score(params, batch)
-        sums = dict(sums) if isinstance(sums, Mapping) else {"score": sums}
-        return sums, count, None if predict is None else predict(params, batch)
+        return named_sums(sums), count, None if predict is None else predict(params, batch)
 
     if task not in _PASSES:
         _PASSES[task] = jax.jit(both)
@@ -50,17 +107,15 @@ def _pass_of(task: Task) -> Callable[[Any, Any], Any]:
 
 
 def score_on(task: Task, params: Any, batches: Sequence[Any]) -> Scored:
-    """Scores parameters on batches of a task.
+    """Evaluates parameters on batches of a task: metrics, and predictions where the task has them.
 
     Raises:
       ValueError: no example was counted; a metric is NaN or infinite.
     """
     function = _pass_of(task)
     found = jax.device_get([function(params, batch) for batch in batches])
-    count = sum(float(n) for _, n, _ in found)
-    if not count > 0:
-        raise ValueError(f"the score of task {task.name!r} counted no examples in any batch")
-    metrics = {name: sum(float(sums[name]) for sums, _, _ in found) / count for name in found[0][0]}
+    means, total = mean_metrics([(sums, n) for sums, n, _ in found], of=f"the score of task {task.name!r}")
+    metrics, count = {name: float(value) for name, value in means.items()}, float(total)
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise ValueError(f"the score's {name!r} is {value}: repair the network or the score of task {task.name!r}")

@@ -82,6 +82,8 @@ class Task:
 
 
 Score = Callable[[Any, Any], tuple[Any, Any]]
+"""``score(params, batch) -> (sums, count)``: a dict of scalars summed over the batch's examples (or one scalar, which is
+then called ``"score"``), and the number of examples. Traceable: it may run under ``jit``, ``vmap`` and ``grad``."""
 
 
 def signed(metrics: Mapping[str, Any], name: str) -> Any:

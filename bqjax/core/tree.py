@@ -1,9 +1,7 @@
-"""Named leaves of parameter pytrees, and rules that choose among them.
+"""Named leaves of parameter pytrees.
 
 A leaf's name is its path with ``/`` between the keys: ``{"conv": {"kernel": w}}`` has the leaf ``conv/kernel``, a
-tuple's third entry under ``layers`` is ``layers/2``. Rules are matched against these names; the first match wins.
-Nothing is chosen or passed over in silence: a rule that matches no leaf is an error, and every leaf that is left
-alone is listed with the reason.
+tuple's third entry under ``layers`` is ``layers/2``.
 """
 
 from __future__ import annotations
@@ -65,6 +63,7 @@ def by_size(tree: Any, names: Sequence[str]) -> list[str]:
 
 
 def suggest(pattern: str, names: Sequence[str]) -> str:
+    """What to add to an error about a name or pattern that is not among ``names``."""
     close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
     return f"; did you mean {', '.join(map(repr, close))}?" if close else f"; the leaves are {', '.join(map(repr, names[:8]))}"
 

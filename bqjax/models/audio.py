@@ -1,4 +1,4 @@
-"""Front ends of speech networks: logarithms of spectra, and mel-frequency cepstral coefficients (MFCC).
+"""Log-mel spectrograms and mel-frequency cepstral coefficients (MFCC): the front ends of speech networks.
 
 Frames are windowed, their magnitude spectra are gathered by triangular mel filters, and the logarithms, for MFCC, go
 through a cosine transform. All matrices are computed from :class:`SpectrogramConfig` and :class:`MfccConfig`, whose
@@ -34,7 +34,7 @@ INT16_SCALE = 32768.0
 
 @dataclass(frozen=True, kw_only=True)
 class SpectrogramConfig:
-    """How sound becomes logarithms of its spectrum.
+    """Settings of log-mel spectrograms.
 
     Attributes:
       sample_rate: Hz.
@@ -88,7 +88,7 @@ class SpectrogramConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MfccConfig(SpectrogramConfig):
-    """How sound becomes cepstral coefficients.
+    """Settings of mel-frequency cepstral coefficients.
 
     Attributes:
       n_coefficients: number of cosine coefficients kept; the other fields are those of :class:`SpectrogramConfig`.
@@ -127,7 +127,7 @@ def _mel(hz: np.ndarray | float) -> np.ndarray:
 
 
 def mel_filterbank(config: SpectrogramConfig) -> np.ndarray:
-    """Triangular filters, equally wide on the scale ``mel = 1127 ln(1 + Hz / 700)``.
+    """Mel filterbank: triangular filters, equally wide on the scale ``mel = 1127 ln(1 + Hz / 700)``.
 
     Filter ``c`` rises from 0 at the centre of filter ``c - 1`` to 1 at its own and falls to 0 at that of filter
     ``c + 1``; the first begins at ``lower_hz`` and the last ends at ``upper_hz``. Bins outside of the limits, and always
@@ -162,7 +162,7 @@ def mel_filterbank(config: SpectrogramConfig) -> np.ndarray:
 
 
 def dct_matrix(n_coefficients: int, n_inputs: int) -> np.ndarray:
-    """The cosine transform, ``sqrt(2 / N) cos(pi / N i (j + 1/2))``, ``[n_coefficients, n_inputs]`` float64."""
+    """The discrete cosine transform (DCT-II), ``sqrt(2 / N) cos(pi / N i (j + 1/2))``, ``[n_coefficients, n_inputs]`` float64."""
     i, j = np.arange(n_coefficients)[:, None], np.arange(n_inputs)[None, :]
     return np.sqrt(2.0 / n_inputs) * np.cos(np.pi / n_inputs * i * (j + 0.5))
 
@@ -173,7 +173,7 @@ def _product(a: jax.Array, b: np.ndarray) -> jax.Array:
 
 
 def log_spectrogram(pcm: jax.Array | np.ndarray, config: SpectrogramConfig | None = None) -> jax.Array:
-    """Logarithms of the magnitude spectrum, or of its mel filter outputs, of clips of sound.
+    """Log spectrogram: logarithms of the magnitude spectrum, or of its mel filter outputs, of clips of sound.
 
     ``log(max(|rfft(hann * frame)| [@ mel], floor))`` for each frame. Traceable in ``pcm``; float32 throughout.
 
@@ -237,7 +237,7 @@ def mfcc(pcm: jax.Array | np.ndarray, config: MfccConfig | None = None) -> jax.A
 
 
 def normalized(x: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Features of each utterance with mean 0 and standard deviation 1 over its own frames, 0 in the padding.
+    """Normalized features: of each utterance, with mean 0 and standard deviation 1 over its own frames, 0 in the padding.
 
     Args:
       x: ``[n, t, features]``.
@@ -270,7 +270,7 @@ def spec_augment(
     frequency_masks: int = 2,
     frequency_width: int = 15,
 ) -> jax.Array:
-    """Sets stretches of time and bands of frequency to 0, the mean of :func:`normalized` features (SpecAugment).
+    """SpecAugment: sets stretches of time and bands of frequency to 0, the mean of :func:`normalized` features.
 
     Each mask's width is drawn from 0 to its limit, and then its place. A stretch of time is at most a fifth of its
     utterance, so that short ones stay legible.

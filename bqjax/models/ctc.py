@@ -25,7 +25,7 @@ _PRIME = 1_000_003
 
 
 def ctc_losses(logits: jax.Array, lengths: jax.Array, labels: jax.Array, label_lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The loss of each utterance, and whether it has one.
+    """CTC loss of each utterance, and whether it has one.
 
     Args:
       logits: ``[n, t, classes]``; class 0 is the blank.
@@ -53,7 +53,7 @@ def ctc_losses(logits: jax.Array, lengths: jax.Array, labels: jax.Array, label_l
 
 
 def greedy_labels(logits: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The likeliest class of each frame without repeats and blanks; traceable.
+    """Greedy (best path) decoding: the likeliest class of each frame without repeats and blanks; traceable.
 
     Args:
       logits: ``[n, t, classes]``.
@@ -203,7 +203,7 @@ def ctc_predict(apply: Callable[..., Any], *, separator: int | None = None) -> C
 
 
 def ctc_outputs(apply: Callable[..., Any]) -> Callable[[Any, Any], jax.Array]:
-    """Logits ``[n, t, classes]`` of a batch, zero behind each utterance and for padding: what importance of weights is taken from.
+    """Logits ``[n, t, classes]`` of a batch, zero behind each utterance and for padding, the ``outputs`` of a task.
 
     Args:
       apply: see :func:`ctc_score`.

@@ -28,7 +28,7 @@ def depthwise_conv(
     *,
     implementation: Implementation | None = None,
 ) -> jax.Array:
-    """Convolves each channel with its own filter.
+    """Depthwise convolution: convolves each channel with its own filter.
 
     ``y[n, i, j, c] = sum_{a, b} x[n, i s_h + a - p_h, j s_w + b - p_w, c] kernel[a, b, 0, c]``, zero outside of ``x``.
 

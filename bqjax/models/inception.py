@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bqjax.adapters.published import load_published
+from bqjax.adapters.flax import nnx_load
 from bqjax.adapters.safetensors import read_weights
-from bqjax.adapters.torch import torch_name, torch_to_nnx_layout
+from bqjax.adapters.torch import torch_ignored, torch_name, torch_to_nnx_layout
 
 __all__ = ["InceptionV1", "InceptionV2", "load_googlenet"]
 
@@ -247,9 +247,7 @@ def load_googlenet(path: str | os.PathLike[str], *, width: float = 1.0) -> Incep
         return torch_name(re.sub(r"branch4/0/", "branch4/1/", variable))
 
     def ignored(name: str) -> bool:
-        return name.startswith(("aux1.", "aux2.")) or name.endswith("num_batches_tracked")
+        return name.startswith(("aux1.", "aux2.")) or torch_ignored(name)
 
-    loaded = load_published(
-        model, tensors, name_of, lambda _, tensor: torch_to_nnx_layout(tensor), ignored=ignored, source=str(path)
-    )
+    loaded = nnx_load(model, tensors, name_of, lambda _, tensor: torch_to_nnx_layout(tensor), ignored=ignored, source=str(path))
     return nnx.view(loaded, use_running_average=True, deterministic=True)

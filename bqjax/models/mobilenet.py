@@ -45,7 +45,7 @@ _V2_STAGES = (
 
 
 class SeparableBlock(nnx.Module):
-    """``relu6(bn2(pointwise(relu6(bn1(depthwise(x))))))``, the block of MobileNetV1.
+    """Depthwise separable convolution, ``relu6(bn2(pointwise(relu6(bn1(depthwise(x))))))``, the block of MobileNetV1.
 
     Args:
       cin: channels of the input.
@@ -107,7 +107,7 @@ class MobileNetV1(nnx.Module):
 
 
 class InvertedResidual(nnx.Module):
-    """``x + bn3(project(relu6(bn2(depthwise(relu6(bn1(expand(x))))))))``, the block of MobileNetV2.
+    """Inverted residual, ``x + bn3(project(relu6(bn2(depthwise(relu6(bn1(expand(x))))))))``, the block of MobileNetV2.
 
     ``x`` is added where the block changes neither the size of the image nor the number of channels.
 

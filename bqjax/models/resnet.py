@@ -37,7 +37,7 @@ _BatchNorm = partial(nnx.BatchNorm, epsilon=1e-5, momentum=0.9)
 
 
 class ResidualBlock(nnx.Module):
-    """``relu(x' + bn2(conv2(relu(bn1(conv1(x))))))`` with a shortcut ``x'`` that has no parameters.
+    """Residual block, ``relu(x' + bn2(conv2(relu(bn1(conv1(x))))))`` with a shortcut ``x'`` that has no parameters.
 
     Args:
       cin: channels of the input.
@@ -128,8 +128,7 @@ def load_resnet(path: str | os.PathLike[str]) -> CifarResNet:
       path: a file with tensors named as in https://github.com/akamaster/pytorch_resnet_cifar10.
 
     Raises:
-      ValueError: the file is missing or damaged, or a tensor is missing, unexpected, of another shape, or not floating
-        point.
+      ValueError: the file is missing or damaged, or its tensors do not fit; the message lists those.
     """
     tensors = read_weights(path)
     blocks = {match[1] for name in tensors if (match := re.match(r"layer1\.(\d+)\.", name))}

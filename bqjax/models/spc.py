@@ -1,27 +1,22 @@
-"""Speech Commands: the convolutional network of TensorFlow's "simple audio recognition", its weights and its data.
+"""Speech Commands: the convolutional network of TensorFlow's "simple audio recognition", its weights and its features.
 
 The network (after ``cnn-trad-fpool3`` of Sainath and Parada 2015) takes 98 frames of 40 MFCCs:
 
     [98, 40, 1] -> conv 20x8, 64, relu -> max pool 2x2 -> conv 10x4, 64, relu -> flatten [62720] -> dense [11]
 
-Of its 864,139 parameters 689,931 lie in the dense layer. The folder that :func:`spc_task` reads holds
-``weights/spc_conv.safetensors`` and ``speech/``, with ``labels.txt`` and, for each split, the clips end to end in a FLAC
-file and a table of them.
+Of its 864,139 parameters 689,931 lie in the dense layer.
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from bqjax.adapters.flax import nnx_params, nnx_with_params
+from bqjax.adapters.flax import nnx_load
+from bqjax.adapters.safetensors import read_weights
 from bqjax.models.audio import MfccConfig, mfcc
 
 __all__ = ["FEATURES", "SpeechConv", "load_spc", "spc_features"]
@@ -82,35 +77,15 @@ def load_spc(path: str | os.PathLike[str]) -> SpeechConv:
         ``final_fc_weights [62720, 11]`` and ``first_bias``, ``second_bias``, ``final_fc_bias``.
 
     Raises:
-      ValueError: the file is missing or damaged, or a tensor is missing, of another shape, or not floating point.
+      ValueError: the file is missing or damaged, or its tensors do not fit; the message lists those.
     """
-    path = Path(path)
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing: it should hold the weights of the Speech Commands network") from error
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no readable safetensors file: {error}") from error
     # Shapes only: weights that are about to be replaced need no drawing.
     model = nnx.eval_shape(lambda: SpeechConv(rngs=nnx.Rngs(0)))
-    params: dict[str, dict[str, jax.Array]] = {}
-    for layer, arrays in nnx_params(model).items():
-        params[layer] = {}
-        for kind, array in arrays.items():
-            name = _TENSORS[f"{layer}/{kind}"]
-            if name not in tensors:
-                raise ValueError(f"{path} has no tensor {name!r}, only {', '.join(sorted(tensors))}")
-            tensor = tensors[name]
-            if tensor.shape != array.shape or not jnp.issubdtype(tensor.dtype, jnp.floating):
-                raise ValueError(
-                    f"{path}: {name!r} must be floating point of shape {array.shape}, got {tensor.dtype} {tensor.shape}"
-                )
-            params[layer][kind] = jnp.asarray(tensor, jnp.float32)
-    return nnx_with_params(model, params)
+    return nnx_load(model, read_weights(path), _TENSORS.__getitem__, source=str(path))
 
 
 def spc_features(pcm: np.ndarray) -> np.ndarray:
-    """The network's input for clips: ``[n, 16000]`` int16 to ``[n, 98, 40, 1]`` float32, computed in pieces of bounded memory."""
+    """Features (MFCC) of clips: ``[n, 16000]`` int16 to ``[n, 98, 40, 1]`` float32, computed in pieces of bounded memory."""
     front_end = jax.jit(lambda clips: mfcc(clips, FEATURES))
     # Pieces of one shape compile once; the last one overlaps its neighbour where the size does not divide.
     size = min(BATCH_SIZE, len(pcm))

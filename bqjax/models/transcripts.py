@@ -70,7 +70,7 @@ ENGLISH = Alphabet(" ABCDEFGHIJKLMNOPQRSTUVWXYZ'")
 
 
 def greedy(logits: np.ndarray, lengths: Sequence[int] | np.ndarray, alphabet: Alphabet) -> list[str]:
-    """The text of the likeliest class of each frame: repeats count once, then blanks are left out.
+    """Greedy (best path) decoding: the text of the likeliest class of each frame; repeats count once, then blanks are left out.
 
     Args:
       logits: ``[n, t, classes]``, or any numbers of the same order.
@@ -103,7 +103,7 @@ def greedy(logits: np.ndarray, lengths: Sequence[int] | np.ndarray, alphabet: Al
 
 
 def beam_search(log_probabilities: np.ndarray, alphabet: Alphabet, width: int = 16) -> list[tuple[str, float]]:
-    """The likeliest texts of one utterance, each summed over its alignments (prefix beam search).
+    """Prefix beam search: the likeliest texts of one utterance, each summed over its alignments.
 
     Where fewer than ``width`` prefixes exist at every frame, the sums are exact.
 
@@ -156,7 +156,7 @@ def _add(a: float, b: float) -> float:
 
 
 def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """The fewest insertions, deletions and replacements that turn one sequence into the other (Levenshtein).
+    """Levenshtein distance: the fewest insertions, deletions and replacements that turn one sequence into the other.
 
     >>> edit_distance("KITTEN", "SITTING")
     3

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from bqjax.adapters.published import load_published
+from bqjax.adapters.flax import nnx_load
 from bqjax.adapters.safetensors import read_weights
 from bqjax.adapters.torch import torch_name, torch_to_nnx_layout
 
@@ -157,7 +157,7 @@ def load_vgg(path: str | os.PathLike[str]) -> VGG:
         side = image_size // 32
         return tensor.reshape(side, side, -1, tensor.shape[1]).transpose(2, 0, 1, 3).reshape(tensor.shape)
 
-    loaded = load_published(model, tensors, name_of, convert, source=str(path))
+    loaded = nnx_load(model, tensors, name_of, convert, source=str(path))
     return nnx.view(loaded, deterministic=True)
 
 

@@ -1,4 +1,4 @@
-"""What a quantized layer does with its weights and its inputs."""
+"""Settings of a quantized layer: bits, rounding and start values of weights and activations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gradient scale of EWGS from the trace of the Hessian, and what it is where that measurement fails.
+"""Hutchinson estimate of the Hessian's trace: the gradient scale of EWGS, and what it is where that measurement fails.
 
 ``delta = max(0, (Tr(H) / N) / (3 std(g)))``: the mean curvature per element over a large gradient. The trace is that of
 Hutchinson, ``E[v^T H v]`` with random signs ``v``. The quotient is unstable: where gradients have died out it explodes, and
@@ -54,7 +54,7 @@ def hessian_delta(
     max_delta: float = 1.0,
     fallback: float = 1e-3,
 ) -> tuple[Any, HessianInfo]:
-    """The scale ``delta`` of EWGS for each leaf of ``x``, from as many Hessian-vector products as there are samples.
+    """Gradient scale ``delta`` of EWGS for each leaf of ``x`` by Hutchinson's trace: one Hessian-vector product a sample.
 
     ``x`` should be the rounded values ``x_q`` and ``loss`` a function that does not round them again: through the
     rounding itself curvature is zero.

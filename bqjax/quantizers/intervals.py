@@ -1,4 +1,4 @@
-"""Weights and activations through learnable intervals: to [0, 1], rounded, and back.
+"""Fake quantization with learnable intervals: weights and activations to [0, 1], rounded, and back.
 
 A layer's quantizer is a dict of scalars, all learnable: ``weight_lower``, ``weight_upper``, ``activation_lower``,
 ``activation_upper`` and ``scale``, the layer's output scale. With them
@@ -118,7 +118,7 @@ def fake_quantize_weights(
     delta: jax.Array | float | None = None,
     progress: jax.Array | float = 0.0,
 ) -> jax.Array:
-    """Weights as the network sees them in training: ``scale * (2 round(clip((w - l) / (u - l), 0, 1)) - 1)``.
+    """Fake-quantized weights: ``scale * (2 round(clip((w - l) / (u - l), 0, 1)) - 1)``.
 
     Args:
       weights: ``[...]`` floating point, output channels last.
@@ -181,7 +181,7 @@ def fake_quantize_activations(
     delta: jax.Array | float | None = None,
     progress: jax.Array | float = 0.0,
 ) -> jax.Array:
-    """Inputs as the layer sees them, in units of their interval's width: ``round(clip((a - l) / (u - l), 0, 1))``.
+    """Fake-quantized activations, in units of their interval's width: ``round(clip((a - l) / (u - l), 0, 1))``.
 
     With ``config.keep_offset``, ``l / (u - l)`` is added, so that zero stays zero up to rounding (and with it padding).
 
@@ -208,7 +208,7 @@ def fake_quantize_activations(
 
 
 def libra_parameter_binarization(weights: jax.Array, progress: jax.Array | float = 0.0) -> jax.Array:
-    """IR-Net's binary weights: balanced, standardised, and with a power of two as their magnitude.
+    """Libra parameter binarization (IR-Net): weights that are balanced, standardised, and with a power of two as their magnitude.
 
     For each output channel, ``w_hat = (w - mean(w)) / std(w)``, ``s = round(log2(mean |w_hat|))`` and
     ``w_q = sign(w_hat) 2^s``; ``s`` gets no gradient, the sign that of the error decay estimator.

@@ -34,7 +34,7 @@ _T_MIN, _T_MAX = 0.1, 10.0
 
 
 def ewgs_round(x: jax.Array, bits: int, delta: jax.Array | float = 1e-3) -> jax.Array:
-    """Rounding with element-wise gradient scaling.
+    """Element-wise gradient scaling (EWGS): rounding whose gradient is scaled by the rounding error.
 
     ``x_q = round(x (2^b - 1)) / (2^b - 1)``, and backward ``g_x = g_q (1 + delta sign(g_q) (x - x_q))``. With
     ``delta = 0`` it is :func:`ste_round`, bit for bit.
@@ -79,7 +79,7 @@ _ewgs.defvjp(_ewgs_forward, _ewgs_backward)
 
 
 def ste_round(x: jax.Array, bits: int) -> jax.Array:
-    """Rounding whose gradient goes straight through, ``g_x = g_q``.
+    """Straight-through estimator (STE): rounding whose gradient is passed on unchanged, ``g_x = g_q``.
 
     Args and errors are those of :func:`ewgs_round`.
 
@@ -91,7 +91,7 @@ def ste_round(x: jax.Array, bits: int) -> jax.Array:
 
 
 def dsq_round(x: jax.Array, bits: int, alpha: jax.Array | float = 0.2) -> jax.Array:
-    """Differentiable soft quantization: backward, the derivative of a tanh in each step of the staircase.
+    """Differentiable soft quantization (DSQ): backward, the derivative of a tanh in each step of the staircase.
 
     In step ``i`` of width ``D = 1 / (2^b - 1)`` and middle ``m_i``, the soft value is
     ``D (i + (s tanh(k (x - m_i)) + 1) / 2)`` with ``k = log(2 / alpha - 1) / D`` and ``s = 1 / (1 - alpha)``, so
@@ -123,7 +123,7 @@ def dsq_round(x: jax.Array, bits: int, alpha: jax.Array | float = 0.2) -> jax.Ar
 
 
 def irnet_round(x: jax.Array, bits: int = 1, progress: jax.Array | float = 0.0) -> jax.Array:
-    """One bit with IR-Net's error decay estimator, on the axis ``2 x - 1`` where the threshold is 0.
+    """Error decay estimator (IR-Net) for one bit, on the axis ``2 x - 1`` where the threshold is 0.
 
     Backward ``g_x = g_q k t (1 - tanh(t (2 x - 1))^2)`` with ``t = 0.1 * 100^progress`` and ``k = max(1 / t, 1)``: the
     identity at the start of training, a steep tanh at its end.

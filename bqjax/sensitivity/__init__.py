@@ -1,1 +1,33 @@
-"""How much a network loses when some of its weights change."""
+"""Sensitivity: how much a network loses when some of its weights change, by perturbation sweeps or by curvature."""
+
+from bqjax.sensitivity.evaluator import Evaluator
+from bqjax.sensitivity.gradient import loss_gradient
+from bqjax.sensitivity.gradient_stats import GradientStats, gradient_recorder
+from bqjax.sensitivity.importance import output_importance
+from bqjax.sensitivity.limit import highest_within, rising_fit
+from bqjax.sensitivity.perturb import Codebook, CodeNoise, HalfNoise, Noise, NoiseCandidate, Perturbation, Quantize
+from bqjax.sensitivity.sweeps import Candidate, SweepResult, SweepRow, sweep
+from bqjax.sensitivity.task_statistics import task_gradient, task_importance
+
+__all__ = [
+    "Candidate",
+    "CodeNoise",
+    "Codebook",
+    "Evaluator",
+    "GradientStats",
+    "HalfNoise",
+    "Noise",
+    "NoiseCandidate",
+    "Perturbation",
+    "Quantize",
+    "SweepResult",
+    "SweepRow",
+    "gradient_recorder",
+    "highest_within",
+    "loss_gradient",
+    "output_importance",
+    "rising_fit",
+    "sweep",
+    "task_gradient",
+    "task_importance",
+]

@@ -1,7 +1,8 @@
-"""The compiled half of the engine: one batch under many candidates, spread over the devices of a mesh."""
+"""Batched evaluation of candidates, the compiled half of the engine: one batch of data, the devices of a mesh (``shard_map``)."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +16,9 @@ from jax.sharding import Mesh, PartitionSpec
 from bqjax.sensitivity.perturb import NoiseCandidate, Perturbation
 from bqjax.sensitivity.slicing import Split
 
-__all__ = ["Timed", "score_candidates"]
+__all__ = ["Timed", "deal", "score_candidates"]
+
+_LEAST_SLOTS = 5  # as a power of two
 
 
 class Timed:
@@ -34,6 +37,34 @@ class Timed:
             self._compiled[shapes] = self._jitted.lower(*args).compile()
             self.compile_seconds += time.monotonic() - start
         return self._compiled[shapes](*args)
+
+
+def deal(candidates: Sequence[Any], n_devices: int, group: int) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Candidates as arrays with a row for each device.
+
+    The number of groups is rounded up to a power of two, so that few different sizes are compiled; the ones added
+    are never evaluated, and take a few numbers each.
+
+    Args:
+      candidates: pytrees of equal structure, shapes and dtypes.
+      n_devices: that they are spread over.
+      group: candidates that a device evaluates at a time.
+
+    Returns:
+      The candidates' arrays ``[devices, groups, group, ...]``; the number of groups in use on each device, ``[devices]``; and
+      where each candidate went in the flattened first three axes, ``[candidates]``.
+    """
+    per_device = -(-len(candidates) // n_devices)
+    groups = 1 << max(_LEAST_SLOTS, math.ceil(math.log2(-(-per_device // group))))
+    index = np.arange(len(candidates))
+    device, slot = index % n_devices, index // n_devices  # dealt out in turn, so that all have nearly the same
+    places = (device * groups + slot // group) * group + slot % group
+    source = np.zeros(n_devices * groups * group, np.int64)
+    source[places] = index
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *candidates)
+    stacked = jax.tree.map(lambda x: x[source].reshape(n_devices, groups, group, *x.shape[1:]), stacked)
+    counts = -(-np.bincount(device, minlength=n_devices) // group)
+    return stacked, counts.astype(np.int32), places
 
 
 def score_candidates(

@@ -1,17 +1,18 @@
-"""The gradient of the loss over a whole data set, by leaf: what tells sensitive weights from others in III-C of the paper.
+"""Full-batch gradient of the loss, by leaf: the measure of a weight's sensitivity in III-C of the paper.
 
 Reference: Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), III-C.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bqjax.core.scoring import named_sums
 from bqjax.core.task import Score, signed
 from bqjax.core.tree import named_leaves, replace
 
@@ -19,7 +20,7 @@ __all__ = ["loss_gradient"]
 
 
 def loss_gradient(score: Score, params: Any, batches: Sequence[Any], metric: str = "-loss") -> dict[str, np.ndarray]:
-    """The gradient of the mean loss, ``d/dw (sum of sums / sum of counts)``, one backward pass a batch.
+    """Full-batch gradient of the mean loss, ``d/dw (sum of sums / sum of counts)``, one backward pass a batch.
 
     Args:
       score: see :data:`bqjax.core.task.Score`; counts must not depend on the parameters.
@@ -49,8 +50,7 @@ def loss_gradient(score: Score, params: Any, batches: Sequence[Any], metric: str
     def backward(chosen: dict[str, jax.Array], params: Any, batch: Any) -> tuple[dict[str, jax.Array], jax.Array]:
         def loss(chosen: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
             sums, count = score(replace(params, chosen), batch)
-            sums = sums if isinstance(sums, Mapping) else {"score": sums}
-            return -signed(sums, metric), jnp.asarray(count, jnp.float32)
+            return -signed(named_sums(sums), metric), jnp.asarray(count, jnp.float32)
 
         grads, count = jax.grad(loss, has_aux=True)(chosen)
         return {name: g.astype(jnp.float32) for name, g in grads.items()}, count

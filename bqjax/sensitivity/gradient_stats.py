@@ -1,4 +1,4 @@
-"""What gradients have been like: the last one's size, the running mean of sizes, and the running mean of squares.
+"""Running statistics of gradients: magnitudes, and second moments (the diagonal of the empirical Fisher matrix).
 
 GWK weighs blocks by gradients (:mod:`bqjax.methods.gwk.cluster`). Those of one batch are noisy; means over many batches cost three
 arrays beside each weight. :func:`gradient_recorder` has the form of an optax transformation without needing optax;

@@ -1,4 +1,4 @@
-"""How much each single weight matters to what a network says, by gradients, with no labels.
+"""Diagonal Gauss-Newton of a network's outputs by Hutchinson probes: how much each weight matters to them, with no labels.
 
 Perturbing every weight by itself is out of reach for all but the smallest networks. To second order the change of the
 outputs ``z`` under a small change ``dw`` of the weights is ``sum |J dw|^2``, and the diagonal of ``J^T J`` is what one
@@ -34,7 +34,7 @@ def output_importance(
     draws: int = 4,
     names: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Estimates ``sum over outputs of (d output / d w)^2`` for every weight, a mean over the examples.
+    """Diagonal Gauss-Newton by Hutchinson probes: ``sum over outputs of (d output / d w)^2`` a weight, a mean over examples.
 
     With random signs ``v`` for all outputs of a batch, ``E[(J^T v)^2]`` is the diagonal of ``J^T J``: one backward pass a
     batch and draw.

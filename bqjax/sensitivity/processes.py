@@ -1,4 +1,4 @@
-"""One sweep on the devices of several processes that ``jax.distributed`` has joined.
+"""Multi-process evaluation: one sweep on the devices of all processes that ``jax.distributed`` has joined.
 
 Every process runs the same program on the same parameters and batches. Candidates are dealt over the devices of all of
 them; what the devices share is copied to each from its own process. Nothing is communicated while candidates are

@@ -1,4 +1,4 @@
-"""Splits a traced function at some of its inputs: what does not depend on them (prefix), and what does (suffix).
+"""Partial evaluation of a traced function: what some of its inputs do not change (prefix), and the rest (suffix).
 
 A sweep perturbs one leaf thousands of times. Everything that the network computes before that leaf is used is the
 same for every perturbation, so it is evaluated once a batch and kept. The split is made on the jaxpr: an equation
@@ -118,7 +118,7 @@ def trace(function: Callable[..., Any], *args: Any) -> Program:
 
 @dataclass(frozen=True)
 class Split:
-    """A program in two parts.
+    """A partially evaluated program: a prefix of what is fixed, and a suffix.
 
     Attributes:
       program: the whole.
@@ -196,7 +196,7 @@ def _variables(atoms: Sequence[Atom]) -> list[int]:
 
 
 def split(program: Program, varying: Collection[int]) -> Split:
-    """Splits a program at some of its flattened inputs.
+    """Partial evaluation: splits a program at some of its flattened inputs.
 
     Args:
       program: from :func:`trace`.

@@ -1,4 +1,4 @@
-"""Many perturbations of many leaves, scored: the tables behind the paper's figures 2, 3 and 5.
+"""Perturbation sweeps over many leaves: the tables behind the paper's figures 2, 3 and 5.
 
 A sweep is a list of :class:`Candidate`; :func:`sweep` scores them leaf by leaf on the engine of
 :mod:`bqjax.sensitivity.evaluator` and averages over draws. What was finished is kept in a state file, so that a sweep of
@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ _CHUNK = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One perturbation to be scored, averaged over draws.
+    """One perturbation to evaluate, averaged over draws.
 
     Attributes:
       leaf: name of the leaf.
@@ -88,7 +89,7 @@ def _lasting_name(perturbation: Perturbation) -> str:
 
 @dataclass(frozen=True)
 class SweepRow:
-    """What one candidate did.
+    """What one candidate changed.
 
     Attributes:
       candidate: the candidate.
@@ -141,7 +142,7 @@ def sweep(
     progress: Progress | None = None,
     **engine: Any,
 ) -> SweepResult:
-    """Scores a network under every candidate.
+    """Perturbation sweep: evaluates a network under every candidate.
 
     On several hosts, start the same program on each, ``jax.distributed.initialize()`` first; candidates are spread over
     all their devices, and every process returns the same result. The first process alone reads and writes the state
@@ -168,63 +169,89 @@ def sweep(
       RuntimeError: another process was lost. The state file holds what was finished.
     """
     start = time.monotonic()
+    leaves = named_leaves(params)
+    _check(candidates, leaves)
+    evaluator = Evaluator(score, batches, **engine)
+    fingerprint = {"params": digest(params), "batches": digest(list(batches)), "key": digest(key), "context": digest(context)}
+    if evaluator.shared:
+        check_same({**fingerprint, "candidates": _text_digest([(c._described(), c.draws) for c in candidates])})
+    count = _Count(sum(c.draws for c in candidates), start, progress)
+    results: dict[int, list[dict[str, float]]] = {i: [] for i in range(len(candidates))}
+    unused: list[str] = []
+    # A mesh of this process alone makes this process's own sweep, with a file of its own.
+    with (SharedJournal if evaluator.shared else Journal)(state_path, fingerprint) as journal:
+        baseline = journal.measure("baseline", lambda: evaluator.baseline(params))
+        signed(baseline, metric)
+        for (name, perturbation), members in _by_program(candidates, leaves):
+            draws = [(i, draw) for i in members for draw in range(candidates[i].draws)]
+            if not evaluator.depends_on(params, name):
+                unused += [] if name in unused else [name]
+                for i, _ in draws:
+                    results[i].append(baseline)
+                count.skip(len(draws))
+                continue
+            for first in range(0, len(draws), _CHUNK):
+                chunk = [(candidates[i], draw) for i, draw in draws[first : first + _CHUNK]]
+                points = [_point(candidate, draw, key, leaves[name].dtype) for candidate, draw in chunk]
+                answered = journal.answered
+                found = journal.measure(
+                    _text_digest([(candidate._described(), draw) for candidate, draw in chunk]),
+                    partial(evaluator.scores, params, [name], perturbation, points, context=context),
+                )
+                for (i, _), metrics in zip(draws[first:], found, strict=False):
+                    results[i].append(metrics)
+                count.add(len(chunk), journal.answered > answered, name)
+    rows = tuple(_row(c, results[i], baseline, metric) for i, c in enumerate(candidates))
+    seconds = time.monotonic() - start
+    return SweepResult(metric, baseline, rows, tuple(unused), count.total, count.resumed, seconds, evaluator.compile_seconds)
+
+
+def _check(candidates: Sequence[Candidate], leaves: Mapping[str, Any]) -> None:
     if not len(candidates):
         raise ValueError("no candidates to sweep over")
-    leaves = named_leaves(params)
     for candidate in candidates:
         if candidate.leaf not in leaves:
             raise ValueError(f"no leaf is named {candidate.leaf!r}; the leaves are {', '.join(leaves)}")
     for name in dict.fromkeys(c.leaf for c in candidates):
         check_finite(name, leaves[name])
-    evaluator = Evaluator(score, batches, **engine)
-    fingerprint = {"params": digest(params), "batches": digest(list(batches)), "key": digest(key), "context": digest(context)}
 
-    # One leaf after the other, and within it one perturbation after the other: these share an executable and a prefix.
+
+def _by_program(candidates: Sequence[Candidate], leaves: Mapping[str, Any]) -> list[tuple[tuple[str, Perturbation], list[int]]]:
+    """Indices of the candidates by leaf and perturbation, leaves in the tree's order.
+
+    One leaf after the other, and within it one perturbation after the other: these share an executable and a prefix.
+    """
     groups: dict[tuple[str, Perturbation], list[int]] = {}
     for i, candidate in enumerate(candidates):
         groups.setdefault((candidate.leaf, candidate.perturbation), []).append(i)
     order = {name: i for i, name in enumerate(leaves)}
-    total = sum(c.draws for c in candidates)
-    done = n_resumed = 0
-    results: dict[int, list[dict[str, float]]] = {i: [] for i in range(len(candidates))}
-    unused: list[str] = []
-    if evaluator.shared:
-        asked = hashlib.sha256(repr([(c._described(), c.draws) for c in candidates]).encode()).hexdigest()[:32]
-        check_same({**fingerprint, "candidates": asked})
-    # A mesh of this process alone makes this process's own sweep, with a file of its own.
-    with (SharedJournal if evaluator.shared else Journal)(state_path, fingerprint) as journal:
-        baseline = journal.measure("baseline", lambda: evaluator.baseline(params))
-        signed(baseline, metric)
-        for (name, perturbation), members in sorted(groups.items(), key=lambda g: order[g[0][0]]):
-            if not evaluator.depends_on(params, name):
-                unused += [] if name in unused else [name]
-                for i in members:
-                    results[i] = [baseline] * candidates[i].draws
-                    done += candidates[i].draws
-                continue
-            draws = [(i, draw) for i in members for draw in range(candidates[i].draws)]
-            for first in range(0, len(draws), _CHUNK):
-                chunk = draws[first : first + _CHUNK]
-                points = [_point(candidates[i], draw, key, leaves[name].dtype) for i, draw in chunk]
-                text = repr([(candidates[i]._described(), draw) for i, draw in chunk])
-                answered = journal.answered
-                found = journal.measure(
-                    hashlib.sha256(text.encode()).hexdigest()[:32],
-                    lambda name=name, perturbation=perturbation, points=points: evaluator.scores(  # type: ignore[misc]
-                        params, [name], perturbation, points, context=context
-                    ),
-                )
-                n_resumed += len(chunk) * (journal.answered - answered)
-                for (i, _), metrics in zip(chunk, found, strict=True):
-                    results[i].append(metrics)
-                done += len(chunk)
-                if progress:
-                    spent, fresh = time.monotonic() - start, done - n_resumed
-                    left = f"{spent / fresh * (total - done):.0f} s left" if fresh else ""
-                    progress(done, total, f"{name} {left}")
-    rows = tuple(_row(c, results[i], baseline, metric) for i, c in enumerate(candidates))
-    seconds = time.monotonic() - start
-    return SweepResult(metric, baseline, rows, tuple(unused), total, n_resumed, seconds, evaluator.compile_seconds)
+    return sorted(groups.items(), key=lambda group: order[group[0][0]])
+
+
+def _text_digest(what: Any) -> str:
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:32]
+
+
+@dataclass
+class _Count:
+    """How many draws are finished, told to ``progress`` with the time left."""
+
+    total: int
+    start: float
+    progress: Progress | None
+    done: int = 0
+    resumed: int = 0
+
+    def skip(self, n: int) -> None:
+        self.done += n
+
+    def add(self, n: int, resumed: bool, name: str) -> None:
+        self.done += n
+        self.resumed += n * resumed
+        if self.progress:
+            spent, fresh = time.monotonic() - self.start, self.done - self.resumed
+            left = f"{spent / fresh * (self.total - self.done):.0f} s left" if fresh else ""
+            self.progress(self.done, self.total, f"{name} {left}")
 
 
 def _point(candidate: Candidate, draw: int, key: jax.Array, dtype: Any) -> NoiseCandidate:

@@ -1,7 +1,7 @@
-"""Passes of a network over a task's data: metrics, predictions, and what each example adds; gradients on calibration data.
+"""Diagonal Gauss-Newton and loss gradient of a task on its calibration data, computed once and kept as long as the task.
 
-Gradients are kept as long as their task: the methods of a comparison ask for the same ones, and importance with its draws costs as
-much as scoring the data some twenty times.
+The methods of a comparison ask for the same ones, and importance with its draws costs as much as scoring the data some twenty
+times.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def _once(task: Task, asked: Any, measure: Callable[[], Mapping[str, Any]]) -> d
 
 
 def task_importance(task: Task, *, key: jax.Array, draws: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """How much each weight matters to the outputs on calibration data (:func:`~bqjax.sensitivity.importance.output_importance`).
+    """Diagonal Gauss-Newton of a task's outputs on its calibration data.
+
+    See :func:`~bqjax.sensitivity.importance.output_importance`.
 
     Args:
       task: the network.
@@ -56,5 +58,8 @@ def task_importance(task: Task, *, key: jax.Array, draws: int, names: Sequence[s
 
 
 def task_gradient(task: Task) -> dict[str, np.ndarray]:
-    """The gradient of what a task ranks by on its calibration data, see :func:`~bqjax.sensitivity.gradient.loss_gradient`."""
+    """Gradient of the metric that a task ranks by on its calibration data.
+
+    See :func:`~bqjax.sensitivity.gradient.loss_gradient`.
+    """
     return _once(task, "gradient", lambda: loss_gradient(task.score, task.params, task.calibration, task.rank_by))

@@ -21,10 +21,11 @@ import numpy as np
 from bqjax.codec.plain import zstd_bytes
 from bqjax.core.classification import batches
 from bqjax.core.journal import digest
+from bqjax.core.kept import kept_or_measured
 from bqjax.core.progress import Progress
 from bqjax.core.rules import Rule
 from bqjax.methods.baselines.weight_sharing import kmeans_share
-from bqjax.tflite.codes.measured_state import kept_or_measured
+from bqjax.tflite.codes.layer_stats import Measured
 from bqjax.tflite.codes.search import QuantizedConfig, QuantizedInfo, QuantizedNetwork, measure_layers, search_codes
 from bqjax.tflite.container import exact, load_model, save_model
 from bqjax.tflite.examples import Examples, ExamplesOf
@@ -198,6 +199,7 @@ def prepare(
                 kept_or_measured(
                     state_path,
                     fingerprint,
+                    Measured,
                     lambda: measure_layers(network, cut, key=key, positions=positions, draws=draws, progress=progress),
                 )
             )

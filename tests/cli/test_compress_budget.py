@@ -15,7 +15,7 @@ CONFIG = """
 from bqjax.experiment import ExperimentConfig
 from bqjax.methods.baselines.methods import KMeans
 from bqjax.methods.budget.plan import BudgetConfig
-from bqjax.core.task import classification_outputs
+
 from tiny import forward, tiny_task
 
 config = ExperimentConfig(

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bqjax.core.classification import batches, classification_score
+from bqjax.core.classification import (
+    batches,
+    classification_outputs,
+    classification_predict,
+    classification_score,
+    classification_task,
+)
 from bqjax.core.task import Task
 
 
@@ -148,3 +154,28 @@ def test_task_needs_batches_and_metric_names(example):
         Task(**fields | {"test": []})
     with pytest.raises(ValueError, match="rank_by names no metric: '-'"):
         Task(**fields, rank_by="-")
+
+
+def test_a_classification_task_is_its_parts(example):
+    params, inputs, labels = example
+    data = batches(inputs, labels, 13)
+    task = classification_task(linear, params, data[:1], data[1:], name="toy", classes=(0, 1), test_name="the rest")
+    assert (task.name, task.test_name, task.metric) == ("toy", "the rest", "accuracy")
+    assert task.calibration == data[:1] and task.test == data[1:] and task.params is params
+    for made, part in (
+        (task.score, classification_score(linear, (0, 1))),
+        (task.predict, classification_predict(linear, (0, 1))),
+        (task.outputs, classification_outputs(linear)),
+    ):
+        for x, y in zip(jax.tree.leaves(made(params, data[0])), jax.tree.leaves(part(params, data[0])), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_fields_of_a_classification_task_can_differ(example):
+    class More(Task):
+        pass
+
+    params, inputs, labels = example
+    data = batches(inputs, labels, 13)
+    task = classification_task(linear, params, data, data, name="toy", kind=More, outputs=None, rank_by="accuracy")
+    assert type(task) is More and task.outputs is None and task.predict is not None and task.rank_by == "accuracy"

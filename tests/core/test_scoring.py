@@ -8,7 +8,7 @@ import pytest
 from tiny import forward, tiny_task
 
 from bqjax.core.classification import classification_outputs
-from bqjax.core.scoring import paired_error, score_on
+from bqjax.core.scoring import mean_metrics, paired_error, score_batches, score_on
 from bqjax.sensitivity import task_statistics as scoring
 from bqjax.sensitivity.importance import output_importance
 from bqjax.sensitivity.task_statistics import task_importance
@@ -28,6 +28,28 @@ def test_a_pass_against_numpy():
     assert found.n_examples == len(labels) == 60
     assert found.metrics["accuracy"] == pytest.approx(found.parts.mean(), abs=1e-6)
     assert found.metrics["loss"] == pytest.approx(loss.mean(), rel=1e-5)
+
+
+def test_means_over_batches_weigh_by_examples():
+    results = [({"loss": np.float32(6), "accuracy": np.float32(1)}, np.float32(2)), ({"loss": 1, "accuracy": 1}, 1)]
+    metrics, count = mean_metrics(results)
+    assert (metrics["loss"], metrics["accuracy"], count) == (7 / 3, 2 / 3, 3)
+    assert score_batches(lambda params, batch: (params * batch, 2), 3.0, [1.0, 2.0]) == {"score": 9 / 4}
+
+
+def test_means_of_several_candidates():
+    sums, counts = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([2, 1, 0], np.float32)
+    metrics, count = mean_metrics([(row, counts) for row in sums])
+    np.testing.assert_array_equal(count, [4, 2, 0])
+    np.testing.assert_array_equal(metrics["score"], [3 / 4, 5 / 2, 7])  # of what counted nothing the sum
+    # The parts of two processes: the second has another candidate's numbers.
+    metrics, _ = mean_metrics([(row, counts) for row in sums], gather=lambda part: part[:, ::-1])
+    np.testing.assert_array_equal(metrics["score"], [7, 5 / 2, 3 / 4])
+
+
+def test_nothing_counted():
+    with pytest.raises(ValueError, match="the score of task 'x' counted no examples in any batch"):
+        mean_metrics([(0.0, 0.0)], of="the score of task 'x'")
 
 
 def test_the_error_of_a_paired_difference():

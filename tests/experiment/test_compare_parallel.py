@@ -1,4 +1,4 @@
-"""Rows side by side on two devices: the numbers of one row after the other, each row on a device of its own."""
+"""Rows side by side on several devices: the numbers of one row after the other, each row on a device of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import pytest
-from several_devices import found_on
 from tiny import SEARCH, tiny_task
 
 from bqjax.experiment import compare
@@ -49,20 +48,21 @@ def rows(found):
     return [None if e.row is None else {**dataclasses.asdict(e.row), "seconds": 0, "sha256": e.sha256} for e in found.entries]
 
 
-def side_by_side(folder="side_by_side"):
+def side_by_side(folder="rows"):
     config = CompareConfig(task=tiny_task, methods=(Meeting(label="a"), Meeting(label="b"), *METHODS))
     found = compare.run(config, tiny_task(), Path(folder), devices=jax.devices())
-    return {"labels": [e.label for e in found.entries], "rows": rows(found), "devices": devices}
+    searches = len(list(Path(folder).glob("search-*.jsonl")))
+    return {"labels": [e.label for e in found.entries], "rows": rows(found), "devices": devices, "searches": searches}
 
 
-def test_rows_side_by_side_are_those_of_one_after_the_other(tmp_path):
-    found = found_on(2, __file__, "side_by_side", tmp_path)
+def test_rows_side_by_side_are_those_of_one_after_the_other(tmp_path, on_four_devices):
+    found = on_four_devices("rows")
     assert found["labels"] == ["a", "b", *(m.label for m in METHODS)]
-    assert sorted(found["devices"].values()) == [0, 1]
+    assert len(set(found["devices"].values())) == 2
     alone = compare.run(CompareConfig(task=tiny_task, methods=METHODS), tiny_task(), tmp_path / "alone")
     assert found["rows"][2:] == rows(alone) and found["rows"][4] is None
     # What failed keeps the searches' measurements for the next try.
-    assert len(list((tmp_path / "side_by_side").glob("search-*.jsonl"))) == 1
+    assert found["searches"] == 1
 
 
 def test_no_devices(tmp_path):

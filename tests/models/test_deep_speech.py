@@ -180,6 +180,15 @@ def test_inputs_that_do_not_fit(network):
             small(network)(bad, lengths)
 
 
+@functools.cache
+def three_layers():
+    """Parameters of a network of three recurrent layers, and its trace."""
+    model = small(DeepSpeech2, layers=3)
+    params, apply = nnx_params(model), nnx_apply(model)
+    x, lengths = jax.ShapeDtypeStruct((2, 11, 9), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    return params, trace(lambda params, x, lengths: apply(params, x, lengths)[0], params, x, lengths)
+
+
 @pytest.mark.parametrize(
     ("leaf", "before", "after"),
     [
@@ -192,10 +201,7 @@ def test_inputs_that_do_not_fit(network):
 )
 def test_perturbing_a_late_layer_keeps_what_earlier_ones_computed(leaf, before, after):
     """Recurrent layers are two scans each; only those at and behind the perturbed leaf run for each perturbation."""
-    model = small(DeepSpeech2, layers=3)
-    params, apply = nnx_params(model), nnx_apply(model)
-    x, lengths = jax.ShapeDtypeStruct((2, 11, 9), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
-    program = trace(lambda params, x, lengths: apply(params, x, lengths)[0], params, x, lengths)
+    params, program = three_layers()
     names = list(named_leaves(params))
     parts = split(program, [names.index(leaf)])
     scans = [sum(step.equation.primitive.name == "scan" for step in steps) for steps in (parts.prefix_steps, parts.suffix_steps)]

@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_listed(tmp_path):
     with pytest.raises(ValueError, match="does not fit InceptionV1") as caught:
         load_googlenet(tmp_path / "w.safetensors", width=WIDTH)
     for part in (
-        "conv1.conv.weight has shape (4, 3, 5, 5), conv1/conv/kernel needs (7, 7, 3, 4)",
+        "conv1.conv.weight has shape (4, 3, 5, 5) (in Flax's order of axes (5, 5, 3, 4)), conv1/conv/kernel needs (7, 7, 3, 4)",
         "conv2.bn.bias is int32, not floating point",
         "inception3a.branch4.1.bn.weight is missing (for inception3a/branch4/0/bn/scale, (2,))",
         "layer1.0.conv1.weight (2, 2, 1, 1) has no place in the network",

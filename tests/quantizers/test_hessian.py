@@ -16,7 +16,7 @@ KEY = jax.random.key(3)
 def test_a_quadratic_with_a_known_trace():
     """A diagonal Hessian has no variance: each ``v^T H v`` is the trace."""
     diagonal, x = rng.uniform(0.1, 1, 50).astype(np.float32), rng.normal(size=50).astype(np.float32)
-    delta, info = hessian_delta(lambda x: 0.5 * jnp.sum(diagonal * x**2), jnp.asarray(x), KEY, samples=2)
+    delta, info = jax.jit(lambda x: hessian_delta(lambda x: 0.5 * jnp.sum(diagonal * x**2), x, KEY, samples=2))(x)
     np.testing.assert_allclose(info.trace, diagonal.sum(), rtol=1e-5)
     np.testing.assert_allclose(info.gradient_std, (diagonal * x).std(), rtol=1e-5)
     np.testing.assert_allclose(delta, diagonal.mean() / (3 * (diagonal * x).std()), rtol=1e-5)
@@ -43,7 +43,7 @@ def test_a_full_matrix_within_the_estimate_and_leaf_by_leaf():
     ],
 )
 def test_guards(loss, x, expected, reason):
-    delta, info = hessian_delta(loss, jnp.array(x), KEY)
+    delta, info = jax.jit(lambda x: hessian_delta(loss, x, KEY))(jnp.array(x))
     assert float(delta) == pytest.approx(expected)
     assert REASONS[int(info.reason)] == reason
 

@@ -78,7 +78,8 @@ def test_gradients_of_the_interval_against_the_formula():
     lower, upper = -0.12, 0.15
     start = {"weight_lower": jnp.float32(lower), "weight_upper": jnp.float32(upper), "scale": jnp.float32(scale)}
     g = rng.normal(size=W.shape).astype(np.float32)
-    dw, ds = jax.grad(lambda w, s: jnp.sum(fake_quantize_weights(w, s, config) * g), argnums=(0, 1))(jnp.asarray(W), start)
+    gradients = jax.jit(jax.grad(lambda w, s: jnp.sum(fake_quantize_weights(w, s, config) * g), argnums=(0, 1)))
+    dw, ds = gradients(jnp.asarray(W), start)
     inside = (lower < W) & (upper > W)
     width = upper - lower
     np.testing.assert_allclose(dw, np.where(inside, 2 * scale * g / width, 0), rtol=1e-4, atol=1e-5)
@@ -90,9 +91,9 @@ def test_gradients_of_the_interval_against_the_formula():
 
 def test_an_interval_that_closed_or_crossed_stays_finite():
     config = QuantizerConfig()
+    of = jax.jit(jax.value_and_grad(lambda s: jnp.sum(fake_quantize_weights(jnp.asarray(W), s, config))))
     for upper in (0.0, -1.0):
-        start = {"weight_lower": jnp.zeros(()), "weight_upper": jnp.float32(upper), "scale": jnp.ones(())}
-        value, grads = jax.value_and_grad(lambda s: jnp.sum(fake_quantize_weights(jnp.asarray(W), s, config)))(start)
+        value, grads = of({"weight_lower": jnp.zeros(()), "weight_upper": jnp.float32(upper), "scale": jnp.ones(())})
         assert np.isfinite(value)
         assert all(np.isfinite(g) for g in grads.values())
     constant = start_weights(jnp.zeros((3, 3)), config)
@@ -104,8 +105,8 @@ def test_libra_parameter_binarization():
     centred = w - w.mean(axis=(0, 1, 2))
     standard = centred / centred.std(axis=(0, 1, 2))
     shift = np.rint(np.log2(np.abs(standard).mean(axis=(0, 1, 2))))
-    np.testing.assert_allclose(libra_parameter_binarization(jnp.asarray(w)), np.sign(standard) * 2.0**shift)
-    assert np.isfinite(jax.grad(lambda w: libra_parameter_binarization(w, 1.0)[0].sum())(jnp.ones((3, 3, 2, 4)))).all()
+    np.testing.assert_allclose(jax.jit(libra_parameter_binarization)(w), np.sign(standard) * 2.0**shift)
+    assert np.isfinite(jax.jit(jax.grad(lambda w: libra_parameter_binarization(w, 1.0)[0].sum()))(jnp.ones((3, 3, 2, 4)))).all()
 
 
 def test_libra_gradient_at_the_end_of_training():
@@ -119,9 +120,8 @@ def test_libra_gradient_at_the_end_of_training():
         return np.sum(g * np.tanh(t * standard))
 
     expected = [(smooth(w + 1e-6 * np.eye(6)[:, [i]]) - smooth(w - 1e-6 * np.eye(6)[:, [i]])) / 2e-6 for i in range(6)]
-    found = jax.grad(lambda w: jnp.sum(jnp.asarray(g, jnp.float32) * libra_parameter_binarization(w, 1.0)))(
-        jnp.asarray(w, jnp.float32)
-    )
+    loss = lambda w: jnp.sum(jnp.asarray(g, jnp.float32) * libra_parameter_binarization(w, 1.0))  # noqa: E731
+    found = jax.jit(jax.grad(loss))(jnp.asarray(w, jnp.float32))
     np.testing.assert_allclose(found[:, 0], expected, rtol=1e-2, atol=1e-3)
 
 

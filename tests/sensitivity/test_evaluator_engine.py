@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from several_devices import found_on
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
 from bqjax.core.classification import classification_score
@@ -317,16 +316,13 @@ def on_devices_twice():
     return found
 
 
-@pytest.fixture(scope="module")
-def four_devices(tmp_path_factory):
-    return found_on(4, __file__, "on_devices_twice", tmp_path_factory.mktemp("devices"))
+def test_four_devices_give_the_same_numbers_as_one(on_four_devices):
+    found = on_four_devices("engine")
+    assert found["devices"] == 4
+    assert found["plain"] == on_devices()
 
 
-def test_four_devices_give_the_same_numbers_as_one(four_devices):
-    assert four_devices["devices"] == 4
-    assert four_devices["plain"] == on_devices()
-
-
-def test_parameters_that_were_put_on_a_device_are_spread_as_well(four_devices):
+def test_parameters_that_were_put_on_a_device_are_spread_as_well(on_four_devices):
     # As those are that a checkpoint was restored to.
-    assert four_devices["committed"] == four_devices["plain"]
+    found = on_four_devices("engine")
+    assert found["committed"] == found["plain"]

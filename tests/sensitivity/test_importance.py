@@ -29,16 +29,16 @@ def exact():
 
 
 def test_estimates_the_diagonal_of_the_jacobians_square():
-    found = output_importance(outputs, PARAMS, [X[:8], X[8:]], key=jax.random.key(0), draws=3000)
+    found = output_importance(outputs, PARAMS, [X[:8], X[8:]], key=jax.random.key(0), draws=600)
     for name, expected in exact().items():
-        # The estimator's deviation at 3000 draws is a few per cent.
-        np.testing.assert_allclose(found[name], expected, rtol=0.15)
+        # One draw of a batch deviates by up to root 2, all of them by some 4 %.
+        np.testing.assert_allclose(found[name], expected, rtol=0.2)
     assert set(found) == {"hidden", "out"}
 
 
 def test_a_dense_layer_with_one_output_gets_the_mean_square_of_its_inputs():
-    found = output_importance(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 1))}, [X], key=jax.random.key(0), draws=4000)
-    np.testing.assert_allclose(found["w"][:, 0], np.square(X).mean(0), rtol=0.15)
+    found = output_importance(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 1))}, [X], key=jax.random.key(0), draws=800)
+    np.testing.assert_allclose(found["w"][:, 0], np.square(X).mean(0), rtol=0.2)
 
 
 def test_the_same_key_gives_the_same_and_another_key_another():
@@ -54,14 +54,14 @@ def test_only_the_named_leaves_are_taken():
 
 
 def test_padding_that_is_masked_adds_nothing():
-    masked = jnp.concatenate([X, X]), jnp.arange(24) < 12
+    masked = np.concatenate([X, X]), np.arange(24) < 12
 
     def outputs_of(params, batch):
         return jnp.where(batch[1][:, None], outputs(params, batch[0]), 0)
 
-    with_padding = output_importance(outputs_of, PARAMS, [masked], key=jax.random.key(0), draws=2000, names=["out"])["out"]
+    with_padding = output_importance(outputs_of, PARAMS, [masked], key=jax.random.key(0), draws=600, names=["out"])["out"]
     # Padding counts as examples: all leaves shrink alike, which changes no comparison between weights.
-    np.testing.assert_allclose(with_padding * 2, exact()["out"], rtol=0.2)
+    np.testing.assert_allclose(with_padding * 2, exact()["out"], rtol=0.25)
 
 
 @pytest.mark.parametrize(

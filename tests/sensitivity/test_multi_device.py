@@ -5,9 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
-from several_devices import found_on
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
 from bqjax.core.classification import classification_score
@@ -65,15 +63,9 @@ def on_all_devices():
     return {"devices": jax.device_count(), **all_sweeps()}
 
 
-@pytest.fixture(scope="module")
-def four_devices(tmp_path_factory):
-    return found_on(4, __file__, "on_all_devices", tmp_path_factory.mktemp("devices"))
-
-
-def test_four_devices_give_the_rows_of_one(four_devices):
-    assert four_devices.pop("devices") == 4
+def test_four_devices_give_the_rows_of_one(on_four_devices):
     expected = all_sweeps()
-    assert four_devices == expected
+    assert on_four_devices("sweeps") == {"devices": 4, **expected}
     # Otherwise any mix-up of candidates would pass.
     for rows in expected.values():
         drops = [drop for _, drops in rows for drop in drops]

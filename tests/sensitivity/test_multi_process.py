@@ -243,6 +243,7 @@ def test_both_processes_refuse_what_one_must_refuse(both):
         )
 
 
+@pytest.mark.slow  # half a minute each: a lost process is noticed after seconds without a sign of life
 @pytest.mark.parametrize("killed", [1, 0])
 def test_a_process_that_is_killed_ends_the_other_and_the_state_file_goes_on(killed, tmp_path, alone):
     state = tmp_path / "state"

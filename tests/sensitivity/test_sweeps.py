@@ -122,13 +122,14 @@ def test_a_leaf_that_the_score_does_not_use_drops_by_exactly_0_and_is_listed():
     assert result.rows[1].drop != 0.0
 
 
-@pytest.mark.parametrize("sizes", [(7, 1), (1, 5, 2)])
-def test_every_example_counts_the_same_however_they_are_batched(sizes):
+def test_every_example_counts_the_same_however_they_are_batched():
     candidates = [Candidate(leaf="b", magnitude=0.5, draws=2)]
-    whole, parts = run(candidates), run(candidates, sizes=sizes)
-    assert parts.baseline == pytest.approx(whole.baseline, rel=1e-6)
-    assert parts.rows[0].metrics == pytest.approx(whole.rows[0].metrics, rel=1e-6)
-    assert parts.rows[0].drops == pytest.approx(whole.rows[0].drops, rel=1e-4)
+    whole = run(candidates)
+    for sizes in ((7, 1), (1, 5, 2)):
+        parts = run(candidates, sizes=sizes)
+        assert parts.baseline == pytest.approx(whole.baseline, rel=1e-6)
+        assert parts.rows[0].metrics == pytest.approx(whole.rows[0].metrics, rel=1e-6)
+        assert parts.rows[0].drops == pytest.approx(whole.rows[0].drops, rel=1e-4)
 
 
 def test_a_network_that_a_perturbation_breaks_is_a_row_like_any_other():
@@ -220,21 +221,18 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     assert (len(scored), result.n_resumed, result.rows) == (2, 8, whole.rows[::-1])
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
+def test_the_state_file_of_another_sweep_is_refused(tmp_path):
+    path = str(tmp_path / "state")
+    candidates = [Candidate(leaf="unused", magnitude=0.1)]
+    run(candidates, state_path=path)
+    for change, named in (
         ({"key": jax.random.key(6)}, "key"),
         ({"p": {**params(), "a": params()["a"] * 2}}, "params"),
         ({"sizes": (7,)}, "batches"),
         ({"context": {"b": np.ones(3, F32)}}, "context"),
-    ],
-)
-def test_the_state_file_of_another_sweep_is_refused(change, named, tmp_path):
-    path = str(tmp_path / "state")
-    candidates = [Candidate(leaf="unused", magnitude=0.1)]
-    run(candidates, state_path=path)
-    with pytest.raises(ValueError, match=rf"belongs to another run \({named} changed\)"):
-        run(candidates, state_path=path, **change)
+    ):
+        with pytest.raises(ValueError, match=rf"belongs to another run \({named} changed\)"):
+            run(candidates, state_path=path, **change)
 
 
 # --- errors ------------------------------------------------------------------------------------------------------------------
@@ -255,10 +253,11 @@ def test_candidates_that_make_no_sense_are_errors(field, message):
         Candidate(leaf="b", **field)
 
 
-@pytest.mark.parametrize("magnitude", [1, F32(0.25), np.float64(0.25)])
-def test_a_magnitude_may_be_any_number(magnitude):
-    (row,) = run([Candidate(leaf="b", perturb=shift, magnitude=magnitude)]).rows
-    assert row.metrics["loss"] == pytest.approx(loss_by_hand({"b": params()["b"] + F32(magnitude)}), rel=1e-5)
+def test_a_magnitude_may_be_any_number():
+    magnitudes = [1, F32(0.25), np.float64(0.25)]
+    rows = run([Candidate(leaf="b", perturb=shift, magnitude=magnitude) for magnitude in magnitudes]).rows
+    for row, magnitude in zip(rows, magnitudes, strict=True):
+        assert row.metrics["loss"] == pytest.approx(loss_by_hand({"b": params()["b"] + F32(magnitude)}), rel=1e-5)
 
 
 ONE = [Candidate(leaf="b", magnitude=0.1)]

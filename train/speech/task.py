@@ -10,8 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from bqjax.adapters.flax import nnx_apply, nnx_params
-from bqjax.adapters.published import load_published
+from bqjax.adapters.flax import nnx_apply, nnx_load, nnx_params
 from bqjax.adapters.safetensors import read_weights
 from bqjax.core.task import Task
 from bqjax.models.ctc import ctc_outputs, ctc_predict, ctc_score
@@ -36,7 +35,7 @@ def load_run(run: str | os.PathLike[str]) -> tuple[SpeechConfig, Any]:
         config = SpeechConfig(**{name: _tuples(value) for name, value in json.loads(path.read_text()).items()})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is no config of speech recognition: {error}") from error
-    model = load_published(config.network(), read_weights(weights), str, source=str(weights))
+    model = nnx_load(config.network(), read_weights(weights), str, source=str(weights))
     return config, nnx.view(model, use_running_average=True, deterministic=True)
 
 

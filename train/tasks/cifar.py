@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
-from bqjax.core.classification import batches, classification_predict, classification_score
+from bqjax.core.classification import batches, classification_task
 from bqjax.core.task import Task
 from bqjax.models.resnet import load_resnet, resnet_inputs
 from train.data.tfds import cifar10
@@ -48,14 +48,12 @@ def resnet_task(data_dir: str | os.PathLike[str], depth: int = 20, n_calibration
     train, test = cifar10(data_dir, "train"), cifar10(data_dir, "test")
     calibration_rows = _subset(len(train[1]), n_calibration, "n_calibration")
     test_rows = _subset(len(test[1]), len(test[1]) if n_test is None else n_test, "n_test")
-    apply = nnx_apply(model)
-    return Task(
+    return classification_task(
+        nnx_apply(model),
+        nnx_params(model),
+        batches(resnet_inputs(train[0][calibration_rows]), train[1][calibration_rows], BATCH_SIZE),
+        batches(resnet_inputs(test[0][test_rows]), test[1][test_rows], BATCH_SIZE),
         name=f"CIFAR-10 ResNet-{depth}",
-        params=nnx_params(model),
-        score=classification_score(apply),
-        predict=classification_predict(apply),
-        calibration=batches(resnet_inputs(train[0][calibration_rows]), train[1][calibration_rows], BATCH_SIZE),
-        test=batches(resnet_inputs(test[0][test_rows]), test[1][test_rows], BATCH_SIZE),
         calibration_name=f"{n_calibration:,} CIFAR-10 training images",
         test_name=f"{len(test_rows):,} CIFAR-10 test images",
     )

@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 
 from bqjax.adapters.flax import nnx_apply, nnx_params, nnx_with_params
-from bqjax.core.classification import batches, classification_outputs, classification_predict, classification_score
+from bqjax.core.classification import batches, classification_score, classification_task
 from bqjax.core.progress import Progress
 from bqjax.core.task import Score, Task
 from bqjax.models.digits import DigitsConv
@@ -116,15 +116,13 @@ def digits_task(seed: int = 0, progress: Progress | None = None) -> Task:
       ImportError: scikit-learn is not installed.
     """
     model, _ = train_digits(seed, progress=progress)
-    splits, apply = digits_splits(), nnx_apply(model)
-    return Task(
+    splits = digits_splits()
+    return classification_task(
+        nnx_apply(model),
+        nnx_params(model),
+        batches(*splits.calibration, EVALUATION_BATCH_SIZE),
+        batches(*splits.test, EVALUATION_BATCH_SIZE),
         name="digits",
-        params=nnx_params(model),
-        score=classification_score(apply),
-        predict=classification_predict(apply),
-        outputs=classification_outputs(apply),
         calibration_name="calibration images",
         test_name="test images",
-        calibration=batches(*splits.calibration, EVALUATION_BATCH_SIZE),
-        test=batches(*splits.test, EVALUATION_BATCH_SIZE),
     )

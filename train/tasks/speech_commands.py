@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
-from bqjax.core.classification import batches, classification_outputs, classification_predict, classification_score
+from bqjax.core.classification import batches, classification_task
 from bqjax.core.task import Task
 from bqjax.models.spc import BATCH_SIZE, FEATURES, load_spc, spc_features
 
@@ -113,15 +113,13 @@ def spc_task(data_dir: str | os.PathLike[str]) -> Task:
     made: dict[str, list[Any]] = {
         split: batches(spc_features(clips.pcm), clips.labels, BATCH_SIZE) for split, clips in splits.items()
     }
-    apply = nnx_apply(model)
-    return Task(
+    return classification_task(
+        nnx_apply(model),
+        nnx_params(model),
+        made["calibration"],
+        made["test"],
         name="Speech Commands conv",
-        params=nnx_params(model),
-        score=classification_score(apply, classes),
-        predict=classification_predict(apply, classes),
-        outputs=classification_outputs(apply),
-        calibration=made["calibration"],
-        test=made["test"],
+        classes=classes,
         calibration_name="speech_calibration",
         test_name="speech_test",
     )

@@ -1,4 +1,4 @@
-"""Output channels of one size, which the BatchNorm behind a layer takes back.
+"""Cross-channel equalization: output channels of one root mean square, which the BatchNorm behind a layer takes back.
 
 Behind a layer without bias, BatchNorm divides each output channel by its standard deviation: the sizes of the kernel's channels
 mean nothing to the network, but blocks of large and of small channels do not fit one codebook. Equalized, they do, and channels of
@@ -42,11 +42,11 @@ def batch_norms(model: nnx.Module, layers: list[str]) -> dict[str, str]:
 
 
 def equalize_channels(model: nnx.Module, norms: Mapping[str, str], groups: Mapping[str, str] | None = None) -> nnx.Module:
-    """A copy of the model in which all output channels of some kernels have one root mean square, and which computes the same.
+    """Cross-channel equalization: a copy of the model whose kernels have output channels of one size, and which computes the same.
 
-    Channel ``c`` is divided by ``s_c``; BatchNorm's running mean by ``s_c``, its variance by ``s_c^2``, and ``epsilon`` is made up
-    for in its scale, so that evaluation gives the same outputs but for rounding. In training only ``epsilon`` tells the
-    difference.
+    All output channels of a kernel get one root mean square: channel ``c`` is divided by ``s_c``; BatchNorm's running mean by
+    ``s_c``, its variance by ``s_c^2``, and ``epsilon`` is made up for in its scale, so that evaluation gives the same outputs but
+    for rounding. In training only ``epsilon`` tells the difference.
 
     Args:
       model: with ``nnx.Conv`` or ``nnx.Linear`` layers without bias.

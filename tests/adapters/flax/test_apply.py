@@ -45,10 +45,13 @@ class LinenNet(linen.Module):
 X = np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype(np.float32)
 
 
+run = nnx.jit(lambda net, x: net(x))
+
+
 @pytest.fixture
 def model():
     net = Net(rngs=nnx.Rngs(0))
-    net(X)  # running statistics that differ from their start
+    run(net, X)  # running statistics that differ from their start
     return net
 
 
@@ -88,9 +91,9 @@ def test_apply_keeps_what_it_closed_over(model):
 def test_apply_under_vmap_and_grad(model):
     params, apply = nnx_params(model), nnx_apply(model)
     both = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), params)
-    out = jax.vmap(apply, in_axes=(0, None))(both, X)
+    out = jax.jit(jax.vmap(apply, in_axes=(0, None)))(both, X)
     np.testing.assert_allclose(out[1], apply(jax.tree.map(lambda a: 2 * a, params), X), rtol=1e-4, atol=1e-4)
-    grads = jax.grad(lambda p: apply(p, X).sum())(params)
+    grads = jax.jit(jax.grad(lambda p: apply(p, X).sum()))(params)
     assert jax.tree.structure(grads) == jax.tree.structure(params)
 
 

@@ -35,9 +35,12 @@ def net():
     return net
 
 
+run = nnx.jit(lambda net, x: net(x))
+
+
 def outputs(net):
     x = jax.random.normal(jax.random.key(2), (5, 8, 8, 3))
-    return np.asarray(nnx.view(net, use_running_average=True)(x))
+    return np.asarray(run(nnx.view(net, use_running_average=True), x))
 
 
 def sizes(layer):

@@ -1,4 +1,4 @@
-"""Published weights by a table of names: values arrive, or everything that does not fit is listed."""
+"""Weights by a table of names: values arrive, or everything that does not fit is listed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bqjax.adapters.flax import nnx_params
-from bqjax.adapters.published import load_published
+from bqjax.adapters.flax import nnx_load, nnx_params
 
 
 class Net(nnx.Module):
@@ -34,7 +33,7 @@ def tensors():
 
 
 def test_values_arrive_converted_and_cast():
-    model = load_published(abstract(), tensors(), name_of, lambda name, x: x.T if name.endswith("kernel") else x)
+    model = nnx_load(abstract(), tensors(), name_of, lambda name, x: x.T if name.endswith("kernel") else x)
     params = nnx_params(model)
     np.testing.assert_array_equal(params["layers"][3]["kernel"], tensors()["LAYERS-3-KERNEL"].T.astype(np.float32))
     np.testing.assert_array_equal(model.bn.var[...], tensors()["BN-VAR"].astype(np.float32))
@@ -46,7 +45,7 @@ def test_all_that_does_not_fit_is_listed():
     del wrong["LAYERS-1-BIAS"]
     wrong |= {"EXTRA": np.zeros((1, 2)), "COUNT": np.array(3)}
     with pytest.raises(ValueError, match=r"^w\.st does not fit Net: ") as caught:
-        load_published(abstract(), wrong, name_of, ignored="COUNT".__eq__, source="w.st")
+        nnx_load(abstract(), wrong, name_of, ignored="COUNT".__eq__, source="w.st")
     message = str(caught.value)
     for part in (
         "LAYERS-1-BIAS is missing (for layers/1/bias, (2,))",
@@ -57,10 +56,19 @@ def test_all_that_does_not_fit_is_listed():
         assert part in message
     assert "COUNT" not in message
     with pytest.raises(ValueError, match=r"; and 8 more$"):
-        load_published(abstract(), {}, name_of)
+        nnx_load(abstract(), {}, name_of)
+    # A file of something else shows what it holds.
+    with pytest.raises(ValueError, match=r"; and 8 more; x0 \(\) has .*; x3 \(\) has no place in the network; and 3 more$"):
+        nnx_load(abstract(), {f"x{i}": 0.0 for i in range(7)}, name_of)
+
+
+def test_shapes_before_and_after_conversion():
+    wrong = tensors() | {"LAYERS-0-KERNEL": np.zeros((2, 3), np.float32)}
+    with pytest.raises(ValueError, match=r"KERNEL has shape \(2, 3\) \(in Flax's .* \(3, 2\)\), layers/0/kernel needs \(2, 2\)"):
+        nnx_load(abstract(), wrong, name_of, lambda _, x: x.T)
 
 
 def test_an_abstract_model_with_more_than_weights():
     model = nnx.eval_shape(lambda: nnx.Sequential(nnx.Linear(1, 1, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0))))
     with pytest.raises(ValueError, match="abstract Sequential holds more than parameters"):
-        load_published(model, {}, name_of)
+        nnx_load(model, {}, name_of)

@@ -1,0 +1,133 @@
+"""What the engine compiles: a score traced once a shape of batch, split once a set of leaves, compiled once a perturbation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from bqjax.core.scoring import named_sums
+from bqjax.core.task import Score
+from bqjax.core.tree import named_leaves
+from bqjax.sensitivity.candidates import Timed, score_candidates
+from bqjax.sensitivity.perturb import Perturbation
+from bqjax.sensitivity.slicing import Program, Split, split, trace
+
+__all__ = ["Prepared", "Programs", "checked_score"]
+
+_LARGEST_GROUP = 8
+_GROUP_BYTES = 2**28  # of perturbed leaves
+# What vmap refuses by default, and what it makes slow on CPU: vmap over a kernel gives a grouped convolution.
+_ALONE = frozenset({"pure_callback", "io_callback"})
+_ALONE_ON_CPU = frozenset({"conv_general_dilated", "scan", "while", "cond"})
+_NEEDS_A_NUMBER = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+def checked_score(score: Score) -> Score:
+    """The score with a dict of scalar float32 sums whatever it returned, checked while it is traced.
+
+    Raises:
+      ValueError: when called, where the score is not traceable, returns no pair, or a sum that is not a scalar.
+    """
+
+    def checked(params: Any, batch: Any) -> tuple[dict[str, jax.Array], jax.Array]:
+        try:
+            result = score(params, batch)
+        except _NEEDS_A_NUMBER as error:
+            raise ValueError(
+                "the score must be traceable by JAX, but it needs the value of an array while it is traced: use jax.numpy on "
+                f"it, not float(), int(), bool(), `if` or NumPy. {str(error).splitlines()[0]}"
+            ) from error
+        if not (isinstance(result, (tuple, list)) and len(result) == 2):
+            raise ValueError(f"the score must return a pair (sums, count), got {type(result).__name__}")
+        sums, count = named_sums(result[0]), result[1]
+        for metric, value in [*sums.items(), ("count", count)]:
+            if jnp.shape(value):
+                raise ValueError(f"the score's {metric!r} must be a scalar sum over the batch, got shape {jnp.shape(value)}")
+        return {metric: jnp.asarray(value, jnp.float32) for metric, value in sums.items()}, jnp.asarray(count, jnp.float32)
+
+    return checked
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A score split at some leaves, for batches of one shape.
+
+    Attributes:
+      parts: the split score.
+      order: for each leaf that the suffix takes, its place among the names that were asked for.
+      prefix: compiled, see :meth:`bqjax.sensitivity.slicing.Split.prefix`.
+      suffixes: compiled functions by perturbation, and by whether they take several batches at once.
+    """
+
+    parts: Split
+    order: tuple[int, ...]
+    prefix: Timed
+    suffixes: dict[tuple[Perturbation, bool], Timed] = field(default_factory=dict)
+
+    @property
+    def constants(self) -> list[Any]:
+        """What the score closes over."""
+        return list(self.parts.program.constants.values())
+
+    def group(self, varying: Sequence[Any]) -> int:
+        """Candidates to evaluate at a time: as many as fill the machine, and as their perturbed leaves have room."""
+        alone = _ALONE | _ALONE_ON_CPU if jax.default_backend() == "cpu" else _ALONE
+        if self.parts.suffix_primitives & alone:
+            return 1
+        size = sum(np.size(leaf) * np.dtype(leaf.dtype).itemsize for leaf in varying)
+        return max(1, min(_LARGEST_GROUP, _GROUP_BYTES // max(1, size)))
+
+
+class Programs:
+    """The traced and compiled forms of one score; equal requests get the same one.
+
+    Args:
+      score: from :func:`checked_score`.
+      mesh: that candidates are spread over.
+    """
+
+    def __init__(self, score: Score, mesh: Mesh):
+        self._score, self._mesh = score, mesh
+        self._traced: dict[Any, Program] = {}
+        self._prepared: dict[Any, Prepared] = {}
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds spent on compiling."""
+        timed = [f for p in self._prepared.values() for f in (p.prefix, *p.suffixes.values())]
+        return sum((f.compile_seconds for f in timed), 0.0)
+
+    def prepare(self, params: Any, names: tuple[str, ...], batch: Any) -> Prepared:
+        """The score split at the named leaves, for batches of this shape."""
+        leaves = named_leaves(params)
+        shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in (*leaves.values(), *jax.tree.leaves(batch)))
+        structure = (jax.tree.structure((params, batch)), shapes)
+        if structure not in self._traced:
+            self._traced[structure] = trace(self._score, params, batch)
+        if (structure, names) not in self._prepared:
+            positions = list(leaves)
+            parts = split(self._traced[structure], [positions.index(name) for name in names])
+            # The split takes the varying leaves in the tree's order.
+            order = tuple(names.index(name) for name in leaves if name in names)
+            self._prepared[structure, names] = Prepared(parts, order, Timed(parts.prefix))
+        return self._prepared[structure, names]
+
+    def suffix(self, prepared: Prepared, perturbation: Perturbation, joint: bool) -> Timed:
+        """:func:`~bqjax.sensitivity.candidates.score_candidates` for this perturbation, compiled."""
+        asked = perturbation, joint
+        if asked not in prepared.suffixes:
+            function = partial(score_candidates, self._mesh, prepared.parts, perturbation, prepared.order, joint)
+            prepared.suffixes[asked] = Timed(function)
+        return prepared.suffixes[asked]
