@@ -1,8 +1,8 @@
 """The curvature of a network's outputs in every leaf that enters them linearly, of any JAX function.
 
-For outputs ``z(params, batch)`` and a leaf used as ``y = x W`` the Gauss-Newton matrix is close to ``A (x) diag(g)``: ``A = E[x x^T]``
-of what the leaf is multiplied with, and ``g`` the importance of its outputs. No layer classes and no hooks: the function is traced,
-and the products in which a leaf takes part are found in what it does (:mod:`bqjax.sensitivity.taps`).
+For outputs ``z(params, batch)`` and a leaf used as ``y = x W`` the Gauss-Newton matrix is close to ``A (x) diag(g)``:
+``A = E[x x^T]`` of what the leaf is multiplied with, and ``g`` the importance of its outputs. No layer classes and no hooks: the
+function is traced, and the products in which a leaf takes part are found in what it does (:mod:`bqjax.sensitivity.taps`).
 
 References:
   Martens, Grosse 2015, "Optimizing neural networks with Kronecker-factored approximate curvature" (arXiv 1503.05671).
@@ -85,8 +85,8 @@ def output_curvature(
 ) -> Curvature:
     """Curvature of the outputs in every leaf that enters them linearly, and the importance of all leaves.
 
-    Found are products (``dot_general``, ``conv_general_dilated``) and look-ups of rows (``gather``) that a leaf reaches by reshapes,
-    transposes, slices and conversions alone, in calls, loops and branches too. A leaf that is used several times has the mean
+    Found are products (``dot_general``, ``conv_general_dilated``) and look-ups of rows (``gather``) that a leaf reaches by
+    reshapes, transposes, slices and conversions alone, in calls, loops and branches too. A leaf that is used several times has the mean
     over all uses; one whose uses differ (an embedding that is also the last layer's kernel) that of the products.
 
     Where a batch is a mapping with an entry ``"mask"`` of ``[n]``, examples of mask 0 are cut out of all its arrays of ``n`` rows.

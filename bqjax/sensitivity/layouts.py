@@ -66,7 +66,7 @@ def planned(shape: Sequence[int], uses: Mapping[str, Use], max_width: int) -> Pl
       max_width: inputs of one block.
     """
     try:
-        chain = _chain(shape, uses.values())
+        chain = _chain(shape, list(uses.values()))
         placed = [_place(chain, place, use) for place, use in uses.items()]
     except _Unfit as error:
         return str(error)
@@ -105,11 +105,10 @@ def _pairs(use: Use) -> list[Pair]:
     return [*(pair for pair, _ in use.view.stack), *product.groups, *product.rows, *product.inputs]
 
 
-def _chain(shape: Sequence[int], uses: Sequence[Use] | object) -> list[int]:
+def _chain(shape: Sequence[int], found: Sequence[Use]) -> list[int]:
     """Strides that all uses are made of, descending from the leaf's size to 1, each a multiple of the next."""
     size = math.prod(shape)
     strides = {size, 1, *(math.prod(shape[i + 1 :]) for i in range(len(shape)))}
-    found = list(uses)  # type: ignore[call-overload]
     for use in found:
         strides |= {stride for _, stride in _pairs(use)}
     chain = sorted(strides, reverse=True)

@@ -2,9 +2,9 @@
 
 The jaxpr is evaluated equation by equation, the documented pattern for custom interpreters
 (https://docs.jax.dev/en/latest/notebooks/Writing_custom_interpreters_in_Jax.html). Beside each value goes what it is of a leaf
-(:mod:`bqjax.sensitivity.views`), as far as it is nothing else. Calls (``jit``, ``remat``, ``custom_vjp``) are looked into; loops and
-branches are built again with the moments among their results: a leaf that a loop closes over has the sum over its steps, a
-leaf that ``scan`` steps through has moments for each slice.
+(:mod:`bqjax.sensitivity.views`), as far as it is nothing else. Calls (``jit``, ``remat``, ``custom_vjp``) are looked into; loops
+and branches are built again with the moments among their results: a leaf that a loop closes over has the sum over its steps,
+a leaf that ``scan`` steps through has moments for each slice.
 """
 
 from __future__ import annotations
@@ -134,25 +134,24 @@ class Taps:
     def _product(self, equation: Any, values: list[Any], views: list[View | None], context: _Context) -> Found:
         name = equation.primitive.name
         rule = RULES.get(name)
-        sides = [side for side, view in enumerate(views) if view is not None]
+        tracked = [(side, view) for side, view in enumerate(views) if view is not None]
         if rule is None or len(values) != 2:
             self._refuse(views, f"goes through {name!r}, which is no product that a curvature is known for")
             return {}
-        if len(sides) == 2:
+        if len(tracked) == 2:
             self._refuse(views, "is multiplied with a leaf")
             return {}
-        view = views[sides[0]]
-        product = rule(equation, view, sides[0], values[1 - sides[0]], self._max_width)  # type: ignore[arg-type]
+        side, view = tracked[0]
+        product = rule(equation, view, side, values[1 - side], self._max_width)
         if isinstance(product, Product) and any(stride == 0 for _, stride in (*product.rows, *product.inputs)):
-            product = f"goes through {name!r} with entries repeated"
+            product = "repeated before it is multiplied"
         if isinstance(product, str):
-            self._refuse([view], product if product.startswith("goes") else f"is {product}")
+            self._refuse([view], f"is {product}")
             return {}
-        self.uses[context.path] = Use(view, product)  # type: ignore[arg-type]
-        stacked = math.prod(size for (size, _), _ in view.stack)  # type: ignore[union-attr]
-        positions = max(1, self._positions * stacked // context.steps)
+        self.uses[context.path] = Use(view, product)
+        stacked = math.prod(pair[0] for pair, _ in view.stack)
         key = jax.random.fold_in(context.key, zlib.crc32(context.path.encode()) & 0x7FFFFFFF)
-        return {context.path: product.take(key, positions)}
+        return {context.path: product.take(key, max(1, self._positions * stacked // context.steps))}
 
     def _scan(self, equation: Any, values: list[Any], views: list[View | None], context: _Context) -> tuple[list[Any], Found]:
         params = equation.params
