@@ -28,6 +28,7 @@ from bqjax.sensitivity.importance import output_importance
 from bqjax.sensitivity.layouts import Combined, Plan, combined, planned
 from bqjax.sensitivity.leaf_curvature import LeafCurvature
 from bqjax.sensitivity.products import Moments
+from bqjax.sensitivity.shifts import Shift, find_shifts, placed
 from bqjax.sensitivity.taps import Taps
 from bqjax.sensitivity.views import View, whole
 
@@ -45,6 +46,7 @@ class Curvature(Mapping[str, LeafCurvature]):
       importance: by name, of all leaves asked for: the diagonal alone (:func:`~bqjax.sensitivity.importance.output_importance`).
       left: by name, why a leaf is not among ``leaves``; its importance is all that is known of it.
       notes: by name, what is left out of a leaf's curvature.
+      shifts: by name, of the leaves whose curvature is ``centred``, where the mean of their outputs can be corrected.
       fingerprint: of the parameters that it was taken at.
     """
 
@@ -52,6 +54,7 @@ class Curvature(Mapping[str, LeafCurvature]):
     importance: Mapping[str, np.ndarray] = field(repr=False)
     left: Mapping[str, str]
     notes: Mapping[str, str]
+    shifts: Mapping[str, Shift] = field(repr=False)
     fingerprint: str
 
     def __getitem__(self, name: str) -> LeafCurvature:
@@ -86,8 +89,8 @@ def output_curvature(
     """Curvature of the outputs in every leaf that enters them linearly, and the importance of all leaves.
 
     Found are products (``dot_general``, ``conv_general_dilated``) and look-ups of rows (``gather``) that a leaf reaches by
-    reshapes, transposes, slices and conversions alone, in calls, loops and branches too. A leaf that is used several times has the mean
-    over all uses; one whose uses differ (an embedding that is also the last layer's kernel) that of the products.
+    reshapes, transposes, slices and conversions alone, in calls, loops and branches too. A leaf that is used several times has the
+    mean over all uses; one whose uses differ (an embedding that is also the last layer's kernel) that of the products.
 
     Where a batch is a mapping with an entry ``"mask"`` of ``[n]``, examples of mask 0 are cut out of all its arrays of ``n`` rows.
 
@@ -131,25 +134,31 @@ def output_curvature(
     batches = _without_padding(batches)
     taps = Taps(positions, max_width)
     sums = _sums(taps, outputs, params, batches, names, key, mesh if mesh is not None else hosts.default_mesh(_AXIS))
-    importance = output_importance(outputs, params, batches, key=jax.random.fold_in(key, len(batches)), draws=draws, names=names)
-    found: dict[str, LeafCurvature] = {}
+    plans: dict[str, Plan] = {}
+    moments: dict[str, Combined] = {}
     left: dict[str, str] = {}
-    notes: dict[str, str] = {}
     for name in names:
         plan = _plan(taps, name, np.shape(leaves[name]), max_width)
-        if isinstance(plan, str):
-            left[name] = plan
-            continue
-        moments = combined(plan, {use.place: sums.pop(use.place) for use in plan.uses})
-        _check_finite(name, moments)
-        reason = _uninformed(moments)
+        reason: str | None = plan if isinstance(plan, str) else None
+        if not isinstance(plan, str):
+            plans[name] = plan
+            moments[name] = combined(plan, {use.place: sums.pop(use.place) for use in plan.uses})
+            _check_finite(name, moments[name])
+            reason = _uninformed(moments[name])
         if reason is not None:
             left[name] = reason
-            continue
-        found[name] = _leaf_curvature(plan, moments, importance[name])
-        if plan.dropped:
-            notes[name] = f"its use by {', '.join(sorted(set(plan.dropped)))} is counted in the importance alone"
-    return Curvature(leaves=found, importance=importance, left=left, notes=notes, fingerprint=digest(params))
+    importance = output_importance(outputs, params, batches, key=jax.random.fold_in(key, len(batches)), draws=draws, names=names)
+    found = [name for name in names if name not in left]
+    shifts = _shifts(outputs, params, batches[0], {name: plans[name] for name in found})
+    uses = {name: ", ".join(sorted(set(plans[name].dropped))) for name in found}
+    return Curvature(
+        leaves={name: _leaf_curvature(plans[name], moments.pop(name), importance[name], name in shifts) for name in found},
+        importance=importance,
+        left=left,
+        notes={name: f"its use by {use} is counted in the importance alone" for name, use in uses.items() if use},
+        shifts=shifts,
+        fingerprint=digest(params),
+    )
 
 
 def _without_padding(batches: Sequence[Any]) -> list[Any]:
@@ -246,8 +255,19 @@ def _uninformed(moments: Combined) -> str | None:
     return None
 
 
-def _leaf_curvature(plan: Plan, moments: Combined, importance: np.ndarray) -> LeafCurvature:
+def _shifts(outputs: Callable[[Any, Any], Any], params: Any, batch: Any, plans: Mapping[str, Plan]) -> dict[str, Shift]:
+    """The bias behind each leaf that has one, by groups and rows."""
+    leaves = named_leaves(params)
+    closed = jax.make_jaxpr(outputs)(params, batch)
+    data = [None] * (len(closed.jaxpr.invars) - len(leaves))
+    views = [whole(name, np.shape(leaf)) for name, leaf in leaves.items()]
+    shifts = find_shifts(closed, [*leaves.values(), *data], [*views, *data])
+    made = {name: placed(shifts[name], plan.layout) for name, plan in plans.items() if name in shifts and not plan.dropped}
+    return {name: shift for name, shift in made.items() if shift is not None}
+
+
+def _leaf_curvature(plan: Plan, moments: Combined, importance: np.ndarray, centred: bool) -> LeafCurvature:
     power = np.trace(moments.second, axis1=1, axis2=2, dtype=np.float64)  # [G]
     of_rows = plan.layout.to_rows(importance).sum(-1, dtype=np.float64)
     outputs = np.where(power[:, None] > 0, of_rows / np.where(power > 0, power, 1)[:, None], 0)
-    return LeafCurvature(moments.second, moments.mean, outputs.astype(np.float32), moments.rows, False, plan.layout)
+    return LeafCurvature(moments.second, moments.mean, outputs.astype(np.float32), moments.rows, centred, plan.layout)

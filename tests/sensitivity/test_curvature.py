@@ -215,7 +215,7 @@ def test_loops_within_loops():
     params = {"w": normal(2, 3, 3)}
 
     def layer(x, w):
-        state, states = lax.scan(lambda s, x: (jnp.tanh(x + s @ w), s), jnp.zeros((6, 3)), x)
+        states = lax.scan(lambda s, x: (jnp.tanh(x + s @ w), s), jnp.zeros((6, 3)), x)[1]
         return states, states
 
     run = lambda p, x: lax.scan(layer, x.swapaxes(0, 1)[..., :3], p["w"])  # noqa: E731
