@@ -19,22 +19,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from bqjax.core.journal import digest
 from bqjax.core.tree import named_leaves, replace
-from bqjax.sensitivity import processes as hosts
 from bqjax.sensitivity.importance import output_importance
 from bqjax.sensitivity.layouts import Combined, Plan, combined, planned
 from bqjax.sensitivity.leaf_curvature import LeafCurvature
 from bqjax.sensitivity.products import Moments
 from bqjax.sensitivity.shifts import Shift, find_shifts, placed
+from bqjax.sensitivity.spread import summed
 from bqjax.sensitivity.taps import Taps
 from bqjax.sensitivity.views import View, whole
 
 __all__ = ["Curvature", "output_curvature"]
-
-_AXIS = "batches"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,7 +80,8 @@ def output_curvature(
     key: jax.Array,
     names: Sequence[str] | None = None,
     positions: int = 2048,
-    draws: int = 4,
+    draws: int = 1,
+    examples: int = 32,
     max_width: int = 4096,
     mesh: Mesh | None = None,
 ) -> Curvature:
@@ -105,7 +104,7 @@ def output_curvature(
       key: a ``jax.random`` key.
       names: the leaves wanted; None takes all of floating point.
       positions: of a product's rows of inputs at most so many are looked at in each batch, spread evenly.
-      draws: see :func:`~bqjax.sensitivity.importance.output_importance`.
+      draws, examples: of the importance, see :func:`~bqjax.sensitivity.importance.output_importance`.
       max_width: inputs of one block.
       mesh: devices to spread batches over, a mesh of one axis; None takes the one that ``jax.default_device`` names, or else all.
         Another number of devices gives the same moments to rounding.
@@ -124,7 +123,7 @@ def output_curvature(
       >>> found["w"].inputs.tolist(), dict(found.left)
       ([[[5.0, 1.0], [1.0, 2.0]]], {'scale': "goes through 'mul', which is no product that a curvature is known for"})
     """
-    for setting, value in (("positions", positions), ("draws", draws), ("max_width", max_width)):
+    for setting, value in (("positions", positions), ("draws", draws), ("examples", examples), ("max_width", max_width)):
         if value < 1:
             raise ValueError(f"{setting} must be at least 1, got {value}")
     leaves = named_leaves(params)
@@ -133,7 +132,7 @@ def output_curvature(
     replace(params, dict.fromkeys(names))  # names the leaf that does not exist
     batches = _without_padding(batches)
     taps = Taps(positions, max_width)
-    sums = _sums(taps, outputs, params, batches, names, key, mesh if mesh is not None else hosts.default_mesh(_AXIS))
+    sums = _sums(taps, outputs, params, batches, names, key, mesh)
     plans: dict[str, Plan] = {}
     moments: dict[str, Combined] = {}
     left: dict[str, str] = {}
@@ -147,7 +146,8 @@ def output_curvature(
             reason = _uninformed(moments[name])
         if reason is not None:
             left[name] = reason
-    importance = output_importance(outputs, params, batches, key=jax.random.fold_in(key, len(batches)), draws=draws, names=names)
+    signs = jax.random.fold_in(key, len(batches))
+    importance = output_importance(outputs, params, batches, key=signs, draws=draws, names=names, examples=examples, mesh=mesh)
     found = [name for name in names if name not in left]
     shifts = _shifts(outputs, params, batches[0], {name: plans[name] for name in found})
     uses = {name: ", ".join(sorted(set(plans[name].dropped))) for name in found}
@@ -185,51 +185,20 @@ def _sums(
     batches: Sequence[Any],
     names: Sequence[str],
     key: jax.Array,
-    mesh: Mesh,
+    mesh: Mesh | None,
 ) -> dict[str, Moments]:
-    """Moments of every use over all batches, which are dealt over the devices."""
-    devices = mesh.devices.size
+    """Moments of every use over all batches."""
     views = [whole(name, np.shape(leaf)) if name in names else None for name, leaf in named_leaves(params).items()]
-
-    def on_device(params: Any, batch: Any, number: Any, counts: Any) -> Any:
-        batch, number, counts = jax.tree.map(lambda x: x[0], (batch, number, counts))
-        found = _tapped(taps, outputs, params, views, batch, jax.random.fold_in(key, number))
-        return jax.tree.map(lambda x: jax.lax.psum(x * counts, _AXIS), found)
-
-    whole_, dealt = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
-    run = partial(jax.shard_map, mesh=mesh, in_specs=(whole_, dealt, dealt, dealt), out_specs=whole_, check_vma=False)
-    step = jax.jit(run(on_device))
-    add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
-    everywhere = jax.tree.map(partial(hosts.replicated, mesh), params)
-    totals: dict[str, Moments] | None = None
-    for group in _alike(batches):
-        for start in range(0, len(group), devices):
-            own = group[start : start + devices]
-            counts = np.arange(devices) < len(own)
-            own = [*own, *([own[0]] * (devices - len(own)))]  # a device without a batch of its own counts nothing
-            stacked = jax.tree.map(lambda *x: hosts.dealt(mesh, np.stack([np.asarray(a) for a in x])), *(batches[i] for i in own))
-            numbers, counted = hosts.dealt(mesh, np.asarray(own, np.int32)), hosts.dealt(mesh, counts.astype(np.float32))
-            new = step(everywhere, stacked, numbers, counted)
-            totals = new if totals is None else add(totals, new)
-    return hosts.fetch(totals)
+    return summed(partial(_tapped, taps, outputs, views), params, batches, key=key, mesh=mesh)
 
 
 def _tapped(
-    taps: Taps, outputs: Callable[[Any, Any], Any], params: Any, views: Sequence[View | None], batch: Any, key: jax.Array
+    taps: Taps, outputs: Callable[[Any, Any], Any], views: Sequence[View | None], params: Any, batch: Any, key: jax.Array
 ) -> dict[str, Moments]:
     """Moments of every use on one batch. Traceable."""
     closed = jax.make_jaxpr(outputs)(params, batch)
     arguments = jax.tree.leaves((params, batch))
     return taps.run(closed, arguments, [*views, *([None] * (len(arguments) - len(views)))], key)[1]
-
-
-def _alike(batches: Sequence[Any]) -> list[list[int]]:
-    """Numbers of batches, those of the same shapes together."""
-    groups: dict[Any, list[int]] = {}
-    for i, batch in enumerate(batches):
-        leaves, structure = jax.tree.flatten(batch)
-        groups.setdefault((structure, tuple((np.shape(x), str(jnp.result_type(x))) for x in leaves)), []).append(i)
-    return list(groups.values())
 
 
 def _plan(taps: Taps, name: str, shape: tuple[int, ...], max_width: int) -> Plan | str:
