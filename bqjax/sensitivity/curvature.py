@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bqjax.core.journal import digest
+from bqjax.core.leaves import is_compressed
 from bqjax.core.tree import named_leaves, replace
 from bqjax.sensitivity.importance import output_importance
 from bqjax.sensitivity.layouts import Combined, Plan, combined, planned
@@ -127,9 +128,12 @@ def output_curvature(
         if value < 1:
             raise ValueError(f"{setting} must be at least 1, got {value}")
     leaves = named_leaves(params)
-    if names is None:
-        names = [name for name, leaf in leaves.items() if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    floating = [name for name, leaf in leaves.items() if not is_compressed(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)]
+    names = floating if names is None else list(dict.fromkeys(names))
     replace(params, dict.fromkeys(names))  # names the leaf that does not exist
+    for name in names:
+        if name not in floating:
+            raise ValueError(f"leaf {name!r} is no floating-point array, and has no curvature")
     batches = _without_padding(batches)
     taps = Taps(positions, max_width)
     sums = _sums(taps, outputs, params, batches, names, key, mesh)
@@ -188,8 +192,18 @@ def _sums(
     mesh: Mesh | None,
 ) -> dict[str, Moments]:
     """Moments of every use over all batches."""
-    views = [whole(name, np.shape(leaf)) if name in names else None for name, leaf in named_leaves(params).items()]
-    return summed(partial(_tapped, taps, outputs, views), params, batches, key=key, mesh=mesh)
+    return summed(partial(_tapped, taps, outputs, _views(params, names)), params, batches, key=key, mesh=mesh)
+
+
+def _views(params: Any, names: Collection[str] | None = None) -> list[View | None]:
+    """What each array of the flattened parameters is of a leaf (those within a compressed leaf are none)."""
+    views: list[View | None] = []
+    for name, leaf in named_leaves(params).items():
+        if is_compressed(leaf):
+            views += [None] * len(jax.tree.leaves(leaf))
+        else:
+            views.append(whole(name, np.shape(leaf)) if names is None or name in names else None)
+    return views
 
 
 def _tapped(
@@ -226,11 +240,9 @@ def _uninformed(moments: Combined) -> str | None:
 
 def _shifts(outputs: Callable[[Any, Any], Any], params: Any, batch: Any, plans: Mapping[str, Plan]) -> dict[str, Shift]:
     """The bias behind each leaf that has one, by groups and rows."""
-    leaves = named_leaves(params)
     closed = jax.make_jaxpr(outputs)(params, batch)
-    data = [None] * (len(closed.jaxpr.invars) - len(leaves))
-    views = [whole(name, np.shape(leaf)) for name, leaf in leaves.items()]
-    shifts = find_shifts(closed, [*leaves.values(), *data], [*views, *data])
+    data = [None] * len(jax.tree.leaves(batch))
+    shifts = find_shifts(closed, [*jax.tree.leaves(params), *data], [*_views(params), *data])
     made = {name: placed(shifts[name], plan.layout) for name, plan in plans.items() if name in shifts and not plan.dropped}
     return {name: shift for name, shift in made.items() if shift is not None}
 

@@ -50,7 +50,7 @@ def summed(
     def on_device(params: Any, batch: Any, number: Any, counts: Any) -> Any:
         batch, number, counts = jax.tree.map(lambda x: x[0], (batch, number, counts))
         found = function(params, batch, jax.random.fold_in(key, number))
-        return jax.tree.map(lambda x: jax.lax.psum(jnp.where(counts, x, 0), axis), found)
+        return found if devices == 1 else jax.tree.map(lambda x: jax.lax.psum(jnp.where(counts, x, 0), axis), found)
 
     everywhere, dealt = PartitionSpec(), PartitionSpec(axis)
     spread = partial(jax.shard_map, mesh=mesh, in_specs=(everywhere, dealt, dealt, dealt), out_specs=everywhere, check_vma=False)

@@ -67,6 +67,8 @@ def test_another_networks_curvature_is_refused():
         ({"batches": []}, "no batches"),
         ({"batches": [{"inputs": X, "mask": np.zeros(6)}]}, "every example has mask 0"),
         ({"names": ["nope"]}, "no leaf is named 'nope'"),
+        ({"names": ["step"]}, "leaf 'step' is no floating-point array"),
+        ({"examples": 0}, "examples must be at least 1, got 0"),
         ({"positions": 0}, "positions must be at least 1, got 0"),
         ({"max_width": -1}, "max_width must be at least 1, got -1"),
         ({"batches": [np.where(X > 1, np.nan, X)]}, "'w' are NaN or infinite"),
