@@ -192,7 +192,7 @@ class _Search:
         if name in RULES and len(views) == 2 and (views[0] is None) != (views[1] is None):
             return nothing, nothing, [self._product(equation, views)]
         if len(outputs) == 1 and outputs[0] is not None:
-            return nothing, nothing, [self._moved(outputs[0], equation)]
+            return nothing, nothing, [self._moved(outputs[0], equation), *nothing[1:]]
         if name in ("add", "sub", "mul", "div") and (outputs[0] is None) != (outputs[1] is None):
             return nothing, nothing, [self._affine(name, equation, fixed, views, outputs)]
         return nothing, nothing, nothing

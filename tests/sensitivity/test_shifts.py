@@ -90,6 +90,7 @@ NONE = {
     "data added": lambda p, x: x @ p["w"] * x.sum() + p["b"][None, None],
     "one bias for all": lambda p, x: x @ p["w"] + p["b"][0],
     "behind one of two uses": lambda p, x: x @ p["w"] + p["b"][None, None] + jnp.tanh(jnp.tanh(x) @ p["w"]),
+    "split": lambda p, x: jnp.concatenate(jnp.split(x @ p["w"], 2, -1)[::-1], -1) + p["b"][None, None],
     "in a branch": lambda p, x: lax.cond(x[0, 0, 0] > 9, lambda x: x, lambda x: x @ p["w"] + p["b"][None, None], x),
 }
 
