@@ -25,6 +25,7 @@ from bqjax.methods.gwk.cluster import gwk_cluster
 from bqjax.methods.gwk.config import GWKConfig, bits_per_weight
 from bqjax.methods.gwk.training import gwk_init, gwk_update, straight_through
 from bqjax.quantizers import QuantizerConfig, ewgs_round, hessian_delta
+from bqjax.sensitivity.curvature import output_curvature
 from bqjax.sensitivity.evaluator import Evaluator
 from bqjax.sensitivity.importance import output_importance
 
@@ -60,6 +61,7 @@ __all__ = [
     "kmeans_share",
     "load",
     "named_leaves",
+    "output_curvature",
     "output_importance",
     "quantize_codebooks",
     "save",

@@ -93,6 +93,7 @@ def output_curvature(
     mean over all uses; one whose uses differ (an embedding that is also the last layer's kernel) that of the products.
 
     Where a batch is a mapping with an entry ``"mask"`` of ``[n]``, examples of mask 0 are cut out of all its arrays of ``n`` rows.
+    Padding within examples does count: zeros there scale ``inputs`` down and ``outputs`` up, and leave their product alone.
 
     Time: one pass over the data, and ``2 * positions * d^2`` operations a leaf and batch; then ``draws`` passes with gradients.
     Memory: ``4 * G * d^2`` bytes a leaf, twice while batches are added up, and the patches ``positions * G * d`` of one leaf;
