@@ -24,6 +24,7 @@ from bqjax.methods.gwk.cluster import gwk_cluster
 from bqjax.methods.gwk.config import GWKConfig, bits_per_weight
 from bqjax.methods.gwk.training import gwk_init, gwk_update, straight_through
 from bqjax.quantizers import QuantizerConfig, ewgs_round
+from bqjax.sensitivity.curvature import output_curvature
 from bqjax.sensitivity.evaluator import Evaluator
 from bqjax.sensitivity.importance import output_importance
 
@@ -57,6 +58,7 @@ __all__ = [
     "kmeans_share",
     "load",
     "named_leaves",
+    "output_curvature",
     "output_importance",
     "save",
     "search_bins",

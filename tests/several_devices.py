@@ -18,6 +18,7 @@ DEVICES = 4
 
 # By name: the test file under tests/, and its function without arguments that returns JSON data. It runs in a folder of its own.
 FUNCTIONS = {
+    "curvature": ("sensitivity/test_curvature.py", "on_all_devices"),
     "engine": ("sensitivity/test_evaluator_engine.py", "on_devices_twice"),
     "sweeps": ("sensitivity/test_multi_device.py", "on_all_devices"),
     "rows": ("experiment/test_compare_parallel.py", "side_by_side"),

@@ -53,6 +53,12 @@ def test_only_the_named_leaves_are_taken():
     assert set(output_importance(outputs, PARAMS, [X], key=jax.random.key(0), names=["out"])) == {"out"}
 
 
+def test_small_batches_estimate_the_same():
+    found = output_importance(outputs, PARAMS, [X], key=jax.random.key(0), draws=500, examples=2)
+    for name, expected in exact().items():
+        np.testing.assert_allclose(found[name], expected, rtol=0.15)
+
+
 def test_padding_that_is_masked_adds_nothing():
     masked = np.concatenate([X, X]), np.arange(24) < 12
 
@@ -69,6 +75,7 @@ def test_padding_that_is_masked_adds_nothing():
     [
         ({"batches": []}, "no batches"),
         ({"draws": 0}, "draws must be at least 1"),
+        ({"examples": 0}, "examples must be at least 1"),
         ({"names": ["nope"]}, "no leaf is named 'nope'"),
         ({"outputs": lambda p, x: jnp.sqrt(p["out"] - p["out"]).sum() * x}, "NaN or infinite"),
     ],
