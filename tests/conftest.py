@@ -125,9 +125,7 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def on_four_devices(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, compiled_once: None
-) -> Callable[[str], Any]:
+def on_four_devices(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     """What a function of :data:`several_devices.FUNCTIONS` returns, by name, where there are four devices."""
     chosen = {item.path for item in request.session.items}
     names = [name for name, (file, _) in FUNCTIONS.items() if TESTS / file in chosen]
