@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from bqjax.report.compare_plot import RESULT_NAMES
 from command_line import refused, run
 
 from bqjax import codec
 from bqjax.experiment.config import CompareConfig, ExperimentConfig, load_config
-from bqjax.report.compare_plot import RESULT_NAMES
 
 CONFIG = """
 from pathlib import Path

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 import pytest
+from bqjax.experiment.compare import pareto_front
 from tiny import before, tiny_task
 
 from bqjax import codec
 from bqjax.experiment import compare
 from bqjax.experiment import runner as experiment
-from bqjax.experiment.compare import pareto_front
 from bqjax.experiment.config import CompareConfig
 from bqjax.methods.base import Compressed
 from bqjax.methods.baselines.methods import KMeans

@@ -9,12 +9,12 @@ import re
 
 import numpy as np
 import pytest
-from html_page import Page
-
 from bqjax.experiment.compare import Comparison, Entry
-from bqjax.experiment.row import Reference, Row
 from bqjax.report.compare_plot import RESULT_NAMES, compare_files, pareto_plot
 from bqjax.report.compare_tables import compare_csv, compare_json, compare_table, front_labels
+from html_page import Page
+
+from bqjax.experiment.row import Reference, Row
 from bqjax.report.tables import markdown
 
 

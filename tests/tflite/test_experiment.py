@@ -11,9 +11,10 @@ import pytest
 
 pytest.importorskip("ai_edge_litert")
 
+from bqjax.tflite.experiment import KMeansCodes, Lossless, TFLiteConfig, beside
+
 from bqjax.cli.arguments import main
 from bqjax.tflite.codes.search import QuantizedConfig
-from bqjax.tflite.experiment import KMeansCodes, Lossless, TFLiteConfig, beside
 from bqjax.tflite.format.model import parse_model
 from bqjax.tflite.interpret import interpret
 
