@@ -12,10 +12,8 @@ import pytest
 from several_devices import found_on
 from tiny import SEARCH, tiny_task
 
-from bqjax.experiment import compare
-from bqjax.experiment.config import CompareConfig
-from bqjax.methods.baselines.methods import KMeans
-from bqjax.methods.bins.method import GaussianBins
+from bqjax.experiment import Experiment, run
+from bqjax.methods import GaussianBins, KMeans
 
 BOTH = threading.Barrier(2)
 devices: dict[str, int] = {}
@@ -50,8 +48,8 @@ def rows(found):
 
 
 def side_by_side(folder="side_by_side"):
-    config = CompareConfig(task=tiny_task, methods=(Meeting(label="a"), Meeting(label="b"), *METHODS))
-    found = compare.run(config, tiny_task(), Path(folder), devices=jax.devices())
+    config = Experiment(task=tiny_task, methods=(Meeting(label="a"), Meeting(label="b"), *METHODS))
+    found = run(config, Path(folder), devices=jax.devices())
     return {"labels": [e.label for e in found.entries], "rows": rows(found), "devices": devices}
 
 
@@ -59,12 +57,12 @@ def test_rows_side_by_side_are_those_of_one_after_the_other(tmp_path):
     found = found_on(2, __file__, "side_by_side", tmp_path)
     assert found["labels"] == ["a", "b", *(m.label for m in METHODS)]
     assert sorted(found["devices"].values()) == [0, 1]
-    alone = compare.run(CompareConfig(task=tiny_task, methods=METHODS), tiny_task(), tmp_path / "alone")
+    alone = run(Experiment(task=tiny_task, methods=METHODS), tmp_path / "alone")
     assert found["rows"][2:] == rows(alone) and found["rows"][4] is None
     # What failed keeps the searches' measurements for the next try.
-    assert len(list((tmp_path / "side_by_side").glob("search-*.jsonl"))) == 1
+    assert len(list((tmp_path / "side_by_side" / "search").glob("*.jsonl"))) == 1
 
 
 def test_no_devices(tmp_path):
     with pytest.raises(ValueError, match="no devices to run rows on"):
-        compare.run(CompareConfig(task=tiny_task, methods=METHODS), tiny_task(), tmp_path, devices=())
+        run(Experiment(task=tiny_task, methods=METHODS), tmp_path, devices=())
