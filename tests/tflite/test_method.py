@@ -13,20 +13,20 @@ import pytest
 
 pytest.importorskip("ai_edge_litert")
 
-from bqjax.tflite.experiment import beside
-
 from bqjax.cli.arguments import main
-from bqjax.tflite.codes.search import QuantizedConfig
-from bqjax.tflite.format.model import parse_model
+from bqjax.experiment import reference, run_row
+from bqjax.methods import KMeans, Uncompressed
+from bqjax.tflite import CODES, Examples, IntegerBinAndQuant, QuantizedConfig, beside, parse_model, tflite_task
+from bqjax.tflite import method as method_module
+from bqjax.tflite.codes.search import measure_layers
+from bqjax.tflite.container import load_model
 from bqjax.tflite.interpret import interpret
+from bqjax.tflite.task import halves
 
 sys.path.insert(0, str(Path(__file__).parent))
 from builder import network
 from tiny import before as tiny_before
 from tiny import tiny_task
-
-from bqjax.tflite import method as method_module
-from bqjax.tflite.codes.search import measure_layers
 
 
 @pytest.fixture(scope="module")
