@@ -52,6 +52,9 @@ def compare_methods(
     if earlier is not None and earlier != task_fingerprint(task):
         raise ValueError(f"{out} holds a comparison on another task: pass --force to overwrite it, or name another --out")
 
+    if task.note:
+        say(console, task.note)
+
     def progress_for(label: str) -> contextlib.AbstractContextManager[Progress | None]:
         say(console, f"running {label}")
         return contextlib.nullcontext() if devices else progress_bar(console, label)  # one bar fits the screen

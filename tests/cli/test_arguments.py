@@ -276,7 +276,7 @@ def test_an_experiment_whole_and_interrupted(config, tmp_path, capsys, scored):
     assert [p.name for p in (tmp_path / "again").iterdir()] == ["net"]
     assert (tmp_path / "again" / "net").read_bytes() == path.read_bytes()
     # Nothing that was measured is measured again.
-    assert sum(scored) == whole > 10
+    assert sum(scored) == whole > 5
 
 
 def test_another_method_of_a_config_by_its_label(config, tmp_path, capsys):
