@@ -60,7 +60,7 @@ def compare_methods(
         return contextlib.nullcontext() if devices else progress_bar(console, label)  # one bar fits the screen
 
     def done(entry: Entry, outcome: Outcome) -> None:
-        if entry.label == first and entry.file is not None:
+        if entry.file is not None and (entry.label == first or outcome.info is not None):
             files = file_table(codec.inspect(out / ROWS / entry.file), entry.file)
             with atomic_write(_details(out, entry), force=True) as file:
                 file.write(row_details(task, outcome, files).encode())
