@@ -79,12 +79,11 @@ def results_table(comparison: Comparison) -> Table:
 
 def _caption(comparison: Comparison, several: bool) -> str:
     before, (test, calibration) = comparison.before, comparison.data
-    name = comparison.metric.removeprefix("-")
+    name, original = comparison.metric.removeprefix("-"), before.original_name.removeprefix("the ").removesuffix(" file")
     caption = (
         f"{name} on {test} ({before.n_test} examples) of what the file decodes to; methods saw {calibration} "
         f"({before.n_calibration} examples) only. Difference: paired, with its standard error. Ratio: whole file to whole "
-        f"{before.original_name.removeprefix('the ')}{'' if 'file' in before.original_name else ' file'}. Bits/weight: the file's "
-        f"bits over all {before.n_params:,} weights."
+        f"{original} file. Bits/weight: the file's bits over all {before.n_params:,} weights."
     )
     if several:
         caption += " Best: no other row is both as small and as good. Rows that share a search have its seconds in the first."
