@@ -15,7 +15,8 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 demo: setup
-	$(BIN)/bqjax compress --config configs/digits_bq.py --out out/demo/model.bq.safetensors --report out/demo/report.html --force
+	$(BIN)/bqjax compare --config configs/digits.py --out out/demo --force \
+		--method "B&Q, entropy-constrained" "B&Q, 16 bins" "Gaussian bins, *" "k-means, 8" "k-means, 16"
 	$(BIN)/python -m train --config configs/digits_gwk.py --out out/demo/gwk
 
 test: setup

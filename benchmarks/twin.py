@@ -15,14 +15,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bqjax.tflite.examples import Examples, examples_of, to_int8
+from bqjax.tflite.examples import Examples, read_examples, to_int8
 from bqjax.tflite.format.model import read
 from bqjax.tflite.interpret import interpret
 from bqjax.tflite.twin.graph import build
 from train.data.tfds import cifar10
 
 
-def cifar(data_dir, source):
+def cifar(data_dir):
     images, labels = cifar10(data_dir, "test")
     return Examples(to_int8(images), labels)
 
@@ -44,7 +44,9 @@ def compare(name: str, data: Path, limit: int | None) -> str:
     """The line of a model."""
     start = time.monotonic()
     model = read(data / f"tflite/{name}.tflite")
-    inputs, labels = examples_of(MODELS[name], data, model.graph.tensors[model.graph.inputs[0]])
+    given = MODELS[name]
+    found = given(data) if callable(given) else read_examples(data / given, model.graph.tensors[model.graph.inputs[0]])
+    inputs, labels = found
     inputs, labels = inputs[:limit], labels[:limit]
     apply = jax.jit(build(model.graph).apply)
     outputs = []

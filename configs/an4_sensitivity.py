@@ -3,9 +3,8 @@
 bqjax sweep --config configs/an4_sensitivity.py --data ../shared/data --out out/an4_sensitivity
 """
 
-from bqjax.experiment.config import SweepConfig
-from bqjax.experiment.sweep import BinsByLayer, NoiseByLayer, RelativeBySize
-from train.speech.task import an4_task
+from bqjax.experiment import BinsByLayer, NoiseByLayer, RelativeBySize, SweepConfig
+from train.tasks import an4_task
 
 config = SweepConfig(
     task=lambda data_dir, progress: an4_task("out/deepspeech2_an4", data_dir),

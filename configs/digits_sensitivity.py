@@ -3,9 +3,8 @@
 bqjax sweep --config configs/digits_sensitivity.py --out out/digits_sensitivity
 """
 
-from bqjax.experiment.config import SweepConfig
-from bqjax.experiment.sweep import BinsByLayer, NoiseByLayer, RandomAgainstGradient, RelativeBySize
-from train.tasks.digits import digits_task
+from bqjax.experiment import BinsByLayer, NoiseByLayer, RandomAgainstGradient, RelativeBySize, SweepConfig
+from train.tasks import digits_task
 
 config = SweepConfig(
     task=lambda data_dir, progress: digits_task(progress=progress),

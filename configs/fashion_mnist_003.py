@@ -3,20 +3,21 @@
 python -m train --config configs/fashion_mnist_003.py --data-dir DATA --out out/fashion_mnist_003
 """
 
-from bqjax.core.rules import Rule
-from bqjax.methods.base import Uncompressed
-from bqjax.methods.baselines.methods import PTQ, KMeans
-from bqjax.methods.baselines.ptq import PTQConfig
-from bqjax.methods.bins import RateConfig
-from bqjax.methods.bins.gaussian import BinConfig
-from bqjax.methods.bins.method import GaussianBins
-from bqjax.methods.budget.method import WithinBudget
-from bqjax.methods.budget.plan import BudgetConfig
-from bqjax.methods.gwk.cluster import GWKConfig
-from bqjax.methods.gwk.method import GWK
-from train.image.config import TrainConfig
-from train.image.transfer import Pruning
-from train.pipeline.run import PipelineConfig, Stage
+from bqjax import Rule
+from bqjax.methods import (
+    GWK,
+    PTQ,
+    BinConfig,
+    BudgetConfig,
+    GaussianBins,
+    GWKConfig,
+    KMeans,
+    PTQConfig,
+    RateConfig,
+    Uncompressed,
+    WithinBudget,
+)
+from train.pipeline import PipelineConfig, Pruning, Stage, TrainConfig
 
 FLOAT = Uncompressed(label="float32")
 # Not the first convolution, of 144 weights. Few epochs: most of them for what is left to recover in.

@@ -3,9 +3,8 @@
 bqjax sweep --config configs/resnet20_sensitivity.py --data ../shared/data --out out/resnet20_sensitivity
 """
 
-from bqjax.experiment.config import SweepConfig
-from bqjax.experiment.sweep import BinsByLayer, NoiseByLayer, RandomAgainstGradient, RelativeBySize
-from train.tasks.cifar import resnet_task
+from bqjax.experiment import BinsByLayer, NoiseByLayer, RandomAgainstGradient, RelativeBySize, SweepConfig
+from train.tasks import resnet_task
 
 config = SweepConfig(
     task=lambda data_dir, progress: resnet_task(data_dir, depth=20, n_calibration=1000, n_test=1000),

@@ -3,9 +3,8 @@
 bqjax sweep --config configs/resnet56_sensitivity.py --data ../shared/data --out out/resnet56_sensitivity
 """
 
-from bqjax.experiment.config import SweepConfig
-from bqjax.experiment.sweep import RandomAgainstGradient
-from train.tasks.cifar import resnet_task
+from bqjax.experiment import RandomAgainstGradient, SweepConfig
+from train.tasks import resnet_task
 
 config = SweepConfig(
     task=lambda data_dir, progress: resnet_task(data_dir, depth=56, n_calibration=1000, n_test=1000),

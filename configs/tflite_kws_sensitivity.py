@@ -3,12 +3,11 @@
 bqjax sweep --config configs/tflite_kws_sensitivity.py --data ../shared/data --out out/tflite_kws_sensitivity
 """
 
-from bqjax.experiment.config import SweepConfig
-from bqjax.experiment.sweep import RelativeBySize
-from bqjax.tflite.network import quantized_task
+from bqjax.experiment import RelativeBySize, SweepConfig
+from bqjax.tflite import quantized_task
 
 config = SweepConfig(
-    task=lambda data_dir, progress: quantized_task(data_dir, "tflite/kws_ds_cnn_int8.tflite", "kws/kws01.npz"),
+    task=lambda data_dir, progress: quantized_task(data_dir / "tflite/kws_ds_cnn_int8.tflite", data_dir / "kws/kws01.npz"),
     data="tflite/kws_ds_cnn_int8.tflite and kws/kws01.npz",
     # A measurement, from which nothing is chosen.
     split="test",

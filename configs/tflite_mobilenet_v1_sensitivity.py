@@ -3,13 +3,12 @@
 bqjax sweep --config configs/tflite_mobilenet_v1_sensitivity.py --data ../shared/data --out out/tflite_mobilenet_v1_sensitivity
 """
 
-from bqjax.experiment.config import SweepConfig
-from bqjax.experiment.sweep import RelativeBySize
-from bqjax.tflite.network import quantized_task
+from bqjax.experiment import RelativeBySize, SweepConfig
+from bqjax.tflite import quantized_task
 
 config = SweepConfig(
     task=lambda data_dir, progress: quantized_task(
-        data_dir, "tflite/mobilenet_v1_1.0_224_quant.tflite", "imagenet_sample/imagenet_sample_224.zip"
+        data_dir / "tflite/mobilenet_v1_1.0_224_quant.tflite", data_dir / "imagenet_sample/imagenet_sample_224.zip"
     ),
     data="tflite/mobilenet_v1_1.0_224_quant.tflite and imagenet_sample/imagenet_sample_224.zip",
     # A measurement, from which nothing is chosen.

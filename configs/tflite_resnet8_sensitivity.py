@@ -3,21 +3,19 @@
 bqjax sweep --config configs/tflite_resnet8_sensitivity.py --data ../shared/data --out out/tflite_resnet8_sensitivity
 """
 
-from bqjax.experiment.config import SweepConfig
-from bqjax.experiment.sweep import RelativeBySize
-from bqjax.tflite.examples import Examples, to_int8
-from bqjax.tflite.network import quantized_task
+from bqjax.experiment import RelativeBySize, SweepConfig
+from bqjax.tflite import Examples, quantized_task, to_int8
 from train.data.tfds import cifar10
 
 
-def examples(data_dir, source):
+def task(data_dir, progress):
     """The first test images."""
     images, labels = cifar10(data_dir, "test")
-    return Examples(to_int8(images[:2000]), labels[:2000])
+    return quantized_task(data_dir / "tflite/resnet8_cifar10_int8.tflite", Examples(to_int8(images[:2000]), labels[:2000]))
 
 
 config = SweepConfig(
-    task=lambda data_dir, progress: quantized_task(data_dir, "tflite/resnet8_cifar10_int8.tflite", examples),
+    task=task,
     data="tflite/resnet8_cifar10_int8.tflite and tfds/cifar10 (see train/data/tfds.py)",
     # A measurement, from which nothing is chosen.
     split="test",

@@ -3,12 +3,11 @@
 bqjax sweep --config configs/tflite_vww_sensitivity.py --data ../shared/data --out out/tflite_vww_sensitivity
 """
 
-from bqjax.experiment.config import SweepConfig
-from bqjax.experiment.sweep import RelativeBySize
-from bqjax.tflite.network import quantized_task
+from bqjax.experiment import RelativeBySize, SweepConfig
+from bqjax.tflite import quantized_task
 
 config = SweepConfig(
-    task=lambda data_dir, progress: quantized_task(data_dir, "tflite/vww_96_int8.tflite", "vww/vww_500.zip"),
+    task=lambda data_dir, progress: quantized_task(data_dir / "tflite/vww_96_int8.tflite", data_dir / "vww/vww_500.zip"),
     data="tflite/vww_96_int8.tflite and vww/vww_500.zip",
     # A measurement, from which nothing is chosen.
     split="test",

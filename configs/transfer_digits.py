@@ -3,12 +3,8 @@
 python -m train --config configs/transfer_digits.py --data-dir DATA --out out/transfer_digits
 """
 
-from bqjax.methods.base import Uncompressed
-from bqjax.methods.baselines.methods import PTQ
-from bqjax.methods.baselines.ptq import PTQConfig
-from train.image.config import TrainConfig
-from train.image.transfer import Pruning
-from train.pipeline.run import PipelineConfig, Stage
+from bqjax.methods import PTQ, PTQConfig, Uncompressed
+from train.pipeline import PipelineConfig, Pruning, Stage, TrainConfig
 
 FLOAT = Uncompressed(label="float32")
 INT8 = PTQ(config=PTQConfig(bits=8), label="int8")

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bqjax.core.classification import batches, classification_task
-from bqjax.experiment import runner as experiment
-from bqjax.experiment.row import reference
+from bqjax.experiment import reference, run_row
 from bqjax.methods.bins import SearchConfig
 from bqjax.methods.bins.method import BinAndQuant
 
@@ -73,5 +72,5 @@ def searched():
     """A search from start to end, and the bytes of its file; what other tests need is taken from here."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net"
-        outcome = experiment.run(tiny_task(), SEARCH, path, before(), key=KEY, metadata={"note": "x"})
+        outcome = run_row(tiny_task(), SEARCH, path, before(), key=KEY, metadata={"note": "x"})
         return outcome, path.read_bytes()

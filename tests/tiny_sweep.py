@@ -6,8 +6,7 @@ import functools
 
 from tiny import tiny_task
 
-from bqjax.experiment.config import SweepConfig
-from bqjax.experiment.sweep import BinsByLayer, NoiseByLayer, RandomAgainstGradient, RelativeBySize, run
+from bqjax.experiment import BinsByLayer, NoiseByLayer, RandomAgainstGradient, RelativeBySize, SweepConfig, run_sweep
 
 FIGURES = (
     NoiseByLayer(levels=(0.3, 1.0), draws=2),
@@ -22,4 +21,4 @@ CONFIG = SweepConfig(task=tiny_task, figures=FIGURES, split="test")
 
 @functools.cache
 def swept():
-    return run(CONFIG, tiny_task())
+    return run_sweep(CONFIG, tiny_task())

@@ -14,11 +14,11 @@ import jax
 import tyro
 from rich.console import Console
 
-from bqjax.experiment.config import load_config
+from bqjax.experiment import load_config
 from bqjax.report.console import progress_bar
 from train.image.config import TrainConfig
 from train.image.loop import run
-from train.pipeline.run import PipelineConfig, run_pipeline
+from train.pipeline import PipelineConfig, run_pipeline
 from train.speech.config import SpeechConfig
 from train.speech.loop import run_speech
 

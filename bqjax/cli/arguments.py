@@ -1,4 +1,4 @@
-"""The command line: parsing only; :mod:`bqjax.cli.compress` does the work."""
+"""The command line: parsing only; a module for each command does the work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -19,23 +19,23 @@ __all__ = ["main"]
 class Compress:
     """Compress a trained network.
 
-    Either `--config FILE` runs an experiment with a model and data, or WEIGHTS.safetensors is compressed as it is.
+    Either `--config FILE` names a task and methods, of which one makes the file, or WEIGHTS are compressed as they are.
     """
 
     weights: Annotated[Path | None, tyro.conf.Positional] = None
-    """Any .safetensors weights; compressed without a model and without data."""
+    """Any .safetensors weights, compressed without a model and without data; or a quantized .tflite model."""
     config: Path | None = None
-    """A Python file that defines `config = ExperimentConfig(...)`; see configs/."""
+    """A Python file that defines `config = Experiment(...)`; see configs/. Its first method makes the file."""
     data: Path | None = None
-    """Folder of the data that the config's task reads."""
+    """Folder of the data that the config's task reads; of a .tflite model the examples, as .npz or .zip."""
     out: Path | None = None
     """The file to write; default: beside the weights, or out/NAME OF THE CONFIG, with the ending .bq.safetensors."""
     report: Path | None = None
-    """Write a self-contained HTML report here (with --config)."""
+    """Write a self-contained HTML report here (with --config, or a .tflite model and --data)."""
     table: Path | None = None
-    """Write the results as Markdown here (with --config)."""
-    method: Literal["gaussian-bins", "kmeans"] = "gaussian-bins"
-    """How WEIGHTS are compressed."""
+    """Write the results as Markdown here (with --config, or a .tflite model and --data)."""
+    method: str | None = None
+    """With --config: the label of the method, in place of the first. Of WEIGHTS: gaussian-bins (the default) or kmeans."""
     bins: int = 16
     """Values a leaf, for WEIGHTS."""
     sigma_scale: float = 1.0
@@ -61,115 +61,77 @@ class Compress:
     """Overwrite existing files."""
 
     def run(self, console: Console, command: str) -> None:
-        from bqjax.cli import compress as commands
-        from bqjax.cli import compress_budget as budget_command
-        from bqjax.cli import compress_tflite as tflite_command
-        from bqjax.cli import compress_weights as weights_command
-        from bqjax.experiment.config import CompareConfig, ExperimentConfig, load_config
-        from bqjax.tflite.experiment import TFLiteConfig
-
-        if (self.weights is None) == (self.config is None):
-            raise ValueError("name either WEIGHTS.safetensors or --config FILE")
         # What would have no effect is refused.
-        with_data = self.weights is not None and self.weights.suffix == ".tflite" and self.data is not None
-        other: tuple[str, ...] = ("method", "bins", "sigma_scale", "only", "skip", "coder", "lossless")
-        if self.config is None:
-            other = ("report", "method", "bins", "coder", "lossless") if with_data else ("data", "report", "table", "max_drop")
-            other = (*other, "target_size", "confidence")
-        given = [f.name for f in fields(self) if f.name in other and getattr(self, f.name) != f.default]
+        takes, what = self._takes()
+        given = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in (*takes, "out", "force")]
         if given:
             options = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise ValueError(f"{options} cannot go with {'WEIGHTS' if self.config is None else '--config'}")
+            raise ValueError(f"{options} cannot go with {what}")
+        if self.target_size is not None and self.max_drop is not None:
+            raise ValueError("--target-size cannot go with --max-drop: name one of the two")
+        if self.max_drop is None and self.confidence != 0.5:
+            raise ValueError("--confidence is one of keeping a drop: name it by --max-drop")
+        if self.method is not None and (self.target_size is not None or (self.max_drop is not None and self.config is not None)):
+            raise ValueError("--method cannot go with a plan for --target-size or --max-drop")
         if self.config is not None:
-            out = self.out or Path("out") / f"{self.config.stem}.bq.safetensors"
-            if self.max_drop is None and self.confidence != 0.5:
-                raise ValueError("--confidence is one of keeping a drop: name it by --max-drop")
-            if self.target_size is not None or self.max_drop is not None:
-                if self.target_size is not None and self.max_drop is not None:
-                    raise ValueError("--target-size cannot go with --max-drop: name one of the two")
-                budget_command.compress_within_budget(
-                    load_config(self.config, ExperimentConfig, CompareConfig),
-                    self.config,
-                    self.data,
-                    out,
-                    target_size=self.target_size,
-                    max_drop=self.max_drop,
-                    confidence=self.confidence,
-                    command=command,
-                    report=self.report,
-                    table=self.table,
-                    force=self.force,
-                    console=console,
-                )
-                return
-            config: ExperimentConfig | TFLiteConfig = load_config(self.config, ExperimentConfig, TFLiteConfig)
-            if isinstance(config, TFLiteConfig):
-                if self.report is not None:
-                    raise ValueError("--report cannot go with a .tflite experiment: --table writes its table")
-                tflite_command.compress_tflite_config(
-                    config, self.data, out, command=command, table=self.table, force=self.force, console=console
-                )
-                return
-            commands.compress_experiment(
-                config,
-                self.data,
-                out,
-                command=command,
-                report=self.report,
-                table=self.table,
-                force=self.force,
-                console=console,
-            )
-        elif self.weights is not None and self.weights.suffix == ".tflite":
-            ignored = [
-                name
-                for name in ("only", "skip", "sigma_scale")
-                if getattr(self, name) != Compress.__dataclass_fields__[name].default
-            ]
-            if self.lossless:
-                ignored += [
-                    name for name in ("method", "bins") if getattr(self, name) != Compress.__dataclass_fields__[name].default
-                ]
-            if ignored:
-                options = ", ".join("--" + name.replace("_", "-") for name in ignored)
-                raise ValueError(f"{options} cannot go with {'--lossless' if self.lossless else 'a .tflite model'}")
-            if self.data is not None:
-                tflite_command.compress_tflite_with_data(
-                    self.weights,
-                    self.data,
-                    self.out or self.weights.with_suffix(".bq.safetensors"),
-                    max_drop=1.0 if self.max_drop is None else self.max_drop,
-                    command=command,
-                    table=self.table,
-                    force=self.force,
-                    console=console,
-                )
-                return
-            tflite_command.compress_tflite(
-                self.weights,
-                self.out or self.weights.with_suffix(".bq.safetensors"),
-                lossless=self.lossless,
-                method=self.method,
-                bins=self.bins,
-                coder=self.coder,
-                force=self.force,
-                console=console,
-            )
+            self._experiment(self.config, console, command)
+        elif self.weights is not None and self.weights.suffix == ".tflite" and self.data is not None:
+            self._tflite(self.weights, self.data, console, command)
         elif self.weights is not None:
-            if self.lossless:
-                raise ValueError("--lossless is for .tflite models")
-            weights_command.compress_weights(
-                self.weights,
-                self.out or self.weights.with_suffix(".bq.safetensors"),
-                method=self.method,
-                bins=self.bins,
-                sigma_scale=self.sigma_scale,
-                only=self.only,
-                skip=self.skip,
-                coder=self.coder,
-                force=self.force,
-                console=console,
-            )
+            self._weights(self.weights, console)
+
+    def _takes(self) -> tuple[tuple[str, ...], str]:
+        """The options that have an effect beside what is compressed, and the name of that."""
+        if (self.weights is None) == (self.config is None):
+            raise ValueError("name either WEIGHTS.safetensors or --config FILE")
+        if self.config is not None:
+            return ("config", "data", "report", "table", "method", "target_size", "max_drop", "confidence"), "--config"
+        if self.weights is None or self.weights.suffix != ".tflite":
+            return ("weights", "method", "bins", "sigma_scale", "only", "skip", "coder"), "WEIGHTS"
+        if self.data is not None:
+            return ("weights", "data", "report", "table", "max_drop"), "a .tflite model and --data"
+        if self.lossless:
+            return ("weights", "lossless", "coder"), "--lossless"
+        return ("weights", "method", "bins", "coder"), "a .tflite model"
+
+    def _experiment(self, config: Path, console: Console, command: str) -> None:
+        from bqjax.cli.compress import Outputs, compress_by_plan, compress_experiment
+        from bqjax.cli.compress_budget import Budget
+        from bqjax.experiment import Experiment, load_config
+
+        experiment = load_config(config, Experiment)
+        out = self.out or Path("out") / f"{config.stem}.bq.safetensors"
+        outputs = Outputs(out=out, report=self.report, table=self.table, force=self.force, command=command)
+        if self.target_size is not None or self.max_drop is not None:
+            budget = Budget(target_size=self.target_size, max_drop=self.max_drop, confidence=self.confidence)
+            compress_by_plan(experiment, config, self.data, outputs, budget, console)
+            return
+        chosen = experiment.only(() if self.method is None else (self.method,))
+        if self.method is not None and len(chosen.methods) > 1:
+            raise ValueError(f"--method {self.method!r} names {len(chosen.methods)} methods: one of them makes the file")
+        compress_experiment(chosen, self.data, outputs, console)
+
+    def _tflite(self, source: Path, data: Path, console: Console, command: str) -> None:
+        from bqjax.cli.compress import Outputs, compress_experiment
+        from bqjax.cli.compress_tflite import tflite_experiment
+
+        out = self.out or source.with_suffix(".bq.safetensors")
+        outputs = Outputs(out=out, report=self.report, table=self.table, force=self.force, command=command)
+        experiment = tflite_experiment(source, data, max_drop=1.0 if self.max_drop is None else self.max_drop)
+        compress_experiment(experiment, None, outputs, console)
+
+    def _weights(self, source: Path, console: Console) -> None:
+        from bqjax.cli.compress_tflite import compress_tflite
+        from bqjax.cli.compress_weights import compress_weights
+
+        out, method = self.out or source.with_suffix(".bq.safetensors"), self.method or "gaussian-bins"
+        if method not in ("gaussian-bins", "kmeans"):
+            raise ValueError(f"--method {method!r}: weights without a model are compressed by gaussian-bins or kmeans")
+        common: dict[str, Any] = {"bins": self.bins, "coder": self.coder, "force": self.force, "console": console}
+        if source.suffix == ".tflite":
+            compress_tflite(source, out, method="lossless" if self.lossless else method, **common)
+        else:
+            compress_weights(source, out, method=method, sigma_scale=self.sigma_scale, only=self.only, skip=self.skip, **common)
 
 
 @dataclass(frozen=True)
@@ -237,18 +199,20 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare compression methods on one network: accuracy on test data against bytes of the file.
+    """Compare the methods of a config on its network: accuracy on test data against bytes of the file.
 
     Writes compare.md, compare.csv, compare.json, pareto.png, pareto.svg, report.html and, under rows/, every compressed file.
     Interrupted, the same command goes on; rows that are done are not run again.
     """
 
     config: Path
-    """A Python file that defines `config = CompareConfig(...)`; see configs/."""
+    """A Python file that defines `config = Experiment(...)`; see configs/."""
     data: Path | None = None
     """Folder of the data that the config's task reads."""
     out: Path | None = None
     """The folder to write into; default: out/NAME OF THE CONFIG."""
+    method: tuple[str, ...] = ()
+    """Labels of the methods to run, or patterns of them, as "k-means*"; default: all."""
     force: bool = False
     """Run rows that are done again, and overwrite the results of another comparison."""
     parallel: bool = False
@@ -257,10 +221,10 @@ class Compare:
 
     def run(self, console: Console, command: str) -> None:
         from bqjax.cli.compare import compare_methods
-        from bqjax.experiment.config import CompareConfig, load_config
+        from bqjax.experiment.config import Experiment, load_config
 
         compare_methods(
-            load_config(self.config, CompareConfig),
+            load_config(self.config, Experiment).only(self.method),
             self.data,
             self.out or Path("out") / self.config.stem,
             command=command,

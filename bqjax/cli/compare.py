@@ -9,15 +9,15 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
+from bqjax import codec
 from bqjax.core.files import atomic_write
 from bqjax.core.progress import Progress
-from bqjax.experiment import compare
-from bqjax.experiment.config import CompareConfig
+from bqjax.experiment import Entry, Experiment, Outcome
+from bqjax.experiment import run as run_experiment
 from bqjax.experiment.kept_rows import task_fingerprint
-from bqjax.report.compare_plot import PAGE, RESULT_NAMES, compare_files
-from bqjax.report.compare_tables import compare_table
 from bqjax.report.console import progress_bar, say
-from bqjax.report.tables import rich_table
+from bqjax.report.experiment import PAGE, RESULT_NAMES, experiment_files, row_details
+from bqjax.report.tables import file_table, results_table, rich_table
 
 __all__ = ["compare_methods"]
 
@@ -25,7 +25,7 @@ ROWS = "rows"
 
 
 def compare_methods(
-    config: CompareConfig,
+    experiment: Experiment,
     data: Path | None,
     out: Path,
     *,
@@ -34,7 +34,9 @@ def compare_methods(
     parallel: bool = False,
     console: Console,
 ) -> None:
-    """Runs the rows of a comparison that are not done, and writes table, picture and page into a folder.
+    """Runs the rows of an experiment that are not done, and writes table, picture and page into a folder.
+
+    The page shows the search and the bins of the first row, too.
 
     The same command goes on where it was interrupted; a config with another method gets its row beside those that are there.
     ``parallel`` runs rows side by side, one on each device.
@@ -44,24 +46,34 @@ def compare_methods(
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: --out names a folder")
-    if config.data is not None and data is None:
-        raise ValueError(f"--data is missing: it must name a folder with {config.data}")
     earlier = None if force else _earlier(out)
     with progress_bar(console, "preparing") as progress:
-        task = config.task(data, progress)
+        task = experiment.make_task(data, progress)
     if earlier is not None and earlier != task_fingerprint(task):
         raise ValueError(f"{out} holds a comparison on another task: pass --force to overwrite it, or name another --out")
+
+    if task.note:
+        say(console, task.note)
 
     def progress_for(label: str) -> contextlib.AbstractContextManager[Progress | None]:
         say(console, f"running {label}")
         return contextlib.nullcontext() if devices else progress_bar(console, label)  # one bar fits the screen
 
+    def done(entry: Entry, outcome: Outcome) -> None:
+        if entry.file is not None and (entry.label == first or outcome.info is not None):
+            files = file_table(codec.inspect(out / ROWS / entry.file), entry.file)
+            with atomic_write(_details(out, entry), force=True) as file:
+                file.write(row_details(task, outcome, files).encode())
+
+    first = experiment.methods[0].label
     devices = jax.local_devices() if parallel else None
-    found = compare.run(config, task, out / ROWS, force=force, devices=devices, progress_for=progress_for)
-    for name, content in compare_files(found, command).items():
+    found = run_experiment(experiment, out / ROWS, task=task, force=force, devices=devices, progress_for=progress_for, done=done)
+    details = _details(out, found.entries[0])
+    shown = details.read_text(encoding="utf-8") if found.entries[0].row and details.is_file() else ""
+    for name, content in experiment_files(found, command, shown).items():
         with atomic_write(out / name, force=True) as file:
             file.write(content)
-    table = compare_table(found)
+    table = results_table(found)
     console.print(rich_table(table._replace(caption="")))
     say(console, table.caption)
     kept = sum(entry.kept for entry in found.entries)
@@ -72,6 +84,11 @@ def compare_methods(
             + "; ".join(f"{entry.label} ({entry.error})" for entry in found.failed)
             + f". The others are written; details are in {out / ROWS}, and the same command tries these again"
         )
+
+
+def _details(out: Path, entry: Entry) -> Path:
+    """Where what is to be seen of a row is kept for the page, beside its file."""
+    return out / ROWS / f"{(entry.file or '').removesuffix('.bq.safetensors')}.details.html"
 
 
 def _earlier(out: Path) -> str | None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 from rich.console import Console
 
-from bqjax.cli.compress import compress_experiment
-from bqjax.core.files import atomic_write
-from bqjax.experiment.config import CompareConfig, ExperimentConfig
-from bqjax.methods.budget.search import find_plan
-from bqjax.report.console import progress_bar, say
+from bqjax.core.agreement import agreement_task
+from bqjax.core.task import Task
+from bqjax.experiment import Experiment
+from bqjax.methods.budget.search import BudgetPlan, find_plan
+from bqjax.report.console import progress_bar
 from bqjax.report.plan import plan_table, plan_text
 from bqjax.report.tables import rich_table
 
-__all__ = ["compress_within_budget", "parse_size"]
+__all__ = ["Budget", "parse_size", "plan_within"]
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -39,68 +40,61 @@ def parse_size(text: str) -> int:
     return size
 
 
-def compress_within_budget(
-    config: ExperimentConfig | CompareConfig,
-    config_path: Path,
-    data: Path | None,
-    out: Path,
-    *,
-    target_size: str | None,
-    max_drop: float | None,
-    confidence: float = 0.5,
-    command: str,
-    report: Path | None = None,
-    table: Path | None = None,
-    force: bool = False,
-    console: Console,
-) -> None:
-    """Plans, compresses by the plan, scores the file on test data, and writes the plan beside it as a config.
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a plan must keep: a size as people write it, or a drop in points at a confidence.
 
-    Interrupted, it keeps its measurements beside ``out`` in ``CONFIG.budget.jsonl``; other budgets of the config use them, too.
+    Raises:
+      ValueError: the size is none, the drop is negative.
     """
-    plan_path = out.with_name(f"{out.name.removesuffix('.bq.safetensors')}.plan.py")
-    for path in (out, plan_path, report, table):
-        if path is not None and path.exists() and not force:
-            raise ValueError(f"{path} exists: pass --force to overwrite it")
-    target = None if target_size is None else parse_size(target_size)
-    if max_drop is not None and not max_drop >= 0:
-        raise ValueError(f"--max-drop must not be negative, got {max_drop:g}: the uncompressed network has no drop")
-    if config.data is not None and data is None:
-        raise ValueError(f"--data is missing: it must name a folder with {config.data}")
-    with progress_bar(console, "preparing") as progress:
-        task = config.task(data, progress)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    label = f"planned, {target_size}" if target_size is not None else f"planned, drop {max_drop:g}"
-    label += f" at {confidence:g}" if confidence > 0.5 else ""
+
+    target_size: str | None = None
+    max_drop: float | None = None
+    confidence: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.target_size is not None:
+            parse_size(self.target_size)
+        if self.max_drop is not None and not self.max_drop >= 0:
+            raise ValueError(f"--max-drop must not be negative, got {self.max_drop:g}: the uncompressed network has no drop")
+
+    @property
+    def label(self) -> str:
+        """Of the row."""
+        if self.target_size is not None:
+            return f"planned, {self.target_size}"
+        return f"planned, drop {self.max_drop:g}" + (f" at {self.confidence:g}" if self.confidence > 0.5 else "")
+
+
+def plan_within(
+    budget: Budget, experiment: Experiment, task: Task, state: Path, about: tuple[Path, Path, str], console: Console
+) -> tuple[BudgetPlan, str]:
+    """Finds a plan and shows it.
+
+    Args:
+      budget: what it must keep.
+      experiment: says what layers are offered.
+      task: of the experiment.
+      state: keeps what was measured.
+      about: the config's path, that of the plan, and the command.
+      console: shows the plan.
+
+    Returns:
+      The plan, and the text of a config that makes its file again.
+    """
+    state.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar(console, "planning") as progress:
         plan = find_plan(
-            task,
-            config.budget,
-            key=jax.random.key(config.seed),
-            target_bytes=target,
-            max_drop=None if max_drop is None else max_drop / 100,
-            confidence=confidence,
-            label=label,
-            coder=config.coder,
-            state_path=out.with_name(f"{config_path.stem}.budget.jsonl"),
+            agreement_task(task),
+            experiment.budget,
+            key=jax.random.key(experiment.seed),
+            target_bytes=None if budget.target_size is None else parse_size(budget.target_size),
+            max_drop=None if budget.max_drop is None else budget.max_drop / 100,
+            confidence=budget.confidence,
+            label=budget.label,
+            coder=experiment.coder,
+            state_path=state,
             progress=progress,
         )
     console.print(rich_table(plan_table(plan)))
-    text = plan_text(plan.method, config_path, plan_path, command)
-    compress_experiment(
-        ExperimentConfig(task=lambda folder, progress: task, method=plan.method, seed=config.seed, coder=config.coder),
-        None,
-        out,
-        command=command,
-        report=report,
-        table=table,
-        force=force,
-        console=console,
-    )
-    size = out.stat().st_size
-    if size != plan.file_bytes:
-        raise RuntimeError(f"{out} has {size:,} bytes, its plan was verified with {plan.file_bytes:,}")
-    with atomic_write(plan_path, force=force) as file:
-        file.write(text.encode())
-    say(console, text)
-    say(console, f"wrote {plan_path}, the plan as a config")
+    return plan, plan_text(plan.method, *about)

@@ -41,13 +41,11 @@ def sweep_network(
     there = [out / name for name in result_names(config) if (out / name).exists()]
     if there and not force and (not state.exists() or (out / PAGE).exists()):
         raise ValueError(f"{there[0]} exists: pass --force to overwrite the results in {out}, or name another --out")
-    if config.data is not None and data is None:
-        raise ValueError(f"--data is missing: it must name a folder with {config.data}")
     with progress_bar(console, "preparing") as progress:
-        task = config.task(data, progress)
+        task = config.make_task(data, progress)
     out.mkdir(parents=True, exist_ok=True)
     with progress_bar(console, task.name) as progress:
-        found = sweeps.run(config, task, limit=examples, state_path=state, progress=progress)
+        found = sweeps.run_sweep(config, task, limit=examples, state_path=state, progress=progress)
     for name, content in sweep_files(found, command).items():
         with atomic_write(out / name, force=True) as file:
             file.write(content)

@@ -1,5 +1,6 @@
 """The vocabulary that every room shares: named leaves and rules, compressed leaves, tasks and scores, files and journals."""
 
+from bqjax.core.agreement import agreement_task
 from bqjax.core.classification import (
     batches,
     classification_outputs,
@@ -10,7 +11,7 @@ from bqjax.core.classification import (
 from bqjax.core.leaves import Affine, Clustered, Factored, Residual, bits, decode, is_compressed
 from bqjax.core.rules import Rule, Selection, select
 from bqjax.core.scoring import Scored, mean_metrics, paired_error, score_batches, score_on
-from bqjax.core.task import Predictions, Score, Task
+from bqjax.core.task import Predictions, Score, Storage, Task
 from bqjax.core.tree import named_leaves, replace
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "Score",
     "Scored",
     "Selection",
+    "Storage",
     "Task",
+    "agreement_task",
     "batches",
     "bits",
     "classification_outputs",

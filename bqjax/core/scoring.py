@@ -102,7 +102,7 @@ def _pass_of(task: Task) -> Callable[[Any, Any], Any]:
         return named_sums(sums), count, None if predict is None else predict(params, batch)
 
     if task not in _PASSES:
-        _PASSES[task] = jax.jit(both)
+        _PASSES[task] = jax.jit(both) if task.traceable else both
     return _PASSES[task]
 
 

@@ -9,14 +9,15 @@ better (``"-loss"``); the name in ``sums`` has no sign.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
-__all__ = ["Predictions", "Score", "Task", "signed"]
+__all__ = ["Predictions", "Score", "Storage", "Task", "signed"]
 
 Array = jax.Array | np.ndarray
 
@@ -38,6 +39,40 @@ class Predictions(NamedTuple):
     sums: Mapping[str, jax.Array] = {}
 
 
+class Storage(Protocol):
+    """The file format of a task's network."""
+
+    @property
+    def original_name(self) -> str:
+        """What tables call the uncompressed network's file."""
+        ...
+
+    def original(self, params: Any) -> bytes:
+        """The file of uncompressed parameters, which ratios refer to."""
+        ...
+
+    def n_weights(self, params: Any) -> int:
+        """The weights that bits are counted over: all of the network, compressed or not."""
+        ...
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        tree: Any,
+        *,
+        info: Any = None,
+        coder: str = "auto",
+        force: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Writes a compressed tree; ``info`` is the report of the search that made it, from which a format may keep something."""
+        ...
+
+    def load(self, path: str | os.PathLike[str], like: Any) -> Any:
+        """The tree that a file holds, in the structure of ``like``; decoded where the format keeps values only."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
     """A network with data to search on and other data to report on.
@@ -55,9 +90,15 @@ class Task:
       outputs: ``outputs(params, batch) -> [n, ...]``, what the network says of each example before any decision, zero for
         padding; importance of weights is taken from it; optional.
       calibration_name, test_name: what reports call the two sets.
+      storage: the file format, where it is another than :mod:`bqjax.codec`, which None stands for.
+      agreement: methods see what the uncompressed network says of the calibration examples in place of their labels, see
+        :func:`bqjax.core.agreement.agreement_task`. What is reported is scored against the labels all the same.
+      traceable: whether ``score`` and ``predict`` can run under ``jax.jit``.
+      note: a remark that commands print before they begin.
 
     Raises:
-      ValueError: there are no calibration batches or no test batches, or a metric has no name.
+      ValueError: there are no calibration batches or no test batches, a metric has no name, or agreement is asked of a task that
+        predicts nothing.
     """
 
     name: str
@@ -71,6 +112,10 @@ class Task:
     outputs: Callable[[Any, Any], jax.Array] | None = None
     calibration_name: str = "calibration data"
     test_name: str = "test data"
+    storage: Storage | None = None
+    agreement: bool = False
+    traceable: bool = True
+    note: str = ""
 
     def __post_init__(self) -> None:
         for field in ("calibration", "test"):
@@ -79,6 +124,8 @@ class Task:
         for field in ("metric", "rank_by"):
             if not getattr(self, field).removeprefix("-"):
                 raise ValueError(f"task {self.name!r}: {field} names no metric: {getattr(self, field)!r}")
+        if self.agreement and self.predict is None:
+            raise ValueError(f"task {self.name!r} has no predict, which agreement is taken from")
 
 
 Score = Callable[[Any, Any], tuple[Any, Any]]

@@ -1,19 +1,30 @@
 """One run path: a task and methods become rows, each a file that was written, read back, decoded and scored."""
 
-from bqjax.experiment.config import CompareConfig, ExperimentConfig, SweepConfig, load_config
+from bqjax.experiment.comparison import run
+from bqjax.experiment.config import Experiment, SweepConfig, load_config
+from bqjax.experiment.entry import Comparison, Entry, pareto_front
 from bqjax.experiment.figures import BinsByLayer, NoiseByLayer, RandomAgainstGradient, RelativeBySize
 from bqjax.experiment.row import Reference, Row, reference
+from bqjax.experiment.runner import Outcome, run_row
+from bqjax.experiment.sweep import Sweeps, run_sweep
 
 __all__ = [
     "BinsByLayer",
-    "CompareConfig",
-    "ExperimentConfig",
+    "Comparison",
+    "Entry",
+    "Experiment",
     "NoiseByLayer",
+    "Outcome",
     "RandomAgainstGradient",
     "Reference",
     "RelativeBySize",
     "Row",
     "SweepConfig",
+    "Sweeps",
     "load_config",
+    "pareto_front",
     "reference",
+    "run",
+    "run_row",
+    "run_sweep",
 ]

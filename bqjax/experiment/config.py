@@ -1,7 +1,9 @@
-"""What the config files of experiments, comparisons and sweeps define."""
+"""What config files define: an experiment or a sweep."""
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
 import re
 import runpy
 from collections.abc import Callable, Sequence
@@ -15,7 +17,7 @@ from bqjax.experiment.figures import Figure
 from bqjax.methods.base import Method
 from bqjax.methods.budget.plan import BudgetConfig
 
-__all__ = ["CompareConfig", "ExperimentConfig", "SweepConfig", "load_config"]
+__all__ = ["Experiment", "SweepConfig", "load_config"]
 
 
 def load_config(path: Path, *kinds: type) -> Any:
@@ -30,39 +32,19 @@ def load_config(path: Path, *kinds: type) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperimentConfig:
-    """An experiment of ``bqjax compress --config``.
+class Experiment:
+    """A task and methods: what ``bqjax compress --config`` and ``bqjax compare --config`` work on.
 
     Attributes:
       task: ``task(data_dir, progress) -> Task``.
-      method: makes the file that is kept.
-      beside: other methods and settings whose rows stand beside it in the table; their files are not kept.
-      seed: of every random draw.
-      coder: of the indices, see :mod:`bqjax.codec`.
-      data: what the folder of ``--data`` must hold; None where the task needs none.
-      budget: what layers are offered under ``--target-size`` and ``--max-drop``, in place of ``method``.
-    """
-
-    task: Callable[[Path | None, Progress | None], Task]
-    method: Method
-    beside: Sequence[Method] = ()
-    seed: int = 0
-    coder: str = "auto"
-    data: str | None = None
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """A comparison of ``bqjax compare --config``.
-
-    Attributes:
-      task: ``task(data_dir, progress) -> Task``.
-      methods: what is compared, in the order of the table; labels must differ.
+      methods: in the order of the table; labels must differ. The first is the one whose file ``bqjax compress`` writes.
       seed: of every random draw; all methods start from the same key.
       coder: of the indices, see :mod:`bqjax.codec`.
       data: what the folder of ``--data`` must hold; None where the task needs none.
-      budget: what layers are offered where ``bqjax compress`` plans for this task.
+      budget: what layers are offered under ``--target-size`` and ``--max-drop``, in place of the methods.
+
+    Raises:
+      ValueError: there are no methods, or labels are empty or repeat.
     """
 
     task: Callable[[Path | None, Progress | None], Task]
@@ -75,12 +57,39 @@ class CompareConfig:
     def __post_init__(self) -> None:
         labels = [method.label for method in self.methods]
         if not labels:
-            raise ValueError("the comparison has no methods")
+            raise ValueError("the experiment has no methods")
         for label in labels:
             if not label.strip():
                 raise ValueError("a method's label is empty: give it one by label=")
             if labels.count(label) > 1:
                 raise ValueError(f"two methods are labelled {label!r}: give one of them another label=")
+
+    def only(self, patterns: Sequence[str]) -> Experiment:
+        """The experiment with the methods whose labels are, or match as :mod:`fnmatch` patterns, one of some; none given: all.
+
+        Raises:
+          ValueError: a pattern that matches no label.
+        """
+        labels = [method.label for method in self.methods]
+        for pattern in patterns:
+            if pattern not in labels and not any(fnmatch.fnmatchcase(label, pattern) for label in labels):
+                raise ValueError(f"no method is labelled {pattern!r}, only {', '.join(map(repr, labels))}")
+        kept = [m for m in self.methods if any(p == m.label or fnmatch.fnmatchcase(m.label, p) for p in patterns)]
+        return dataclasses.replace(self, methods=kept) if patterns else self
+
+    def make_task(self, data_dir: Path | None, progress: Progress | None = None) -> Task:
+        """The task, from a folder of data where it needs one.
+
+        Raises:
+          ValueError: there must be a folder and is none.
+        """
+        return _made(self.task, self.data, data_dir, progress)
+
+
+def _made(task: Callable[[Path | None, Progress | None], Task], data: str | None, folder: Path | None, progress: Any) -> Task:
+    if data is not None and folder is None:
+        raise ValueError(f"--data is missing: it must name a folder with {data}")
+    return task(folder, progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,3 +125,7 @@ class SweepConfig:
             raise ValueError(f"split must be 'calibration' or 'test', got {self.split!r}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"at least 1 example must be scored, got a limit of {self.limit}")
+
+    def make_task(self, data_dir: Path | None, progress: Progress | None = None) -> Task:
+        """As :meth:`Experiment.make_task`."""
+        return _made(self.task, self.data, data_dir, progress)

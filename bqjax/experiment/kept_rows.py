@@ -14,12 +14,21 @@ from bqjax._version import __version__
 from bqjax.core.files import atomic_write
 from bqjax.core.journal import digest
 from bqjax.core.task import Task
-from bqjax.experiment.config import CompareConfig
+from bqjax.experiment.config import Experiment
 from bqjax.experiment.row import Row
 from bqjax.methods.base import Method
+from bqjax.methods.bins.method import BinAndQuant
 
-__all__ = ["task_fingerprint"]
-
+__all__ = [
+    "file_digest",
+    "file_stem",
+    "kept_row",
+    "row_fingerprint",
+    "search_name",
+    "search_path",
+    "task_fingerprint",
+    "write_json",
+]
 
 _ROW_FIELDS = {field.name: field.type for field in dataclasses.fields(Row)}
 
@@ -30,13 +39,32 @@ def task_fingerprint(task: Task) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def row_fingerprint(config: CompareConfig, method: Method, of_task: str) -> str | None:
+def row_fingerprint(experiment: Experiment, method: Method, of_task: str) -> str | None:
     """None where the method's settings have no text that another run would know them by."""
     settings = repr(method)
     if " at 0x" in settings:  # an address; the next run has another
         return None
-    parts = [of_task, settings, method.label, str(config.seed), config.coder, __version__]
+    parts = [of_task, settings, method.label, str(experiment.seed), experiment.coder, __version__]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def search_name(method: Method) -> str:
+    """What a method's search is known by: methods of one name can share the measurements of a state file.
+
+    A method whose measurements serve others than itself says so by a ``search_name`` of its own.
+    """
+    if isinstance(method, BinAndQuant):
+        return repr((method.search, method.rules))
+    return str(getattr(method, "search_name", method.label))
+
+
+def search_path(folder: Path, experiment: Experiment, method: Method, of_task: str) -> Path:
+    """Where a method's search keeps its measurements: methods with one search between them share a file.
+
+    Those of another task or seed are another file.
+    """
+    search = "\0".join((of_task, str(experiment.seed), search_name(method)))
+    return folder / f"{hashlib.sha256(search.encode()).hexdigest()[:12]}.jsonl"
 
 
 def file_stem(label: str, fingerprint: str | None) -> str:

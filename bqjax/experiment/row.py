@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bqjax.codec.plain import float_file, zstd_bytes
+from bqjax.codec.plain import zstd_bytes
 from bqjax.core.scoring import score_on
 from bqjax.core.task import Task
-from bqjax.core.tree import named_leaves
+from bqjax.experiment.storage import storage_of
 
 __all__ = ["Reference", "Row", "reference"]
 
@@ -28,7 +28,7 @@ class Row:
       agreement: share of test examples on which both predict the same, or None.
       calibration: the metric of the decoded file on the calibration data.
       file_bytes: size of the file.
-      ratio: bytes of the float file over ``file_bytes``.
+      ratio: bytes of the original file over ``file_bytes``.
       bits_per_weight: ``8 * file_bytes`` over ALL parameters of the network, compressed or not.
       seconds: that compressing took, search included.
     """
@@ -55,8 +55,9 @@ class Reference(NamedTuple):
       parts: what each test example adds to the sum of the metric, or None.
       n_test, n_calibration: examples.
       n_params: parameters.
-      float_bytes: of the parameters as a safetensors file.
+      float_bytes: of the original file: the parameters as safetensors, or what the task's storage says.
       zstd_bytes: of that file after ``zstd -19``, what lossless compression gives for nothing.
+      original_name: what tables call the original file.
     """
 
     test: Mapping[str, float]
@@ -68,11 +69,13 @@ class Reference(NamedTuple):
     n_params: int
     float_bytes: int
     zstd_bytes: int
+    original_name: str = "float32"
 
 
 def reference(task: Task) -> Reference:
     """Scores the uncompressed network of a task on its test and calibration data."""
-    data = float_file(task.params)
+    storage = storage_of(task)
+    data = storage.original(task.params)
     test, calibration = score_on(task, task.params, task.test), score_on(task, task.params, task.calibration)
     return Reference(
         test.metrics,
@@ -81,7 +84,8 @@ def reference(task: Task) -> Reference:
         test.parts,
         test.n_examples,
         calibration.n_examples,
-        sum(int(np.size(x)) for x in named_leaves(task.params).values()),
+        storage.n_weights(task.params),
         len(data),
         zstd_bytes(data),
+        storage.original_name,
     )

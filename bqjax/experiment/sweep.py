@@ -37,7 +37,7 @@ __all__ = [
     "RelativeBySize",
     "Sweeps",
     "compare_halves",
-    "run",
+    "run_sweep",
     "state_files",
 ]
 
@@ -111,7 +111,7 @@ def compare_halves(rows: FigureRows) -> Comparison:
     )
 
 
-def run(
+def run_sweep(
     config: SweepConfig,
     task: Task,
     *,
@@ -193,7 +193,7 @@ def first_examples(batches: Sequence[Any], n: int) -> list[Any]:
 
 
 def state_files(state_path: str | os.PathLike[str]) -> list[Path]:
-    """The files that :func:`run` keeps for a state path, as far as they exist."""
+    """The files that :func:`run_sweep` keeps for a state path, as far as they exist."""
     path = Path(state_path)
     return [p for p in (path, *sorted(path.parent.glob(f"{path.name}.gradient-*"))) if p.exists()]
 

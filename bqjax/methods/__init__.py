@@ -1,5 +1,50 @@
 """Compression methods: one room each, and in each pure functions, their settings, and the object that runs them on a task."""
 
 from bqjax.methods.base import Compressed, Method, Uncompressed
+from bqjax.methods.baselines.deep_compression import DeepCompressionConfig
+from bqjax.methods.baselines.diba import DiBAConfig
+from bqjax.methods.baselines.dkm import DKMConfig
+from bqjax.methods.baselines.methods import PTQ, Binary, DeepCompression, DiBA, KMeans, ProductQuantization, ResidualQuantization
+from bqjax.methods.baselines.product import ProductConfig
+from bqjax.methods.baselines.ptq import PTQConfig
+from bqjax.methods.baselines.residual import ResidualConfig
+from bqjax.methods.bins.config import SearchConfig
+from bqjax.methods.bins.gaussian import BinConfig
+from bqjax.methods.bins.method import BinAndQuant, GaussianBins
+from bqjax.methods.bins.rate import RateConfig
+from bqjax.methods.budget.method import WithinBudget
+from bqjax.methods.budget.plan import Blocks, BudgetConfig, Layer, Planned, Values
+from bqjax.methods.gwk.config import GWKConfig
+from bqjax.methods.gwk.method import GWK
 
-__all__ = ["Compressed", "Method", "Uncompressed"]
+__all__ = [
+    "GWK",
+    "PTQ",
+    "BinAndQuant",
+    "BinConfig",
+    "Binary",
+    "Blocks",
+    "BudgetConfig",
+    "Compressed",
+    "DKMConfig",
+    "DeepCompression",
+    "DeepCompressionConfig",
+    "DiBA",
+    "DiBAConfig",
+    "GWKConfig",
+    "GaussianBins",
+    "KMeans",
+    "Layer",
+    "Method",
+    "PTQConfig",
+    "Planned",
+    "ProductConfig",
+    "ProductQuantization",
+    "RateConfig",
+    "ResidualConfig",
+    "ResidualQuantization",
+    "SearchConfig",
+    "Uncompressed",
+    "Values",
+    "WithinBudget",
+]

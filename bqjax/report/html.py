@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
+from bqjax.report.tables import Table
 
-from bqjax.core.leaves import Clustered
-from bqjax.core.task import Task
-from bqjax.core.tree import named_leaves
-from bqjax.experiment.row import Reference, Row
-from bqjax.experiment.runner import Outcome
-from bqjax.report import plots
-from bqjax.report.tables import Table, results_table, search_table
-
-__all__ = ["page", "search_report"]
+__all__ = ["page", "sections_html"]
 
 _CSS = """
 :root { color-scheme: light; }
@@ -43,63 +34,35 @@ def _table(table: Table) -> str:
     return f'<div class="scroll"><table><thead>{line(table.columns, "th")}</thead><tbody>\n{body}\n</tbody></table></div>{caption}'
 
 
-def page(title: str, command: str, sections: Sequence[tuple[str, Sequence[str | Table]]]) -> str:
-    """A self-contained page.
+def sections_html(sections: Sequence[tuple[str, Sequence[str | Table]]]) -> str:
+    """Headings with tables and pictures, as part of a page.
 
     Args:
-      title: its heading.
-      command: what made it.
       sections: ``(heading, parts)``; a part is a table or SVG text.
     """
-    parts = [f"<h1>{html.escape(title)}</h1>", f"<p>Made by <code>{html.escape(command)}</code></p>"]
+    parts = []
     for heading, content in sections:
         parts.append(f"<h2>{html.escape(heading)}</h2>")
         pictures = [part for part in content if isinstance(part, str)]
         parts += [_table(part) for part in content if isinstance(part, Table)]
         if pictures:
             parts.append('<div class="pictures">' + "\n".join(pictures) + "</div>")
+    return "\n".join(parts)
+
+
+def page(title: str, command: str, *parts: str | Sequence[tuple[str, Sequence[str | Table]]]) -> str:
+    """A self-contained page.
+
+    Args:
+      title: its heading.
+      command: what made it.
+      *parts: sections, or what :func:`sections_html` made of them before.
+    """
+    begin = f"<h1>{html.escape(title)}</h1>\n<p>Made by <code>{html.escape(command)}</code></p>\n"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_CSS}</style></head>\n<body>\n'
-        + "\n".join(parts)
+        + begin
+        + "\n".join(part if isinstance(part, str) else sections_html(part) for part in parts)
         + "\n</body></html>\n"
     )
-
-
-def search_report(
-    task: Task, before: Reference, outcome: Outcome, rows: Sequence[Row], files: Table, command: str, data: tuple[str, str]
-) -> str:
-    """The page of one experiment.
-
-    Args:
-      task: the network and its data.
-      before: the uncompressed network.
-      outcome: the run whose file is kept.
-      rows: all rows of the table, that of ``outcome`` among them.
-      files: from :func:`bqjax.report.tables.file_table`.
-      command: what made it.
-      data: names of the test data and of the calibration data.
-    """
-    originals, compressed = named_leaves(task.params), named_leaves(outcome.tree)
-    sections: list[tuple[str, list[Any]]] = [
-        (
-            "Result",
-            [results_table(task.name, task.metric, before, rows, data), plots.accuracy_against_size(before, rows, task.metric)],
-        )
-    ]
-    histograms = []
-    for name, leaf in compressed.items():
-        if isinstance(leaf, Clustered) and leaf.d == 1:
-            values = np.sort(np.asarray(leaf.codebook).astype(np.float64).reshape(-1))
-            edges = (values[1:] + values[:-1]) / 2
-            if outcome.info is not None:
-                found = [layer.result.edges for layer in outcome.info.layers if name in layer.names]
-                edges = np.array(found[0]) if found else edges
-            histograms.append(plots.weight_histogram(name, np.asarray(originals[name]), edges.tolist(), values.tolist()))
-    if outcome.info is not None:
-        layers = outcome.info.layers
-        sections.append(("Search", [search_table(outcome.info), plots.search_path(layers, task.metric)]))
-        sections.append(("Sensitivity of each bin", [plots.bin_sensitivity(layer, outcome.info.rank_by) for layer in layers]))
-    sections.append(("Weights and their bins", histograms))
-    sections.append(("The file", [files]))
-    return page(f"{task.name}: {outcome.row.method}", command, sections)

@@ -44,7 +44,7 @@ def plan_text(method: Planned, config: Path, path: Path, command: str) -> str:
       command: what found the plan.
     """
     relative = Path(os.path.relpath(config.resolve(), path.resolve().parent)).as_posix()
-    layers = "\n".join(f"            Layer({layer.names!r}, {layer.setting!r})," for layer in method.layers)
+    layers = "\n".join(f"                Layer({layer.names!r}, {layer.setting!r})," for layer in method.layers)
     return f'''"""A plan, found by
 
 {command}
@@ -54,24 +54,26 @@ Makes the same file again: bqjax compress --config {path.name} (with the same --
 
 from pathlib import Path
 
-from bqjax.experiment import CompareConfig, ExperimentConfig, load_config
-from bqjax.methods.budget import Blocks, Layer, Planned, Values  # noqa: F401  a plan may use one of the two only
+from bqjax.experiment import Experiment, load_config
+from bqjax.methods import Blocks, Layer, Planned, Values  # noqa: F401  a plan may use one of the two only
 
-base = load_config(Path(__file__).parent / {relative!r}, ExperimentConfig, CompareConfig)
+base = load_config(Path(__file__).parent / {relative!r}, Experiment)
 
-config = ExperimentConfig(
+config = Experiment(
     task=base.task,
     data=base.data,
     seed=base.seed,
     coder=base.coder,
-    method=Planned(
-        layers=(
+    methods=(
+        Planned(
+            layers=(
 {layers}
+            ),
+            draws={method.draws},
+            floor={method.floor!r},
+            iterations={method.iterations},
+            label={method.label!r},
         ),
-        draws={method.draws},
-        floor={method.floor!r},
-        iterations={method.iterations},
-        label={method.label!r},
     ),
 )
 '''

@@ -11,10 +11,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from bqjax.experiment.row import Reference, Row
 from bqjax.methods.bins import LayerReport
 
-__all__ = ["accuracy_against_size", "bin_sensitivity", "search_path", "weight_histogram"]
+__all__ = ["bin_sensitivity", "search_path", "weight_histogram"]
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9730d", "#6b7280"
 _STYLE: Any = {
@@ -124,21 +123,4 @@ def search_path(layers: Sequence[LayerReport], metric: str) -> str:
             xlabel="entropy of the indices, bits per weight",
             ylabel=plain(f"{name} on calibration data, %"),
         )
-        return as_svg(figure)
-
-
-def accuracy_against_size(before: Reference, rows: Sequence[Row], metric: str) -> str:
-    """The metric on test data against the bytes of the file: every row, the float file and the lossless one."""
-    name = metric.removeprefix("-")
-    with drawing(6.4, 3.6) as (figure, axes):
-        base = 100 * before.test[name]
-        axes.axhline(base, color=GREY, linewidth=0.8, linestyle=":")
-        axes.plot([before.float_bytes], [base], "s", color=GREY, label="float32")
-        axes.plot([before.zstd_bytes], [base], "D", color=GREY, label="zstd -19, lossless")
-        for method in dict.fromkeys(row.method.split(",")[0] for row in rows):
-            mine = sorted((r.file_bytes, 100 * r.after) for r in rows if r.method.split(",")[0] == method)
-            axes.plot(*zip(*mine, strict=True), "o-", linewidth=0.8, markersize=5, label=plain(method))
-        axes.set_xscale("log")
-        axes.set(title="Every point is a file, decoded and scored", xlabel="file, bytes", ylabel=plain(f"{name} on test data, %"))
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
         return as_svg(figure)

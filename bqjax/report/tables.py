@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import rich.box
@@ -10,8 +10,10 @@ import rich.table
 import rich.text
 
 from bqjax import codec
-from bqjax.experiment.row import Reference, Row
+from bqjax.experiment.entry import Comparison
+from bqjax.experiment.row import Row
 from bqjax.methods.bins import SearchInfo
+from bqjax.tflite.codes.search import QuantizedInfo
 from bqjax.tflite.container import kept_within, searched_layers
 
 __all__ = ["Table", "file_table", "markdown", "results_table", "rich_table", "search_table"]
@@ -30,39 +32,23 @@ def _percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-def results_table(task_name: str, metric: str, before: Reference, rows: Sequence[Row], data: tuple[str, str]) -> Table:
-    """Before and after, sizes and ratios: the uncompressed network, the lossless baseline, then a line a row.
+def results_table(comparison: Comparison) -> Table:
+    """Before and after, sizes and ratios: the uncompressed network, the lossless baseline, then a line a method.
 
-    Args:
-      task_name: the network.
-      metric: name of the metric, shown in per cent.
-      before: the uncompressed network.
-      rows: the results.
-      data: names of the test data and of the calibration data.
+    Of several rows, those that no other beats are marked; methods that failed say so.
     """
-    name = metric.removeprefix("-")
-    test, calibration = before.test[name], before.calibration[name]
+    before, name = comparison.before, comparison.metric.removeprefix("-")
+    test, calibration = _percent(before.test[name]), _percent(before.calibration[name])
 
     def sizes(n_bytes: int) -> tuple[str, str, str]:
         return f"{n_bytes:,}", f"{before.float_bytes / n_bytes:.2f}", f"{8 * n_bytes / before.n_params:.3f}"
 
-    lines = [
-        ("float32", _percent(test), "", "", *sizes(before.float_bytes), _percent(calibration), ""),
-        ("zstd -19 (lossless)", _percent(test), "0.00", "100.00", *sizes(before.zstd_bytes), _percent(calibration), ""),
-    ]
-    for row in rows:
+    def line(row: Row) -> tuple[str, ...]:
         error = "" if row.standard_error is None else f" ± {100 * row.standard_error:.2f}"
-        lines.append(
-            (
-                row.method,
-                _percent(row.after),
-                f"{100 * row.difference:+.2f}{error}",
-                "" if row.agreement is None else _percent(row.agreement),
-                *sizes(row.file_bytes),
-                _percent(row.calibration),
-                f"{row.seconds:.1f}",
-            )
-        )
+        agreement = "" if row.agreement is None else _percent(row.agreement)
+        difference = f"{100 * row.difference:+.2f}{error}"
+        return _percent(row.after), difference, agreement, *sizes(row.file_bytes), _percent(row.calibration), f"{row.seconds:.1f}"
+
     columns = (
         "method",
         f"{name} %",
@@ -73,13 +59,35 @@ def results_table(task_name: str, metric: str, before: Reference, rows: Sequence
         "bits/weight",
         "on calibration %",
         "seconds",
+        "best",
     )
+    failed = "failed", *("",) * (len(columns) - 2)
+    front = comparison.front
+    lines = [
+        (before.original_name, test, "", "", *sizes(before.float_bytes), calibration, "", ""),
+        ("zstd -19 (lossless)", test, "0.00", "100.00", *sizes(before.zstd_bytes), calibration, "", ""),
+        *((e.label, *(failed if e.row is None else (*line(e.row), "yes" if e.label in front else ""))) for e in comparison.entries),
+    ]
+    several = len(comparison.entries) > 1
+    return Table(
+        comparison.task_name,
+        columns if several else columns[:-1],
+        lines if several else [cells[:-1] for cells in lines],
+        _caption(comparison, several),
+    )
+
+
+def _caption(comparison: Comparison, several: bool) -> str:
+    before, (test, calibration) = comparison.before, comparison.data
+    name, original = comparison.metric.removeprefix("-"), before.original_name.removeprefix("the ").removesuffix(" file")
     caption = (
-        f"{name} on {data[0]} ({before.n_test} examples) of the parameters decoded from the file; bins were chosen on "
-        f"{data[1]} ({before.n_calibration} examples) only. Difference: paired, with its standard error. Ratio: whole file to "
-        f"whole float32 file. Bits/weight: the file's bits over all {before.n_params:,} parameters."
+        f"{name} on {test} ({before.n_test} examples) of what the file decodes to; methods saw {calibration} "
+        f"({before.n_calibration} examples) only. Difference: paired, with its standard error. Ratio: whole file to whole "
+        f"{original} file. Bits/weight: the file's bits over all {before.n_params:,} weights."
     )
-    return Table(task_name, columns, lines, caption)
+    if several:
+        caption += " Best: no other row is both as small and as good. Rows that share a search have its seconds in the first."
+    return caption + "".join(f" Failed: {entry.label}: {entry.error}." for entry in comparison.failed)
 
 
 def file_table(info: codec.FileInfo, title: str) -> Table:
@@ -117,25 +125,53 @@ def _done(what: str, drop: float | None) -> tuple[str, str]:
     return "" if drop is None else f"{100 * drop:+.2f}", what
 
 
-def search_table(info: SearchInfo) -> Table:
-    """A line a searched leaf or group, then the leaves left alone with the reason."""
-    lines = []
-    for layer in info.layers:
-        last = layer.result
-        lines.append(
+def search_table(info: SearchInfo | QuantizedInfo) -> Table:
+    """A line a searched leaf, group or layer, then the leaves left alone with the reason."""
+    if isinstance(info, QuantizedInfo):
+        found = [
+            (layer.name, layer.size, layer.accepted, layer.values, layer.bits, layer.drop, layer.reason, f"{layer.step:.1f}")
+            for layer in info.layers
+        ]
+        left: Mapping[str, str] = {}
+    else:
+        left = info.left
+        found = [
             (
                 ", ".join(layer.names),
-                f"{layer.size:,}",
-                "yes" if layer.accepted else "no",
-                str(last.n_bins),
-                f"{last.entropy:.3f}",
-                f"{100 * layer.drop:+.2f}",
+                layer.size,
+                layer.accepted,
+                layer.result.n_bins,
+                layer.result.entropy,
+                layer.drop,
                 layer.reason,
+                "",
             )
+            for layer in info.layers
+        ]
+    lines = [
+        (
+            names,
+            f"{size:,}",
+            "yes" if accepted else "no",
+            str(values),
+            f"{bits:.3f}",
+            step,
+            "" if drop is None else f"{100 * drop:+.2f}",
+            reason,
         )
-    lines += [(name, "", "left", "", "", "", reason) for name, reason in info.left.items()]
-    columns = ("leaf", "weights", "compressed", "bins", "entropy, bits", "drop, points", "why")
-    return Table("Search, on calibration data", columns, lines)
+        for names, size, accepted, values, bits, drop, reason, step in found
+    ]
+    lines += [(name, "", "left", "", "", "", "", reason) for name, reason in left.items()]
+    columns = ("leaf", "weights", "compressed", "values", "entropy, bits", "step of the grid", "drop, points", "why")
+    table = Table("Search, on calibration data", columns, lines)
+    return table if isinstance(info, QuantizedInfo) else _without(table, "step of the grid")
+
+
+def _without(table: Table, column: str) -> Table:
+    i = table.columns.index(column)
+    return table._replace(
+        columns=table.columns[:i] + table.columns[i + 1 :], rows=[line[:i] + line[i + 1 :] for line in table.rows]
+    )
 
 
 def markdown(table: Table) -> str:

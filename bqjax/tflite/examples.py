@@ -11,8 +11,6 @@ import io
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +19,6 @@ from bqjax.tflite.format.graph import Tensor
 
 __all__ = [
     "Examples",
-    "ExamplesOf",
-    "examples_of",
     "grey_int8",
     "read_examples",
     "read_images",
@@ -38,16 +34,6 @@ class Examples(NamedTuple):
 
     inputs: np.ndarray
     labels: np.ndarray
-
-
-ExamplesOf = str | Callable[[Path, Tensor], Examples]
-"""Where a config's examples come from: a file that :func:`read_examples` takes, within the data folder, or a function of the
-folder and the model's input."""
-
-
-def examples_of(given: ExamplesOf, data_dir: Path, source: Tensor) -> Examples:
-    """The examples that a config names, for a model whose input is ``source``."""
-    return read_examples(data_dir / given, source) if isinstance(given, str) else given(data_dir, source)
 
 
 def read_examples(path: str | os.PathLike[str], source: Tensor) -> Examples:

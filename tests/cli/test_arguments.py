@@ -166,9 +166,11 @@ def test_inspect(tmp_path, capsys):
         (("compress", "w.safetensors", "--only", "mask"), "leaf 'mask' holds 1 NaN or infinite values of 2"),
         (("compress", "w.safetensors", "--skip", "*"), "nothing is left to compress: '*' skip every leaf"),
         (("compress", "w.safetensors", "--report", "r.html", "--table", "t.md"), "--report, --table cannot go with WEIGHTS"),
+        (("compress", "w.safetensors", "--lossless"), "--lossless cannot go with WEIGHTS"),
+        (("compress", "w.safetensors", "--method", "magic"), "--method 'magic': weights without a model are compressed by"),
         (("compress", "--config", "nothing.py", "--bins", "4"), "--bins cannot go with --config"),
         (("compress", "--config", "absent.py"), "no config file absent.py"),
-        (("compress", "--config", "nothing.py"), "nothing.py must define `config = ExperimentConfig(...)`"),
+        (("compress", "--config", "nothing.py"), "nothing.py must define `config = Experiment(...)`"),
         (("decompress", "absent", "--out", "o"), "absent"),
         (("decompress", "w.safetensors", "--out", "o"), "w.safetensors: "),
         (("inspect", "text"), "text: "),
@@ -186,7 +188,7 @@ def test_errors_are_one_line(args, message, weights, tmp_path, capsys):
 
 
 def test_unknown_options_and_values_are_refused(weights, capsys):
-    for args in (("compress", weights, "--method", "magic"), ("compress", weights, "--bin", "4"), ("explode",), ("decompress",)):
+    for args in (("compress", weights, "--coder", "magic"), ("compress", weights, "--bin", "4"), ("explode",), ("decompress",)):
         with pytest.raises(SystemExit) as stop:
             run(*args)
         assert stop.value.code == 2
@@ -197,11 +199,9 @@ def test_unknown_options_and_values_are_refused(weights, capsys):
 CONFIG = """
 from pathlib import Path
 
-from bqjax.experiment import ExperimentConfig
-from bqjax.methods.baselines.methods import KMeans
-from bqjax.methods.bins.method import BinAndQuant, GaussianBins
-from bqjax.methods.bins import SearchConfig
-from bqjax.core import Rule
+from bqjax import Rule
+from bqjax.experiment import Experiment
+from bqjax.methods import BinAndQuant, KMeans, SearchConfig
 from tiny import tiny_task
 
 FLAG = Path(__file__).with_name("stop")
@@ -218,10 +218,13 @@ class Search(BinAndQuant):
 
 SEARCH = SearchConfig(n_bins=2, max_bins=4, max_drop=None, tolerance=None)
 
-config = ExperimentConfig(
+config = Experiment(
     task=tiny_task,
-    method=Search(search=SEARCH, rules=(Rule("head/*"),), label="first"),
-    beside=(Search(search=SEARCH, rules=(Rule("hidden/bias"),), label="second"), KMeans(k=4, label="k|means")),
+    methods=(
+        Search(search=SEARCH, rules=(Rule("head/*"),), label="first"),
+        KMeans(k=4, label="k|means"),
+        KMeans(k=5, label="k-5"),
+    ),
 )
 """
 
@@ -232,7 +235,7 @@ def config(tmp_path):
     return "tiny.py"
 
 
-def test_an_experiment_that_is_interrupted_and_one_that_is_not(config, tmp_path, capsys, scored):
+def test_an_experiment_whole_and_interrupted(config, tmp_path, capsys, scored):
     args = ["compress", "--config", config, "--report", "page.html", "--table", "table.md"]
     assert run(*args) == 0
     whole = sum(scored)
@@ -241,45 +244,48 @@ def test_an_experiment_that_is_interrupted_and_one_that_is_not(config, tmp_path,
     assert codec.inspect(path).metadata == {"task": "tiny <network> & co", "method": "first"}
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # no state, no scratch
     printed = capsys.readouterr().out
-    for text in ("float32", "zstd -19 (lossless)", "first", "second", "k|means"):
+    for text in ("float32", "zstd -19 (lossless)", "first"):
         assert text in printed
+    assert "k|means" not in printed  # the first method alone
     assert f"{path.stat().st_size:,}" in printed
     table = (tmp_path / "table.md").read_text()
     # The command that made it, whatever program called it.
     assert table.startswith(f"`bqjax {' '.join(args)}`\n\n")
     assert f"| {path.stat().st_size:,} |" in table
-    assert "k\\|means" in table
-    assert "<code>bqjax compress --config tiny.py" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "<code>bqjax compress --config tiny.py" in page and "<h2>first: search</h2>" in page
     for extra in ((), ("--report", "page.html", "--out", "new")):
         assert "exists: pass --force" in refused(capsys, "compress", "--config", config, *extra)
 
-    # Once in the search of the file that is kept, then in that of a row beside it.
+    # Interrupted, it leaves what it measured and the file that was there.
     scored.clear()
     args = ["compress", "--config", config, "--out", "again/net"]
-    for n, where in enumerate(("first", "second"), 1):
-        (tmp_path / "stop").write_text(where)
-        assert run(*args) == 130
-        assert capsys.readouterr().err == "bqjax: interrupted; run the same command again to go on\n"
-        states = list((tmp_path / "again").iterdir())
-        assert len(states) == n
-        assert all(p.suffix == ".jsonl" and len(p.read_bytes().splitlines()) > 3 for p in states)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "net").write_bytes(b"old")
+    (tmp_path / "stop").write_text("first")
+    assert run(*args, "--force") == 130
+    assert capsys.readouterr().err == "bqjax: interrupted; run the same command again to go on\n"
+    assert sorted(p.name for p in (tmp_path / "again").iterdir()) == ["net", "net.search"]
+    assert (tmp_path / "again" / "net").read_bytes() == b"old"
+    (state,) = (tmp_path / "again" / "net.search").iterdir()
+    assert state.suffix == ".jsonl" and len(state.read_bytes().splitlines()) > 3
     (tmp_path / "stop").unlink()
+    (tmp_path / "again" / "net").unlink()
     # The very same command: no --force.
     assert run(*args) == 0
     assert [p.name for p in (tmp_path / "again").iterdir()] == ["net"]
     assert (tmp_path / "again" / "net").read_bytes() == path.read_bytes()
     # Nothing that was measured is measured again.
-    assert sum(scored) == whole > 10
+    assert sum(scored) == whole > 5
 
 
-def test_the_old_file_stands_until_the_new_one_is_whole(config, tmp_path, capsys):
-    (tmp_path / "net").write_bytes(b"old")
-    (tmp_path / "stop").write_text("first")
-    assert run("compress", "--config", config, "--out", "net", "--force") == 130
-    assert (tmp_path / "net").read_bytes() == b"old"
-    # What was measured belongs to one search.
-    (tmp_path / "tiny.py").write_text(CONFIG.replace("task=tiny_task", "seed=1, task=tiny_task"))
-    assert "belongs to another run (key changed)" in refused(capsys, "compress", "--config", config, "--out", "net", "--force")
+def test_another_method_of_a_config_by_its_label(config, tmp_path, capsys):
+    assert run("compress", "--config", config, "--out", "net", "--method", "k|means") == 0
+    assert codec.inspect("net").metadata["method"] == "k|means"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net", "tiny.py"]
+    capsys.readouterr()
+    for label, message in (("magic", "no method is labelled 'magic', only 'first'"), ("k*", "--method 'k*' names 2 methods")):
+        assert message in refused(capsys, "compress", "--config", config, "--out", "other", "--method", label)
 
 
 def test_the_command_of_this_process_is_the_default(weights, monkeypatch):

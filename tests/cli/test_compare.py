@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
+import runpy
 from pathlib import Path
 
 import pytest
 from command_line import refused, run
 
 from bqjax import codec
-from bqjax.experiment.config import CompareConfig, ExperimentConfig, load_config
-from bqjax.report.compare_plot import RESULT_NAMES
+from bqjax.experiment import Experiment, load_config
+from bqjax.report.experiment import RESULT_NAMES
 
 CONFIG = """
 from pathlib import Path
 
-from bqjax.experiment import CompareConfig
-from bqjax.methods.baselines.methods import KMeans
-from bqjax.methods.bins.method import BinAndQuant, GaussianBins
-from bqjax.methods.bins import SearchConfig
+from bqjax.experiment import Experiment
+from bqjax.methods import BinAndQuant, GaussianBins, KMeans, SearchConfig
 from tiny import tiny_task
 
 
@@ -32,7 +32,7 @@ class Fragile(KMeans):
 
 SEARCH = SearchConfig(n_bins=2, max_bins=3, max_drop=None, tolerance=None)
 
-config = CompareConfig(
+config = Experiment(
     task=tiny_task,
     methods=(
         BinAndQuant(search=SEARCH, label="search"),
@@ -60,7 +60,7 @@ def test_interrupted_failed_and_whole(config, tmp_path, capsys, scored):
     assert len(list((out / "rows").glob("*.json"))) == 2
     # Methods of one search share its measurements.
     n_scored = sum(scored)
-    assert n_scored > 3 and len(list((out / "rows").glob("search-*.jsonl"))) == 1
+    assert n_scored > 3 and len(list((out / "rows" / "search").glob("*.jsonl"))) == 1
     scored.clear()
 
     # A failure ends with an error, when everything else is written.
@@ -78,7 +78,7 @@ def test_interrupted_failed_and_whole(config, tmp_path, capsys, scored):
     assert run(*args) == 0
     assert "4 rows, 3 of them kept from earlier runs" in capsys.readouterr().out
     assert sum(scored) == 0
-    assert not list((out / "rows").glob("*.jsonl")) and not list((out / "rows").glob("*.error.txt"))
+    assert not (out / "rows" / "search").exists() and not list((out / "rows").glob("*.error.txt"))
 
     whole = json.loads((out / "compare.json").read_text())
     assert whole["command"] == "bqjax compare --config tiny.py"
@@ -103,6 +103,7 @@ def test_interrupted_failed_and_whole(config, tmp_path, capsys, scored):
     assert whole["rows"][0]["after"] == whole["rows"][1]["after"]
     html = (out / "report.html").read_text()
     assert "same &lt;search&gt; &amp; again" in html and "<svg" in html and "SearchConfig(" in html
+    assert "<h2>search: search</h2>" in html and "<h2>Sensitivity of each bin</h2>" in html  # of the first row
     assert (out / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
     # The same command once more: the same files, whatever was kept.
@@ -129,7 +130,7 @@ def test_another_task_needs_force(config, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("old", "new", "extra", "message"),
     [
-        ("config =", "other =", (), "tiny.py must define `config = CompareConfig(...)`"),
+        ("config =", "other =", (), "tiny.py must define `config = Experiment(...)`"),
         ('label="bins, 2"', 'label="search"', (), "two methods are labelled 'search'"),
         ("task=tiny_task,", "task=tiny_task, data='weights/x',", (), "--data is missing: it must name a folder with weights/x"),
         ("", "", ("--out", "tiny.py"), "tiny.py is a file"),
@@ -141,19 +142,33 @@ def test_what_cannot_work_is_refused(old, new, extra, message, config, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_some_of_the_methods(config, capsys):
+    assert run("compare", "--config", config, "--out", "o", "--method", "bins, 2", "k*") == 0
+    assert [row["method"] for row in json.loads(Path("o/compare.json").read_text())["rows"]] == ["k|means, 3", "bins, 2"]
+    assert "no method is labelled 'magic'" in refused(capsys, "compare", "--config", config, "--out", "p", "--method", "magic")
+
+
 CONFIGS = Path(__file__).parents[2] / "configs"
+LOADED = {path.stem: runpy.run_path(str(path))["config"] for path in sorted(CONFIGS.glob("*.py"))}
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("compare_*.py") if "trained" not in p.stem))
-def test_the_configs_load(name, capsys):
+@pytest.mark.parametrize("name", sorted(name for name, config in LOADED.items() if isinstance(config, Experiment)))
+def test_experiments_of_configs_load(name, capsys):
     path = CONFIGS / f"{name}.py"
-    config = load_config(path, CompareConfig)
+    config = load_config(path, Experiment)
     if config.data is None:
         assert len(config.methods) > 10
     else:
-        assert "--data is missing" in refused(capsys, "compare", "--config", path)
+        for command in ("compare", "compress"):
+            assert "--data is missing" in refused(capsys, command, "--config", path)
 
 
-def test_a_config_of_one_row_of_a_comparison(capsys):
-    assert load_config(CONFIGS / "an4_bq.py", ExperimentConfig).method.label == "B&Q, entropy-constrained, at most 0.5 points"
-    assert "--data is missing" in refused(capsys, "compress", "--config", CONFIGS / "an4_bq.py")
+def test_every_config_is_short_of_imports_and_says_its_command():
+    """At most four lines from the library and the training program, and at the top a sentence and the command that runs it."""
+    wrong = []
+    for path in sorted(CONFIGS.glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        froms = [node.module.split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)]
+        if sum(name in ("bqjax", "train") for name in froms) > 4 or f"--config configs/{path.name}" not in ast.get_docstring(tree):
+            wrong.append(path.name)
+    assert wrong == [] and len(LOADED) > 30

@@ -12,15 +12,14 @@ from bqjax.cli.compress_budget import parse_size
 from bqjax.sensitivity.evaluator import Evaluator
 
 CONFIG = """
-from bqjax.experiment import ExperimentConfig
-from bqjax.methods.baselines.methods import KMeans
-from bqjax.methods.budget.plan import BudgetConfig
-
+from bqjax.core import classification_outputs
+from bqjax.experiment import Experiment
+from bqjax.methods import BudgetConfig, KMeans
 from tiny import forward, tiny_task
 
-config = ExperimentConfig(
+config = Experiment(
     task=lambda data_dir, progress: tiny_task(outputs=classification_outputs(forward)),
-    method=KMeans(k=4),
+    methods=(KMeans(k=4),),
     budget=BudgetConfig(bins=(8,), blocks=(), exponents=(-6.0, -2.0), vectors=(8,), draws=2, iterations=5, refine=0),
     coder="ans",
 )
@@ -79,6 +78,7 @@ def test_a_plan_makes_its_file_again(config, tmp_path, capsys, monkeypatch):
         (("--max-drop", "1", "--target-size", "1KB"), "--target-size cannot go with --max-drop"),
         (("--target-size", "1KB", "--confidence", "0.9"), "--confidence is one of keeping a drop: name it by --max-drop"),
         (("--max-drop", "1", "--bins", "4"), "--bins cannot go with --config"),
+        (("--max-drop", "1", "--method", "k-means"), "--method cannot go with a plan"),
     ],
 )
 def test_what_cannot_work_is_refused(args, message, config, tmp_path, capsys):
@@ -91,7 +91,7 @@ def test_weights_without_a_model_have_no_budget(tmp_path, capsys):
 
 
 def test_data_that_is_missing_is_named(capsys):
-    spc = Path(__file__).parents[2] / "configs" / "compare_spc.py"
+    spc = Path(__file__).parents[2] / "configs" / "spc.py"
     assert "--data is missing: it must name a folder with weights/spc" in refused(
         capsys, "compress", "--config", spc, "--max-drop", 1
     )

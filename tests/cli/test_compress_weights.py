@@ -12,7 +12,7 @@ from bqjax import codec
 from bqjax.adapters.safetensors import write_weights
 from bqjax.cli import compress_weights as weights_command
 from bqjax.cli.compress_weights import compress_weights
-from bqjax.experiment.runner import same_tree
+from bqjax.experiment.storage import same_tree
 from bqjax.methods.bins.gaussian import gaussian_bins
 from bqjax.methods.bins.quantize import bin_and_quant
 

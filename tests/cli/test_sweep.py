@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 from command_line import refused, run
 
-from bqjax.experiment.config import SweepConfig
-from bqjax.experiment.sweep import RandomAgainstGradient, RelativeBySize
+from bqjax.experiment import RandomAgainstGradient, RelativeBySize, SweepConfig
 from bqjax.report.sweep import result_names
 from bqjax.sensitivity.evaluator import Evaluator
 
 CONFIG = """
 from tiny import tiny_task
 
-from bqjax.experiment.sweep import BinsByLayer, RandomAgainstGradient, RelativeBySize, SweepConfig
+from bqjax.experiment import BinsByLayer, RandomAgainstGradient, RelativeBySize, SweepConfig
 from bqjax.core import Rule
 
 config = SweepConfig(

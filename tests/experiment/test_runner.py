@@ -15,13 +15,12 @@ from tiny import KEY, N_CALIBRATION, N_TEST, SEARCH, before, data, forward, para
 
 from bqjax import codec, decode
 from bqjax.codec.plain import float_file
+from bqjax.core.agreement import agreement_task
 from bqjax.core.classification import classification_predict
 from bqjax.core.leaves import Clustered
-from bqjax.experiment import runner as experiment
-from bqjax.experiment.row import reference
-from bqjax.experiment.runner import same_tree
-from bqjax.methods.baselines.methods import KMeans
-from bqjax.methods.bins.method import GaussianBins
+from bqjax.experiment import reference, run_row
+from bqjax.experiment.storage import same_tree
+from bqjax.methods import Compressed, GaussianBins, KMeans
 
 
 def by_hand(p, start, stop):
@@ -61,7 +60,7 @@ def test_every_figure_of_a_row(method, tmp_path):
         (row, tree, info), data = searched()
         path.write_bytes(data)
     else:
-        row, tree, info = experiment.run(tiny_task(), method, path, ref, key=KEY, metadata={"note": "x"})
+        row, tree, info = run_row(tiny_task(), method, path, ref, key=KEY, metadata={"note": "x"})
     # From the file alone: nothing in memory is trusted.
     decoded = decode(codec.load(path))
     (guess, right), (guess_before, right_before) = by_hand(decoded, 150, 360), by_hand(params(), 150, 360)
@@ -89,7 +88,7 @@ def test_a_metric_where_lower_is_better(tmp_path):
     task = tiny_task(metric="-loss", predict=None)
     ref = reference(task)
     assert ref.predictions is None
-    row = experiment.run(task, KMeans(k=2), tmp_path / "a", ref, key=KEY).row
+    row = run_row(task, KMeans(k=2), tmp_path / "a", ref, key=KEY).row
     # Figures have the metric's own sign; the difference says that more loss is worse.
     assert row.after > row.before > 0
     assert row.difference == pytest.approx(row.before - row.after)
@@ -108,7 +107,7 @@ def test_a_metric_where_lower_is_better(tmp_path):
 
     task = tiny_task(metric="-errors", score=score, predict=predict)
     ref = reference(task)
-    row = experiment.run(task, KMeans(k=2), tmp_path / "b", ref, key=KEY).row
+    row = run_row(task, KMeans(k=2), tmp_path / "b", ref, key=KEY).row
     changed = 2.0 * by_hand(params(), 150, 360)[1] - 2.0 * by_hand(decode(codec.load(tmp_path / "b")), 150, 360)[1]
     assert changed.any()
     assert row.difference == pytest.approx(-changed.mean() / words)
@@ -126,9 +125,9 @@ def test_an_existing_file_is_refused_before_anything_is_done(tmp_path):
     path = tmp_path / "net"
     path.write_bytes(b"mine")
     with pytest.raises(ValueError, match="exists"):
-        experiment.run(tiny_task(), Untouchable(), path, before(), key=KEY)
+        run_row(tiny_task(), Untouchable(), path, before(), key=KEY)
     assert path.read_bytes() == b"mine"
-    experiment.run(tiny_task(), KMeans(k=2), path, before(), key=KEY, force=True)
+    run_row(tiny_task(), KMeans(k=2), path, before(), key=KEY, force=True)
     assert codec.inspect(path).leaves
 
 
@@ -139,10 +138,10 @@ def test_an_interrupted_search_goes_on_to_the_same_file(tmp_path):
 
     state = tmp_path / "state.jsonl"
     with pytest.raises(InterruptedError):
-        experiment.run(tiny_task(), SEARCH, tmp_path / "a", before(), key=KEY, state_path=str(state), progress=stop)
+        run_row(tiny_task(), SEARCH, tmp_path / "a", before(), key=KEY, state_path=str(state), progress=stop)
     assert not (tmp_path / "a").exists()
     assert len(state.read_bytes().splitlines()) > 3
-    resumed = experiment.run(tiny_task(), SEARCH, tmp_path / "a", before(), key=KEY, state_path=str(state), metadata={"note": "x"})
+    resumed = run_row(tiny_task(), SEARCH, tmp_path / "a", before(), key=KEY, state_path=str(state), metadata={"note": "x"})
     fresh, data = searched()
     assert 0 < resumed.info.n_resumed < resumed.info.n_scores == fresh.info.n_scores
     assert fresh.info.n_resumed == 0
@@ -154,9 +153,68 @@ def test_a_file_that_decodes_to_something_else_is_an_error(tmp_path, monkeypatch
     load = codec.load
     # The lowest bit of one value.
     flip = lambda tree: {**tree, "hidden": {**tree["hidden"], "bias": np.nextafter(tree["hidden"]["bias"], 9)}}  # noqa: E731
-    monkeypatch.setattr(experiment.codec, "load", lambda path, like=None: flip(load(path, like)))
+    monkeypatch.setattr(codec, "load", lambda path, like=None: flip(load(path, like)))
     with pytest.raises(RuntimeError, match="does not decode to the tree that was written"):
-        experiment.run(tiny_task(), KMeans(k=2), tmp_path / "net", before(), key=KEY)
+        run_row(tiny_task(), KMeans(k=2), tmp_path / "net", before(), key=KEY)
+
+
+class Values:
+    """Files that keep values only, and what was given to them."""
+
+    original_name = "the values"
+
+    def original(self, params):
+        return b"0" * 1000
+
+    def n_weights(self, params):
+        return 50
+
+    def save(self, path, tree, *, info=None, coder="auto", force=False, metadata=None):
+        self.given = info, coder, dict(metadata)
+        codec.save(path, decode(tree), force=force)
+
+    def load(self, path, like):
+        return codec.load(path)
+
+
+def test_a_task_brings_its_own_file_format(tmp_path):
+    storage = Values()
+    task = tiny_task(storage=storage)
+    ref = reference(task)
+    assert (ref.float_bytes, ref.n_params, ref.original_name) == (1000, 50, "the values") and ref.zstd_bytes < 40
+    row, tree, _ = run_row(task, KMeans(k=2), tmp_path / "net", ref, key=KEY, coder="ans", metadata={"note": "x"})
+    assert storage.given == (None, "ans", {"task": task.name, "method": "k-means", "note": "x"})
+    size = (tmp_path / "net").stat().st_size
+    assert (row.ratio, row.bits_per_weight) == (pytest.approx(1000 / size), pytest.approx(8 * size / 50))
+    assert len(np.unique(tree["head"]["kernel"])) == 2
+
+
+def test_agreement_in_place_of_labels(tmp_path):
+    """Methods see what the network says, on counted examples; rows are scored against the labels."""
+    seen = []
+
+    class Looking:
+        label = "looking"
+
+        def compress(self, task, **_):
+            seen.extend(task.calibration)
+            return Compressed(task.params)
+
+    wrong = [{**batch, "labels": (batch["labels"] + 1) % 3} for batch in tiny_task().calibration]
+    task = tiny_task(calibration=wrong, agreement=True)
+    ref = reference(task)
+    row = run_row(task, Looking(), tmp_path / "net", ref, key=KEY).row
+    guess = by_hand(params(), 90, 150)[0]
+    counted = np.concatenate([np.asarray(batch["mask"]) for batch in seen]) != 0
+    labels = np.concatenate([batch["labels"] for batch in seen])
+    np.testing.assert_array_equal(labels[counted], guess)
+    assert not labels[~counted].any() and not counted.all() and labels.dtype == np.int32
+    assert row.calibration == ref.calibration["accuracy"] == pytest.approx((guess == (data()[1][90:150] + 1) % 3).mean())
+    assert agreement_task(task) is agreement_task(task) and agreement_task(tiny_task()).calibration is not wrong
+    with pytest.raises(ValueError, match="has no predict, which agreement is taken from"):
+        tiny_task(agreement=True, predict=None)
+    with pytest.raises(ValueError, match="agreement needs predict, and batches with 'labels'"):
+        agreement_task(tiny_task(agreement=True, calibration=[(1, 2)]))
 
 
 def leaf(indices=(0, 1, 1, 0), codebook=(0.5, 1.5), **changes):
@@ -188,5 +246,5 @@ def test_a_single_changed_bit_makes_another_tree(other):
 
 
 def test_the_temporary_files_are_gone(tmp_path):
-    experiment.run(tiny_task(), KMeans(k=2), tmp_path / "net", before(), key=KEY)
+    run_row(tiny_task(), KMeans(k=2), tmp_path / "net", before(), key=KEY)
     assert [p.name for p in Path(tmp_path).iterdir()] == ["net"]

@@ -24,7 +24,7 @@ from bqjax.experiment.sweep import (
     RelativeBySize,
     compare_halves,
     first_examples,
-    run,
+    run_sweep,
     state_files,
 )
 from bqjax.methods.bins.gaussian import gaussian_bins
@@ -126,7 +126,7 @@ def test_rows_go_to_their_figures_and_are_those_of_the_engine():
 
 
 def test_a_row_does_not_depend_on_the_other_figures():
-    alone, together = run(ONE, tiny_task()), swept()
+    alone, together = run_sweep(ONE, tiny_task()), swept()
     assert [r.drops for r in alone.figures[0].rows] == [r.drops for r in together.figures[2].rows[:1]]
     assert alone.gradient_name is None and together.gradient_name == tiny_task().calibration_name
     assert swept().result.rows[0].drops != swept().result.rows[1].drops
@@ -134,11 +134,11 @@ def test_a_row_does_not_depend_on_the_other_figures():
 
 def test_split_and_limit():
     task = tiny_task()
-    by_split = run(replace(ONE, split="calibration", limit=999), task)
+    by_split = run_sweep(replace(ONE, split="calibration", limit=999), task)
     assert by_split.result.baseline == Evaluator(task.score, task.calibration).baseline(task.params)
     # More than there are is all there are.
     assert by_split.data_name == task.calibration_name
-    fewer = run(replace(ONE, limit=50, seed=1), task, limit=7)
+    fewer = run_sweep(replace(ONE, limit=50, seed=1), task, limit=7)
     assert fewer.n_examples == 7 and fewer.data_name.startswith("the first 7 of 210 ")
     assert fewer.result.baseline == Evaluator(task.score, first_examples(task.test, 7)).baseline(task.params)
 
@@ -164,11 +164,11 @@ def test_it_resumes_with_the_gradient_it_began_with(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(config, tiny_task(), state_path=state, progress=stop)
+        run_sweep(config, tiny_task(), state_path=state, progress=stop)
     assert len(state_files(state)) == 2 and len(list(tmp_path.iterdir())) == 2
     # A gradient that came out a little different would be another sweep.
     monkeypatch.setattr("bqjax.experiment.sweep.loss_gradient", lambda *args: pytest.fail("taken again"))
-    found = run(config, tiny_task(), state_path=state)
+    found = run_sweep(config, tiny_task(), state_path=state)
     assert found.result.n_resumed > 0
     expected = [swept().figures[2].rows[0], *swept().figures[3].rows[:2]]
     assert [r.drops for r in found.result.rows] == [r.drops for r in expected]
@@ -200,7 +200,7 @@ def test_halves_are_compared_layer_by_layer():
         (lambda: NoiseByLayer(kind="relative"), "relative_to_std goes with gaussian or uniform"),
         (lambda: RelativeBySize(largest=0), "largest must be at least 1"),
         (
-            lambda: run(replace(CONFIG, figures=(RelativeBySize(rules=(Rule("conv/*"),)),)), tiny_task()),
+            lambda: run_sweep(replace(CONFIG, figures=(RelativeBySize(rules=(Rule("conv/*"),)),)), tiny_task()),
             "'conv/\\*' matches no leaf",
         ),
         (lambda: RelativeBySize(draws=0).candidates(PARAMS), "draws must be at least 1"),

@@ -19,7 +19,7 @@ from bqjax.adapters.flax import linen_apply, nnx_params
 from bqjax.core.leaves import Affine, Clustered, Factored, Residual, is_compressed
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import named_leaves, replace
-from bqjax.experiment.runner import same_tree
+from bqjax.experiment.storage import same_tree
 from bqjax.methods.baselines.deep_compression import DeepCompressionConfig, deep_compress
 from bqjax.methods.baselines.diba import DiBAConfig, diba
 from bqjax.methods.baselines.dkm import DKMConfig, dkm, dkm_harden, dkm_start

@@ -12,8 +12,10 @@ from html_page import Page
 from tiny import before, searched, tiny_task
 
 from bqjax import codec
+from bqjax.experiment import Comparison, Entry
 from bqjax.report import plots
-from bqjax.report.html import page, search_report
+from bqjax.report.experiment import experiment_page, row_details
+from bqjax.report.html import page
 from bqjax.report.tables import Table, file_table
 
 NASTY = "a<b>&amp;\"'</td><script>alert(1)</script>$x$"
@@ -24,7 +26,9 @@ def report(folder, outcome, data):
     path.write_bytes(data)
     beside = replace(outcome.row, method=NASTY, file_bytes=1234)
     files = file_table(codec.inspect(path), "net")
-    return search_report(tiny_task(), before(), outcome, [outcome.row, beside], files, f"bqjax --x '{NASTY}'", (NASTY, "cal"))
+    entries = [Entry(label=row.method, settings="<S>", row=row) for row in (outcome.row, beside)]
+    found = Comparison.of(tiny_task(test_name=NASTY), before(), entries)
+    return experiment_page(found, f"bqjax --x '{NASTY}'", row_details(tiny_task(), outcome, files))
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +47,25 @@ def test_it_is_whole_and_loads_nothing(text):
 
 def test_it_has_the_tables_and_the_pictures(text):
     parsed = Page(text)
-    # Results, search, the file.
-    assert parsed.tags.count("table") == 3
+    # Results, search, the file, settings.
+    assert parsed.tags.count("table") == 4
     for cell in ("float32", "zstd -19 (lossless)", "B&Q <4>", "hidden/kernel", "hidden/bias", "structure and header"):
         assert cell in parsed.cells
     # Size against accuracy, the search's path, and for both leaves the sensitivity and the histogram.
     assert parsed.tags.count("svg") == 6
     assert any(t.startswith("hidden/kernel: 120 weights, 4 bins") for t in parsed.svg_text)
     headings = re.findall(r"<h2>(.*?)</h2>", text)
-    assert headings == ["Result", "Search", "Sensitivity of each bin", "Weights and their bins", "The file"]
+    of = "B&amp;Q &lt;4&gt;: "
+    assert headings == [
+        "Result", f"{of}search", "Sensitivity of each bin", f"{of}weights and their bins", f"{of}the file", "Settings",
+    ]  # fmt: skip
 
 
 def test_names_are_escaped(text):
     parsed = Page(text)
     assert NASTY in parsed.cells
     assert "alert(1)</script>" not in text
-    assert "<title>tiny &lt;network&gt; &amp; co: B&amp;Q &lt;4&gt;</title>" in text
+    assert "<title>tiny &lt;network&gt; &amp; co: methods compared</title>" in text
     # In a picture as well, where a pair of dollars would be a formula.
     assert any("$x$" in t for t in parsed.svg_text)
 
@@ -66,7 +73,7 @@ def test_names_are_escaped(text):
 def test_without_a_search(tmp_path):
     outcome, data = searched()
     parsed = Page(report(tmp_path, outcome._replace(info=None), data))
-    assert parsed.tags.count("table") == 2
+    assert parsed.tags.count("table") == 3
     assert parsed.tags.count("svg") == 3
 
 

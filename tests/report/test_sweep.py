@@ -16,7 +16,7 @@ from html_page import Page
 from tiny import tiny_task
 from tiny_sweep import CONFIG, FIGURES, swept
 
-from bqjax.experiment.sweep import RandomAgainstGradient, run
+from bqjax.experiment import RandomAgainstGradient, run_sweep
 from bqjax.report.sweep import PAGE, comparison_text, figure_table, result_names, sweep_csv, sweep_files, sweep_json, sweep_records
 
 
@@ -46,7 +46,7 @@ def test_json_is_standard_and_the_same():
     assert found["rows"] == sweep_records(swept())
     assert found["n_examples"] == swept().n_examples and found["baseline"] == dict(swept().result.baseline)
     assert found["comparisons"]["random_against_gradient"]["layers"] == 2
-    single = run(replace(CONFIG, figures=(RandomAgainstGradient(draws=1, largest=1),)), tiny_task())
+    single = run_sweep(replace(CONFIG, figures=(RandomAgainstGradient(draws=1, largest=1),)), tiny_task())
     text = sweep_json(single, "x")
     assert "NaN" not in text and {r["standard_error"] for r in json.loads(text)["rows"]} == {None}
     assert "one draw has no standard error" in comparison_text(single.figures[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 from tiny import before, searched
 
 from bqjax import codec
-from bqjax.experiment.row import Row
+from bqjax.experiment import Comparison, Entry, Row
 from bqjax.report.tables import Table, file_table, markdown, results_table, rich_table, search_table
 
 
@@ -41,7 +42,12 @@ def test_markdown_is_well_formed():
 
 def test_the_results():
     ref = before()
-    table = results_table("net", "accuracy", ref, [row(), row(method="bare", standard_error=None, agreement=None)], ("test", "cal"))
+    rows = row(), row(method="bare", standard_error=None, agreement=None)
+    entries = tuple(Entry(label=r.method, settings="", row=r) for r in rows)
+    found = Comparison(task_name="net", metric="accuracy", before=ref, data=("test", "cal"), entries=entries)
+    table = results_table(found)
+    # Of one row, there is nothing to be said of others.
+    assert results_table(dataclasses.replace(found, entries=entries[:1])).rows[2] == table.rows[2][:-1]
     grid = [dict(zip(table.columns, line, strict=True)) for line in table.rows]
     assert [line["method"] for line in grid] == ["float32", "zstd -19 (lossless)", "m", "bare"]
     for line, size in zip(grid, (ref.float_bytes, ref.zstd_bytes, 500, 500), strict=True):

@@ -18,9 +18,10 @@ from bqjax.tflite.codes.search import QuantizedConfig, search_codes
 from bqjax.tflite.examples import Examples
 from bqjax.tflite.format.model import parse_model
 from bqjax.tflite.interpret import interpret
-from bqjax.tflite.network import _short_names, halves, interpreted_network, quantized_task, twin_network, unmeasured
+from bqjax.tflite.network import interpreted_network, twin_network, unmeasured
+from bqjax.tflite.task import _short_names, halves, quantized_task
 
-sys.path.insert(0, str(Path(__file__).parent / "adapters" / "tflite"))
+sys.path.insert(0, str(Path(__file__).parent))
 from builder import Builder, network
 
 
@@ -100,7 +101,7 @@ def test_a_task_brings_zero_points_to_the_shape_of_the_codes(tmp_path, dtype, pe
     (tmp_path / "net.tflite").write_bytes(model.content)
     x = np.random.default_rng(0).integers(0, 100, (12, 9, 9, 3)).astype(dtype)
     given = Examples(x, np.arange(12, dtype=np.int32) % 7)
-    task = quantized_task(tmp_path, "net.tflite", lambda folder, source: given, batch_size=4)
+    task = quantized_task(tmp_path / "net.tflite", given, batch_size=4)
     assert list(task.params) == list(model.params)  # these are short as they are
     for name, leaves in task.params.items():
         codes, zero = leaves["codes"], leaves["zero_point"]
@@ -113,8 +114,6 @@ def test_a_task_brings_zero_points_to_the_shape_of_the_codes(tmp_path, dtype, pe
     counted = np.concatenate([np.asarray(batch["mask"]) for batch in (*task.calibration, *task.test)]) != 0
     got = np.concatenate(seen)[counted]
     np.testing.assert_array_equal(np.sort(got.reshape(12, -1), axis=0), np.sort(x.reshape(12, -1), axis=0))
-    with pytest.raises(ValueError, match="--data is missing"):
-        quantized_task(None, "net.tflite", "data.npz")
 
 
 def test_short_names_are_the_parts_of_fused_names_that_no_other_has():
@@ -130,9 +129,10 @@ def test_figure_3_of_a_quantized_model(tmp_path):
     (tmp_path / "net.tflite").write_bytes(content)
     np.savez(tmp_path / "data.npz", x=x, y=interpret(content, x).reshape(40, -1).argmax(1).astype(np.int32))
     (tmp_path / "config.py").write_text(
-        "from bqjax.experiment.sweep import RelativeBySize, SweepConfig\n"
-        "from bqjax.tflite.network import quantized_task\n"
-        "config = SweepConfig(task=lambda data, progress: quantized_task(data, 'net.tflite', 'data.npz'), split='test',\n"
+        "from bqjax.experiment import RelativeBySize, SweepConfig\n"
+        "from bqjax.tflite import quantized_task\n"
+        "task = lambda data, progress: quantized_task(data / 'net.tflite', data / 'data.npz')\n"
+        "config = SweepConfig(task=task, split='test',\n"
         "    data='net.tflite', figures=(RelativeBySize(magnitude=0.2, draws=1, largest=1),))\n"
     )
     out = tmp_path / "out"

@@ -1,1 +1,24 @@
-"""Several trainings that start from and learn from one another, and a ledger of their files."""
+"""Several trainings that start from and learn from one another, and a ledger of their files: all that such a config names."""
+
+from train.image.config import GWKPhase, TrainConfig
+from train.image.transfer import Pruning
+from train.methods.retrain import Phase, RetrainConfig, Retrained
+from train.methods.schemes import EWGS, Clusters, Codebooks, Plain, SoftKMeans
+from train.pipeline.run import PipelineConfig, Stage, run_pipeline
+
+__all__ = [
+    "EWGS",
+    "Clusters",
+    "Codebooks",
+    "GWKPhase",
+    "Phase",
+    "PipelineConfig",
+    "Plain",
+    "Pruning",
+    "RetrainConfig",
+    "Retrained",
+    "SoftKMeans",
+    "Stage",
+    "TrainConfig",
+    "run_pipeline",
+]

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bqjax.core.files import atomic_write
-from bqjax.experiment.compare import Comparison, Entry
-from bqjax.experiment.row import Reference, Row
-from bqjax.report.compare_plot import pareto_plot
-from bqjax.report.tables import Table, markdown
+from bqjax.experiment import Comparison, Entry, Reference, Row
+from bqjax.report.pareto import pareto_plot
+from bqjax.report.tables import Table, markdown, results_table
 
 __all__ = ["Ledger", "ledger_table", "mean_comparison", "write_ledger"]
 
@@ -40,69 +39,54 @@ def ledger_table(ledgers: Sequence[Ledger]) -> Table:
     Args:
       ledgers: of the seeds, at least one, all of one pipeline.
     """
-    befores = [ledger.before for ledger in ledgers]
-    size, accuracy = statistics.mean(b.float_bytes for b in befores), statistics.mean(b.test["accuracy"] for b in befores)
-    small = statistics.mean(b.zstd_bytes for b in befores)
-    zeros = ", ".join("0.00" for _ in ledgers)
-    lines = [
-        ("float32, what rows are compared with", f"{size:,.0f}", "1.00", f"{100 * accuracy:.2f}", "", ""),
-        ("the same, zstd -19 (lossless)", f"{small:,.0f}", f"{size / small:.2f}", f"{100 * accuracy:.2f}", "0.00", zeros),
-    ]
-    for i, (stage, entry) in enumerate(ledgers[0].entries):
-        rows = [ledger.entries[i][1].row for ledger in ledgers]
-        done = [row for row in rows if row is not None]
-        label = f"{stage}: {entry.label}"
-        if len(done) < len(rows):
-            lines.append((label, "failed", "", "", "", ""))
-            continue
-        n_bytes = statistics.mean(row.file_bytes for row in done)
-        difference = statistics.mean(row.difference for row in done)
-        lines.append(
-            (
-                label,
-                f"{n_bytes:,.0f}",
-                f"{size / n_bytes:.2f}",
-                f"{100 * statistics.mean(row.after for row in done):.2f}",
-                f"{100 * difference:+.2f}",
-                ", ".join(f"{100 * row.difference:+.2f}" for row in done),
-            )
-        )
-    columns = ("stage: stored as", "file bytes", "ratio", "accuracy %", "difference, points", "each seed")
-    seeds = ", ".join(str(ledger.seed) for ledger in ledgers)
-    caption = (
-        f"Means over the seeds {seeds}; accuracy on {befores[0].n_test:,} test images of what the file decodes to. Ratio "
-        f"and difference: to the float network of the first line. Methods saw {befores[0].n_calibration:,} held-out training "
-        "images at most."
+    table = results_table(mean_comparison(ledgers))
+    rows = zip(*([entry.row for _, entry in ledger.entries] for ledger in ledgers), strict=True)
+    differences = (", ".join(f"{100 * row.difference:+.2f}" if row else "failed" for row in seeds) for seeds in rows)
+    each = ["", ", ".join("0.00" for _ in ledgers), *differences]
+    return Table(
+        "Ledger",
+        (*table.columns, "difference, each seed"),
+        [(*line, seeds) for line, seeds in zip(table.rows, each, strict=True)],
+        f"{table.title}. {table.caption}",
     )
-    return Table("Ledger", columns, lines, caption)
 
 
 def mean_comparison(ledgers: Sequence[Ledger]) -> Comparison:
-    """The rows that no seed lacks, means over the seeds, as a comparison; stages are its families where there are several."""
+    """Means over the seeds as rows; one that failed for a seed is failed. Stages are families where there are several."""
     befores = [ledger.before for ledger in ledgers]
     several = len({stage for stage, _ in ledgers[0].entries}) > 1
     entries = []
     for i, (stage, entry) in enumerate(ledgers[0].entries):
         rows = [ledger.entries[i][1].row for ledger in ledgers]
-        done = [row for row in rows if row is not None]
-        if len(done) < len(rows):
-            continue
+        errors = [ledger.entries[i][1].error for ledger in ledgers]
         label = f"{stage}, {entry.label}" if several else entry.label
-        figures: dict[str, Any] = {
-            name: statistics.mean(getattr(row, name) for row in done) for name in ("after", "difference", "calibration", "ratio")
-        }
-        size = round(statistics.mean(row.file_bytes for row in done))
-        mean: Row = dataclasses.replace(done[0], method=label, file_bytes=size, standard_error=None, **figures)
-        entries.append(Entry(label=label, settings=entry.settings, row=mean))
+        mean = _mean_row(label, [row for row in rows if row is not None]) if None not in rows else None
+        error = next((error for error in errors if error), None)
+        entries.append(Entry(label=label, settings=entry.settings, row=mean, error=error))
     before = befores[0]._replace(
         test={"accuracy": statistics.mean(b.test["accuracy"] for b in befores)},
+        calibration={"accuracy": statistics.mean(b.calibration["accuracy"] for b in befores)},
         float_bytes=round(statistics.mean(b.float_bytes for b in befores)),
         zstd_bytes=round(statistics.mean(b.zstd_bytes for b in befores)),
     )
     seeds = ", ".join(str(ledger.seed) for ledger in ledgers)
-    data = f"{before.n_test:,} test images", f"{before.n_calibration:,} held-out training images"
     name = f"Means over the seeds {seeds}" if len(ledgers) > 1 else f"Seed {seeds}"
-    return Comparison(task_name=name, metric="accuracy", data=data, before=before, entries=tuple(entries), fingerprint="")
+    data = "test images", "held-out training images"
+    return Comparison(task_name=name, metric="accuracy", data=data, before=before, entries=tuple(entries))
+
+
+def _mean_row(label: str, rows: Sequence[Row]) -> Row:
+    """One seed's row as it is; of several the means, without a standard error, since theirs would not be that of a mean."""
+    numbers = ("before", "after", "difference", "calibration", "ratio", "bits_per_weight", "seconds")
+    figures: dict[str, Any] = {name: statistics.mean(getattr(row, name) for row in rows) for name in numbers}
+    agreements = [row.agreement for row in rows if row.agreement is not None]
+    return Row(
+        method=label,
+        standard_error=rows[0].standard_error if len(rows) == 1 else None,
+        agreement=statistics.mean(agreements) if agreements else None,
+        file_bytes=round(statistics.mean(row.file_bytes for row in rows)),
+        **figures,
+    )
 
 
 def write_ledger(folder: Path, ledgers: Sequence[Ledger]) -> str:

@@ -1,8 +1,7 @@
 """Several trainings that start from and learn from one another, and a ledger of what each stage's files weigh and lose.
 
-Every stage is a run of :mod:`train.image.loop` in a folder of its own, from the file that an earlier stage wrote. Every row of the
-ledger
-is a file too: it is written, read back, decoded and scored on the test data, beside the first stage's float network.
+Every stage is a run of :mod:`train.image.loop` in a folder of its own, from the file that an earlier stage wrote. The rows of the
+ledger are those of :func:`bqjax.experiment.run`, compared with one stage's float network.
 Killed and started again, a pipeline goes on where it was.
 """
 
@@ -22,11 +21,9 @@ from flax import nnx
 from bqjax.adapters.flax import nnx_apply, nnx_params
 from bqjax.core.classification import batches, classification_outputs, classification_predict, classification_score
 from bqjax.core.progress import Progress
-from bqjax.experiment import compare
-from bqjax.experiment.compare import Entry
-from bqjax.experiment.config import CompareConfig
-from bqjax.experiment.row import Reference, reference
-from bqjax.methods.base import Method
+from bqjax.experiment import Entry, Experiment, Reference, reference
+from bqjax.experiment import run as run_experiment
+from bqjax.methods import Method
 from train.checkpoint import checked_config
 from train.data.source import Source
 from train.image.config import TrainConfig
@@ -219,8 +216,8 @@ def _compressed(
         before = before or reference(task)
         if not stage.methods:
             continue
-        comparison = CompareConfig(task=lambda data_dir, progress, task=task: task, methods=stage.methods, seed=seed)  # type: ignore[misc]
-        found = compare.run(comparison, task, folder / stage.folder / "rows", before=before)
+        experiment = Experiment(task=lambda data_dir, progress, task=task: task, methods=stage.methods, seed=seed)  # type: ignore[misc]
+        found = run_experiment(experiment, folder / stage.folder / "rows", task=task, before=before)
         for entry in found.entries:
             entries.append((stage.name, entry))
             if not entry.kept:

@@ -1,1 +1,24 @@
-"""Trained networks with their data as tasks, which configs name."""
+"""Trained networks with their data as tasks, which configs name.
+
+Each task's module is imported when it is asked for: a config for speech needs no data sets of images.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = ["an4_task", "digits_task", "resnet_task", "spc_task"]
+
+_MODULES = {
+    "an4_task": "train.speech.task",
+    "digits_task": "train.tasks.digits",
+    "resnet_task": "train.tasks.cifar",
+    "spc_task": "train.tasks.speech_commands",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -17,8 +17,8 @@ from bqjax import codec, decode
 from bqjax.core.classification import classification_outputs
 from bqjax.core.journal import Journal
 from bqjax.core.tree import named_leaves, replace
-from bqjax.experiment import runner as experiment
-from bqjax.experiment.row import reference
+from bqjax.experiment import reference, run_row
+from bqjax.experiment.kept_rows import search_name
 from bqjax.methods.budget.curves import LayerCurves, units
 from bqjax.methods.budget.method import WithinBudget
 from bqjax.methods.budget.plan import BudgetConfig
@@ -98,7 +98,7 @@ def test_bytes_of_a_plan_are_those_of_the_file(coder, tmp_path):
 def test_a_size_is_kept_and_used(target, tmp_path):
     plan = planned(target_bytes=target)
     # By the file of the plan's own method, decoded: nothing of the search is trusted.
-    row = experiment.run(
+    row = run_row(
         task(), plan.method, tmp_path / "f", reference(task()), key=KEY, coder="ans",
         metadata={"task": task().name, "method": "p"},
     ).row  # fmt: skip
@@ -115,8 +115,8 @@ def test_a_budget_as_a_method(tmp_path):
     assert 700 < codec.save(tmp_path / "file", made.tree).file_bytes <= 1000
     # Budgets of other sizes and options go on from the same measurements, importance of other draws does not.
     other = WithinBudget(max_drop=0.1, label="q")
-    assert experiment.search_name(method) == experiment.search_name(WithinBudget(target_bytes=9, budget=CONFIG, label="q"))
-    assert experiment.search_name(method) != experiment.search_name(other)
+    assert search_name(method) == search_name(WithinBudget(target_bytes=9, budget=CONFIG, label="q"))
+    assert search_name(method) != search_name(other)
     for wrong in ({}, {"target_bytes": 1000, "max_drop": 0.01}):
         with pytest.raises(ValueError, match="either max_drop or target_bytes"):
             WithinBudget(**wrong)

@@ -15,7 +15,7 @@ from bqjax.core.blocks import block_mask, from_blocks, output_first, to_blocks
 from bqjax.core.leaves import Clustered
 from bqjax.core.rules import Rule
 from bqjax.core.tree import named_leaves
-from bqjax.experiment.runner import same_tree
+from bqjax.experiment.storage import same_tree
 from bqjax.kmeans.codebooks import codebook_gradients, codebooks, with_codebooks
 from bqjax.methods.gwk.assignment import assign, index_bits
 from bqjax.methods.gwk.cluster import GWKConfig, bits_per_weight, gwk_cluster

@@ -250,7 +250,7 @@ def test_the_ledger(done):
     assert rows[0]["float_bytes"] == (folder / "seed3" / "first" / "model.safetensors").stat().st_size
     assert rows[1]["file_bytes"] < 0.75 * rows[0]["float_bytes"] and rows[2]["ratio"] > 4
     table = (folder / "ledger.md").read_text()
-    assert "| Second, pruned: int8 |" in table and "Means over the seeds 3;" in table
+    assert "| Second, pruned, int8 |" in table and "Seed 3." in table and "| difference, each seed |" in table
     assert (folder / "ledger.csv").read_text().count("\n") == 4
     assert "Second, pruned" in (folder / "pareto.svg").read_text() and (folder / "pareto.png").stat().st_size > 10_000
 

@@ -1,4 +1,4 @@
-"""Comparisons: rows are those of single runs, kept rows are not run again, failures stay where they are."""
+"""Experiments: rows are those of single runs, kept rows are not run again, failures stay where they are."""
 
 from __future__ import annotations
 
@@ -13,13 +13,8 @@ import pytest
 from tiny import before, tiny_task
 
 from bqjax import codec
-from bqjax.experiment import compare
-from bqjax.experiment import runner as experiment
-from bqjax.experiment.compare import pareto_front
-from bqjax.experiment.config import CompareConfig
-from bqjax.methods.base import Compressed
-from bqjax.methods.baselines.methods import KMeans
-from bqjax.methods.bins.method import GaussianBins
+from bqjax.experiment import Experiment, pareto_front, run, run_row
+from bqjax.methods import Compressed, GaussianBins, KMeans
 
 ran = []
 
@@ -53,7 +48,7 @@ def one_task():
 
 
 def config(*methods, **changes):
-    return CompareConfig(task=tiny_task, methods=methods, **changes)
+    return Experiment(task=tiny_task, methods=methods, **changes)
 
 
 ONE, TWO = Counting(k=2, label="one"), Counting(k=4, label="t/w:o & <three>")
@@ -61,10 +56,10 @@ ONE, TWO = Counting(k=2, label="one"), Counting(k=4, label="t/w:o & <three>")
 
 def test_rows_are_those_of_single_runs(tmp_path):
     methods = (ONE, GaussianBins(bins=3, label="bins, 3"))
-    found = compare.run(config(*methods), one_task(), tmp_path)
+    found = run(config(*methods), tmp_path, task=one_task())
     assert not found.failed and [e.label for e in found.entries] == ["one", "bins, 3"]
     for method, entry in zip(methods, found.entries, strict=True):
-        alone = experiment.run(one_task(), method, tmp_path / "alone", before(), key=jax.random.key(0), force=True).row
+        alone = run_row(one_task(), method, tmp_path / "alone", before(), key=jax.random.key(0), force=True).row
         assert dataclasses.replace(entry.row, seconds=0) == dataclasses.replace(
             alone, seconds=0, file_bytes=entry.row.file_bytes, ratio=entry.row.ratio, bits_per_weight=entry.row.bits_per_weight
         )
@@ -78,22 +73,22 @@ def test_rows_are_those_of_single_runs(tmp_path):
 
 def test_what_is_done_is_not_run_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        compare.run(config(ONE, TWO, Counting(fail="interrupt", label="stop"), Counting(label="last")), one_task(), tmp_path)
+        run(config(ONE, TWO, Counting(fail="interrupt", label="stop"), Counting(label="last")), tmp_path, task=one_task())
     assert ran == ["one", TWO.label, "stop"]
     ran.clear()
-    found = compare.run(config(ONE, TWO, Counting(label="stop"), Counting(label="last")), one_task(), tmp_path)
+    found = run(config(ONE, TWO, Counting(label="stop"), Counting(label="last")), tmp_path, task=one_task())
     assert ran == ["stop", "last"]
     assert [e.kept for e in found.entries] == [True, True, False, False]
     ran.clear()
-    again = compare.run(config(Counting(label="last"), ONE), one_task(), tmp_path)
+    again = run(config(Counting(label="last"), ONE), tmp_path, task=one_task())
     assert ran == [] and again.rows == [found.rows[3], found.rows[0]]
-    compare.run(config(ONE), one_task(), tmp_path, force=True)
+    run(config(ONE), tmp_path, task=one_task(), force=True)
     assert ran == ["one"]
 
 
 @pytest.mark.parametrize("changed", ["setting", "seed", "coder", "data", "parameters"])
 def test_a_row_of_anything_else_is_run(changed, tmp_path):
-    compare.run(config(ONE), one_task(), tmp_path)
+    run(config(ONE), tmp_path, task=one_task())
     ran.clear()
     method, changes, task = ONE, {}, one_task()
     if changed == "setting":
@@ -104,7 +99,7 @@ def test_a_row_of_anything_else_is_run(changed, tmp_path):
         task = tiny_task(calibration=one_task().test)
     else:
         task = tiny_task(params=jax.tree.map(lambda x: x * np.float32(1.5), one_task().params))
-    compare.run(config(method, **changes), task, tmp_path)
+    run(config(method, **changes), tmp_path, task=task)
     assert ran == ["one"]
 
 
@@ -138,18 +133,18 @@ def _no_object(record, compressed):
 
 @pytest.mark.parametrize("distortion", [_cut, _file_cut, _file_gone, _edited, _short, _no_object])
 def test_what_is_half_written_is_done_again(distortion, tmp_path):
-    whole = compare.run(config(ONE), one_task(), tmp_path)
+    whole = run(config(ONE), tmp_path, task=one_task())
     ((record,), (compressed,)) = (list(tmp_path.glob(f"*.{ending}")) for ending in ("json", "bq.safetensors"))
     ran.clear()
     distortion(record, compressed)
-    again = compare.run(config(ONE), one_task(), tmp_path)
+    again = run(config(ONE), tmp_path, task=one_task())
     assert ran == ["one"]
     assert dataclasses.replace(again.rows[0], seconds=0) == dataclasses.replace(whole.rows[0], seconds=0)
     assert again.entries[0].sha256 == whole.entries[0].sha256
 
 
 def test_a_failure_costs_its_own_row(tmp_path):
-    found = compare.run(config(Counting(fail="no\n  luck", label="bad"), ONE), one_task(), tmp_path)
+    found = run(config(Counting(fail="no\n  luck", label="bad"), ONE), tmp_path, task=one_task())
     bad, good = found.entries
     assert bad.row is None and bad.file is None and bad.error == "RuntimeError: no luck"
     assert good.row is not None and found.failed == [bad] and found.rows == [good.row]
@@ -157,7 +152,7 @@ def test_a_failure_costs_its_own_row(tmp_path):
     assert "Traceback" in details.read_text() and 'RuntimeError("no' not in details.name
     ran.clear()
     # Tried again, and once it succeeds its error is gone.
-    compare.run(config(Counting(fail="no\n  luck", label="bad"), ONE), one_task(), tmp_path)
+    run(config(Counting(fail="no\n  luck", label="bad"), ONE), tmp_path, task=one_task())
     assert ran == ["bad"] and list(tmp_path.glob("*.error.txt"))
 
 
@@ -170,7 +165,7 @@ def test_methods_without_a_lasting_name_are_always_run(tmp_path):
             return Compressed(task.params)
 
     for _ in range(2):
-        found = compare.run(config(Plain()), one_task(), tmp_path)
+        found = run(config(Plain()), tmp_path, task=one_task())
         assert not found.entries[0].kept and found.rows[0].difference == 0
     assert ran == ["plain", "plain"]
     assert len(list(tmp_path.glob("*.bq.safetensors"))) == 1 and not list(tmp_path.glob("*.json"))
@@ -179,7 +174,7 @@ def test_methods_without_a_lasting_name_are_always_run(tmp_path):
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        ((), "the comparison has no methods"),
+        ((), "the experiment has no methods"),
         ((KMeans(k=2), KMeans(k=3)), "two methods are labelled 'k-means': give one of them another label="),
         ((KMeans(label=" "),), "a method's label is empty"),
     ],
@@ -187,6 +182,15 @@ def test_methods_without_a_lasting_name_are_always_run(tmp_path):
 def test_configs_that_cannot_work(methods, message):
     with pytest.raises(ValueError, match=message):
         config(*methods)
+
+
+def test_methods_by_label_and_pattern():
+    whole = config(ONE, KMeans(k=2, label="k, 2"), KMeans(k=3, label="k, 3 [x]"))
+    assert whole.only(()) is whole
+    assert [m.label for m in whole.only(["k, *"]).methods] == ["k, 2", "k, 3 [x]"]
+    assert [m.label for m in whole.only(["k, 3 [x]", "one"]).methods] == ["one", "k, 3 [x]"]
+    with pytest.raises(ValueError, match="no method is labelled 'two', only 'one', 'k, 2', "):
+        whole.only(["one", "two"])
 
 
 def test_the_front_against_its_definition():

@@ -1,4 +1,4 @@
-"""The picture of a comparison: every row's metric against its file's bytes, and what no other row beats."""
+"""The picture of an experiment: every row's metric against its file's bytes, and what no other row beats."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from bqjax.experiment.compare import Comparison
+from bqjax.experiment.entry import Comparison
 from bqjax.experiment.row import Row
-from bqjax.report.compare_tables import compare_csv, compare_json, compare_table, front_labels
-from bqjax.report.html import page
 from bqjax.report.plots import GREY, as_png, as_svg, drawing, plain
-from bqjax.report.tables import Table, markdown
 
-__all__ = ["PAGE", "RESULT_NAMES", "compare_files", "pareto_plot"]
-
-PAGE = "report.html"
-RESULT_NAMES = ("compare.md", "compare.csv", "compare.json", "pareto.png", "pareto.svg", PAGE)
+__all__ = ["pareto_plot"]
 
 _MARKERS = "o^vPX*<>ph8d"
 # Offsets of a label from its point, in points; the first that touches nothing is taken.
@@ -46,11 +40,11 @@ def pareto_plot(comparison: Comparison) -> tuple[bytes, str]:
     with drawing(9.6, 5.6) as (figure, axes):
         axes.set_xscale("log")
         axes.axhline(base, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
-        axes.plot([before.float_bytes], [base], "s", color=GREY, label="float32", zorder=3)
+        axes.plot([before.float_bytes], [base], "s", color=GREY, label=before.original_name, zorder=3)
         axes.plot([before.zstd_bytes], [base], "D", color=GREY, label="zstd -19, lossless", zorder=3)
         points = [(before.float_bytes, base), (before.zstd_bytes, base)]
         labels: list[tuple[tuple[float, float], str, Any]] = []
-        front, colors = front_labels(comparison), _colors(rows)
+        front, colors = comparison.front, _colors(rows)
         for family, (color, marker) in colors.items():
             mine = [(row.file_bytes, _held(values[row.method], floor, sign)) for row in rows if _family(row.method) == family]
             axes.plot(*zip(*mine, strict=True), marker, color=color, markersize=6, label=plain(family), zorder=4, linestyle="")
@@ -142,24 +136,3 @@ def _place(
         _, (x, y), box = min(boxes, key=lambda found: found[0])
         label.set(position=(x, y), ha="left" if x > 0 else "right" if x < 0 else "center")
         taken.append(box)
-
-
-def compare_files(comparison: Comparison, command: str) -> dict[str, bytes]:
-    """Everything that a comparison is told by, by file name; the page comes last."""
-    png, svg = pareto_plot(comparison)
-    table = compare_table(comparison)
-    settings = Table(
-        "Settings",
-        ("method", "settings"),
-        [(entry.label, entry.settings) for entry in comparison.entries],
-        "Compressed files stand in the folder rows/.",
-    )
-    html = page(f"{comparison.task_name}: methods compared", command, [("Result", [table, svg]), ("Settings", [settings])])
-    return {
-        "compare.md": f"`{command}`\n\n{markdown(table)}".encode(),
-        "compare.csv": compare_csv(comparison).encode(),
-        "compare.json": compare_json(comparison, command).encode(),
-        "pareto.png": png,
-        "pareto.svg": svg.encode(),
-        PAGE: html.encode(),
-    }

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from html_page import Page
 
-from bqjax.experiment.compare import Comparison, Entry
-from bqjax.experiment.row import Reference, Row
-from bqjax.report.compare_plot import RESULT_NAMES, compare_files, pareto_plot
-from bqjax.report.compare_tables import compare_csv, compare_json, compare_table, front_labels
-from bqjax.report.tables import markdown
+from bqjax.experiment import Comparison, Entry, Reference, Row
+from bqjax.report.experiment import RESULT_NAMES, experiment_files
+from bqjax.report.pareto import pareto_plot
+from bqjax.report.records import compare_csv, compare_json
+from bqjax.report.tables import markdown, results_table
 
 
 def row(label, after, size, **changes):
@@ -50,8 +50,8 @@ GOOD = comparison(*ROWS, failed=("bad|one",))
 
 
 def test_the_front_and_its_marks():
-    assert front_labels(GOOD) == ["k$means$, 1", "B&Q, 2", "B&Q, 1"]
-    table = compare_table(GOOD)
+    assert GOOD.front == ["k$means$, 1", "B&Q, 2", "B&Q, 1"]
+    table = results_table(GOOD)
     marks = {line[0]: line[-1] for line in table.rows}
     assert [name for name, mark in marks.items() if mark] == ["B&Q, 1", "B&Q, 2", "k$means$, 1"]
     assert [line[0] for line in table.rows] == ["float32", "zstd -19 (lossless)", *[e.label for e in GOOD.entries]]
@@ -62,8 +62,8 @@ def test_the_front_and_its_marks():
 
 def test_lower_is_better_where_the_metric_says_so():
     rows = (row("a", 0.4, 500), row("b", 0.5, 300), row("c", 0.6, 400))
-    assert front_labels(comparison(*rows, metric="-loss")) == ["b", "a"]
-    assert front_labels(comparison(*rows)) == ["b", "c"]
+    assert comparison(*rows, metric="-loss").front == ["b", "a"]
+    assert comparison(*rows).front == ["b", "c"]
     png, svg = pareto_plot(comparison(*rows, metric="-loss"))
     assert png.startswith(b"\x89PNG") and "loss on test data" in svg
 
@@ -82,7 +82,7 @@ def test_numbers_come_back_from_csv_and_json():
 
 
 def test_the_page_is_whole_and_loads_nothing():
-    files = compare_files(GOOD, "bqjax <command>")
+    files = experiment_files(GOOD, "bqjax <command>")
     assert tuple(files) == RESULT_NAMES
     page = Page(files["report.html"].decode())
     assert not [url for url in page.loads if not url.startswith("#")]
@@ -91,7 +91,7 @@ def test_the_page_is_whole_and_loads_nothing():
     # Names are shown as they are: a pair of dollars is no formula.
     assert "k$means$" in page.svg_text and "zstd -19, lossless" in page.svg_text
     assert "k$means$, 1: 30.0" in page.svg_text  # far below the others, at the edge with its value
-    assert files == compare_files(GOOD, "bqjax <command>")
+    assert files == experiment_files(GOOD, "bqjax <command>")
 
 
 def test_the_labels_of_a_crowd_do_not_cover_one_another():

@@ -1,20 +1,28 @@
 """Methods that train, at equal epochs: a small CNN for handwritten digits, three seeds; a quarter to three quarters of an hour.
 
-python -m train --config configs/compare_trained_digits.py --out out/compare_trained_digits
+python -m train --config configs/trained_digits.py --out out/trained_digits
 
 Each row starts from the same float network and trains on for 20 epochs with the same optimiser, order of images and
 distillation, but for the rows without training. The two inner convolutions and the large dense layer are what schemes take; first
 and last kernel are int8.
 """
 
-from bqjax.methods.baselines.dkm import DKMConfig
-from bqjax.methods.baselines.ptq import PTQConfig
+from bqjax.methods import DKMConfig, PTQConfig
 from bqjax.quantizers import QuantizerConfig
-from train.image.config import GWKPhase, TrainConfig
-from train.image.transfer import Pruning
-from train.methods.retrain import Phase, Retrained
-from train.methods.schemes import EWGS, Clusters, Codebooks, Plain, SoftKMeans
-from train.pipeline.run import PipelineConfig, Stage
+from train.pipeline import (
+    EWGS,
+    Clusters,
+    Codebooks,
+    GWKPhase,
+    Phase,
+    PipelineConfig,
+    Plain,
+    Pruning,
+    Retrained,
+    SoftKMeans,
+    Stage,
+    TrainConfig,
+)
 
 EPOCHS, LATE = 20, 6  # LATE: of them, where codebooks are trained at the end
 LEAVES = ("conv2/kernel", "conv3/kernel", "fc1/kernel")

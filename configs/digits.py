@@ -1,30 +1,40 @@
-"""Methods compared on a small CNN for handwritten digits, which is trained first; a few minutes, and no download.
+"""Methods on a small CNN for handwritten digits, which is trained first; some rows of it are what `make demo` shows.
 
-bqjax compare --config configs/compare_digits.py --out out/compare_digits
+bqjax compare --config configs/digits.py --out out/digits       # all rows: a few minutes, and no download
+bqjax compress --config configs/digits.py --out out/digits.bq.safetensors --report out/digits.html
 """
 
-from bqjax.core.rules import Rule
-from bqjax.experiment.config import CompareConfig
-from bqjax.methods.baselines.deep_compression import DeepCompressionConfig
-from bqjax.methods.baselines.diba import DiBAConfig
-from bqjax.methods.baselines.methods import PTQ, Binary, DeepCompression, DiBA, KMeans, ResidualQuantization
-from bqjax.methods.baselines.ptq import PTQConfig
-from bqjax.methods.baselines.residual import ResidualConfig
-from bqjax.methods.bins import RateConfig, SearchConfig
-from bqjax.methods.bins.gaussian import BinConfig
-from bqjax.methods.bins.method import BinAndQuant, GaussianBins
-from bqjax.methods.gwk.cluster import GWKConfig
-from bqjax.methods.gwk.method import GWK
-from train.tasks.digits import digits_task
+from bqjax import Rule
+from bqjax.experiment import Experiment
+from bqjax.methods import (
+    GWK,
+    PTQ,
+    BinAndQuant,
+    Binary,
+    BinConfig,
+    DeepCompression,
+    DeepCompressionConfig,
+    DiBA,
+    DiBAConfig,
+    GaussianBins,
+    GWKConfig,
+    KMeans,
+    PTQConfig,
+    RateConfig,
+    ResidualConfig,
+    ResidualQuantization,
+    SearchConfig,
+)
+from train.tasks import digits_task
 
 SEARCH = SearchConfig(n_bins=8, max_bins=16, tolerance=None)
 # The first convolution has 288 weights: its codebook would be as large as itself.
 RULES = (Rule("conv1/*", skip=True), Rule("*/kernel"))
 
-config = CompareConfig(
+config = Experiment(
     task=lambda data_dir, progress: digits_task(progress=progress),
     methods=(
-        BinAndQuant(search=SEARCH, rate=RateConfig(max_drop=0.004, max_rank_drop=0.04), label="B&Q, entropy-constrained"),
+        BinAndQuant(search=SEARCH, rate=RateConfig(max_drop=0.01, max_rank_drop=0.04), label="B&Q, entropy-constrained"),
         *(
             BinAndQuant(search=SEARCH, rate=RateConfig(lmbda=p), label=f"B&Q, entropy-constrained, lmbda {p:g}")
             for p in (2.5e-06, 6.25e-06, 1.25e-05)

@@ -11,10 +11,8 @@ import jax
 import pytest
 from tiny import SEARCH, tiny_task
 
-from bqjax.experiment import compare
-from bqjax.experiment.config import CompareConfig
-from bqjax.methods.baselines.methods import KMeans
-from bqjax.methods.bins.method import GaussianBins
+from bqjax.experiment import Experiment, run
+from bqjax.methods import GaussianBins, KMeans
 
 BOTH = threading.Barrier(2)
 devices: dict[str, int] = {}
@@ -49,9 +47,9 @@ def rows(found):
 
 
 def side_by_side(folder="rows"):
-    config = CompareConfig(task=tiny_task, methods=(Meeting(label="a"), Meeting(label="b"), *METHODS))
-    found = compare.run(config, tiny_task(), Path(folder), devices=jax.devices())
-    searches = len(list(Path(folder).glob("search-*.jsonl")))
+    config = Experiment(task=tiny_task, methods=(Meeting(label="a"), Meeting(label="b"), *METHODS))
+    found = run(config, Path(folder), devices=jax.devices())
+    searches = len(list((Path(folder) / "search").glob("*.jsonl")))
     return {"labels": [e.label for e in found.entries], "rows": rows(found), "devices": devices, "searches": searches}
 
 
@@ -59,7 +57,7 @@ def test_rows_side_by_side_are_those_of_one_after_the_other(tmp_path, on_four_de
     found = on_four_devices("rows")
     assert found["labels"] == ["a", "b", *(m.label for m in METHODS)]
     assert len(set(found["devices"].values())) == 2
-    alone = compare.run(CompareConfig(task=tiny_task, methods=METHODS), tiny_task(), tmp_path / "alone")
+    alone = run(Experiment(task=tiny_task, methods=METHODS), tmp_path / "alone")
     assert found["rows"][2:] == rows(alone) and found["rows"][4] is None
     # What failed keeps the searches' measurements for the next try.
     assert found["searches"] == 1
@@ -67,4 +65,4 @@ def test_rows_side_by_side_are_those_of_one_after_the_other(tmp_path, on_four_de
 
 def test_no_devices(tmp_path):
     with pytest.raises(ValueError, match="no devices to run rows on"):
-        compare.run(CompareConfig(task=tiny_task, methods=METHODS), tiny_task(), tmp_path, devices=())
+        run(Experiment(task=tiny_task, methods=METHODS), tmp_path, devices=())

@@ -1,17 +1,13 @@
-"""Methods compared without retraining on a DeepSpeech 2 that configs/deepspeech2_an4.py has trained (the paper's DS 2, Table I).
+"""Methods without retraining on a DeepSpeech 2 that configs/deepspeech2_an4.py has trained (the paper's DS 2, Table I).
 
-bqjax compare --config configs/compare_an4.py --data ../shared/data --out out/compare_an4
+bqjax compress --config configs/an4.py --data DATA --out out/an4.bq.safetensors --table out/an4.md
+bqjax compare --config configs/an4.py --data DATA --out out/an4
 """
 
-from bqjax.core.rules import Rule
-from bqjax.experiment.config import CompareConfig
-from bqjax.methods.baselines.methods import KMeans
-from bqjax.methods.bins import RateConfig, SearchConfig
-from bqjax.methods.bins.gaussian import BinConfig
-from bqjax.methods.bins.method import BinAndQuant, GaussianBins
-from bqjax.methods.budget.method import WithinBudget
-from bqjax.methods.budget.plan import BudgetConfig
-from train.speech.task import an4_task
+from bqjax import Rule
+from bqjax.experiment import Experiment
+from bqjax.methods import BinAndQuant, BinConfig, BudgetConfig, GaussianBins, KMeans, RateConfig, SearchConfig, WithinBudget
+from train.tasks import an4_task
 
 RUN = "out/deepspeech2_an4"
 LMBDAS = 1.5e-05, 3.125e-05, 6.25e-05, 0.000125
@@ -23,10 +19,11 @@ SHARED = (Rule("rnn/*/kernel", group="rnn"), Rule("*/kernel"))
 # The paper's second setting: 3 bits for one recurrent layer, 4 for the others.
 THREE_BITS_FOR_ONE = (Rule("rnn/2/*/kernel", 8, group="last"), Rule("rnn/*/kernel", 16, group="rnn"), Rule("*/kernel", 16))
 
-config = CompareConfig(
+config = Experiment(
     task=lambda data_dir, progress: an4_task(RUN, data_dir),
     data=f"an4/ (and {RUN} must be there: train it first)",
     methods=(
+        # The lmbda is the highest that costs at most so much of the calibration utterances' word error rate.
         *(
             GaussianBins(
                 bins=WIDE, rate=RateConfig(max_drop=points / 100), label=f"B&Q, entropy-constrained, at most {points:g} points"
