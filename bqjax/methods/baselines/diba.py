@@ -32,7 +32,7 @@ from bqjax.core.leaves.factored import MIDDLE_TOTAL
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import check_finite, named_leaves, replace
 
-__all__ = ["DiBAConfig", "diba"]
+__all__ = ["DiBAConfig", "diba_factorize"]
 
 # Terms that start together on what the terms before them left over, and rounds until the next ones do.
 _TOGETHER, _START_ROUNDS = 16, 5
@@ -74,7 +74,9 @@ class DiBAConfig:
         return found
 
 
-def diba(params: Any, rules: Sequence[Rule[DiBAConfig]] | None = None, *, key: jax.Array, config: DiBAConfig | None = None) -> Any:
+def diba_factorize(
+    params: Any, rules: Sequence[Rule[DiBAConfig]] | None = None, *, key: jax.Array, config: DiBAConfig | None = None
+) -> Any:
     """Replaces matrices by products of diagonal and binary ones.
 
     ``min |W - D1 B1 D2 B2 D3|^2``. Terms first start by sixteens on what those before leave over, from random bits; then all
@@ -100,7 +102,7 @@ def diba(params: Any, rules: Sequence[Rule[DiBAConfig]] | None = None, *, key: j
 
     Example:
       >>> w = np.outer(np.float32([1, -2, 0, 3]), np.float32([0.5, 4, -1]))
-      >>> leaf = diba({"w": w}, key=jax.random.key(0), config=DiBAConfig(middle=1))["w"]
+      >>> leaf = diba_factorize({"w": w}, key=jax.random.key(0), config=DiBAConfig(middle=1))["w"]
       >>> bool(np.allclose(leaf.decode(), w, rtol=1e-5)), leaf.left.shape, leaf.right.shape
       (True, (4, 1), (1, 3))
     """

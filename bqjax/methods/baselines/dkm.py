@@ -24,8 +24,7 @@ import numpy as np
 from jax import lax
 
 from bqjax.core.blocks import from_blocks, output_first
-from bqjax.core.leaves import Clustered, index_dtype
-from bqjax.core.leaves.clustered import in_use
+from bqjax.core.leaves import Clustered, index_dtype, trim_codebook
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import named_leaves, replace
 from bqjax.kmeans.assignment import nearest_block
@@ -33,7 +32,7 @@ from bqjax.kmeans.scalar import kmeans_scalar
 from bqjax.methods.baselines.product import block_parts, check_blocks, cluster
 from bqjax.methods.baselines.soft_kmeans import Layout, Solver, from_tiles, in_place, soft_kmeans, spread, to_tiles, variance
 
-__all__ = ["DKMConfig", "dkm", "dkm_harden", "dkm_start"]
+__all__ = ["DKMConfig", "dkm_forward", "dkm_harden", "dkm_start"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +129,7 @@ def dkm_start(
     return codebooks
 
 
-def dkm(
+def dkm_forward(
     params: Any,
     codebooks: Mapping[str, Any],
     rules: Sequence[Rule[DKMConfig]] | None = None,
@@ -155,7 +154,7 @@ def dkm(
       >>> params = {"w": jax.random.normal(jax.random.key(0), (8, 8))}
       >>> config = DKMConfig(k=4)
       >>> codebooks = dkm_start(params, key=jax.random.key(1), config=config)
-      >>> loss = lambda p, c: (jnp.square(dkm(p, c, config=config)[0]["w"]).sum(), dkm(p, c, config=config)[1])
+      >>> loss = lambda p, c: (jnp.square(dkm_forward(p, c, config=config)[0]["w"]).sum(), dkm_forward(p, c, config=config)[1])
       >>> grads, codebooks = jax.grad(loss, has_aux=True)(params, codebooks)
       >>> grads["w"].shape, codebooks["w"].shape
       ((8, 8), (4, 1))
@@ -234,14 +233,14 @@ def dkm_harden(
       concrete parameters are cut to the entries in use.
 
     Raises:
-      ValueError: as :func:`dkm`.
+      ValueError: as :func:`dkm_forward`.
     """
     new = {}
     for name, leaf, setting in _chosen(params, rules, config):
         x, mask = _blocks(name, leaf, setting)
         codebook = _codebook(name, codebooks, setting).astype(leaf.dtype)
         indices = nearest_block(x, codebook.astype(jnp.float32), mask=mask)
-        codebook, indices = in_use(codebook, indices)
+        codebook, indices = trim_codebook(codebook, indices)
         indices = indices.astype(index_dtype(codebook.shape[0]))
         new[name] = Clustered(indices, codebook, np.shape(leaf), leaf.dtype, _order(leaf, setting.d))
     return replace(params, new)

@@ -18,8 +18,7 @@ import numpy as np
 from jax import lax
 
 from bqjax.core.blocks import output_first
-from bqjax.core.leaves import Clustered, Residual, index_dtype
-from bqjax.core.leaves.clustered import in_use
+from bqjax.core.leaves import Clustered, Residual, index_dtype, trim_codebook
 from bqjax.core.leaves.residual import MAX_STAGES
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import named_leaves, replace
@@ -106,7 +105,7 @@ def residual_quantize(
         found = (_stages_in_place if in_place else _stages)(name, leaf, jax.random.fold_in(key, i), setting)
         stages = []
         for codebook, indices in found:
-            codebook, indices = in_use(codebook, indices)
+            codebook, indices = trim_codebook(codebook, indices)
             indices = indices.astype(index_dtype(codebook.shape[0]))
             stages.append(Clustered(indices, codebook, leaf.shape, leaf.dtype, output_first(leaf.ndim)))
         new[name] = Residual(stages)

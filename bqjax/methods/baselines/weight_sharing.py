@@ -22,8 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.core.leaves import Clustered, decode, round_to
-from bqjax.core.leaves.clustered import in_use
+from bqjax.core.leaves import Clustered, decode, round_to, trim_codebook
 from bqjax.core.rules import Rule, group_setting, grouped, select
 from bqjax.core.tree import by_size, check_finite, named_leaves, replace
 from bqjax.kmeans import scalar as kmeans
@@ -77,7 +76,7 @@ def kmeans_share(params: Any, k: int = 16, rules: Sequence[Rule[int]] | None = N
         # One leaf by itself is not copied.
         values = jnp.concatenate([jnp.ravel(leaves[name]) for name in names]) if len(names) > 1 else jnp.ravel(leaves[names[0]])
         codebook, indices = _share(values, sizes[names[0]])
-        codebook, indices = in_use(codebook[:, None], indices)
+        codebook, indices = trim_codebook(codebook[:, None], indices)
         ends = np.cumsum([leaves[name].size for name in names])
         for name, part in zip(names, jnp.split(indices, ends[:-1]) if len(ends) > 1 else [indices], strict=True):
             shared[name] = Clustered(part, codebook, leaves[name].shape, dtypes[name], group=group)

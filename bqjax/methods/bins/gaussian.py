@@ -18,7 +18,6 @@ from bqjax.core.tree import check_finite, named_leaves
 
 __all__ = ["BinConfig", "BinStats", "Bins", "bin_indices", "gaussian_bins", "gaussian_edges", "occupied"]
 
-
 _PIECE = 2**20
 
 
@@ -38,6 +37,7 @@ class Bins:
 
 
 BinStats = Mapping[str, Bins]
+"""Bins by leaf name. A pytree, so that it can be an argument of a jitted function."""
 
 
 @dataclass(frozen=True, kw_only=True)

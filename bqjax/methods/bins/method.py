@@ -26,7 +26,7 @@ __all__ = ["BinAndQuant", "GaussianBins"]
 
 
 def _ecsq(task: Task, stats: BinStats, rate: RateConfig, key: jax.Array, progress: Progress | None) -> Compressed:
-    """Weighs bins against storage, at the lmbda given or else at the highest that keeps the limit."""
+    """Entropy-constrained scalar quantization from these bins, at the ``lmbda`` given or else at the highest within the limits."""
     importance = task_importance(task, key=key, draws=rate.draws, names=list(stats))
     lmbda = rate.lmbda
     if lmbda is None:
@@ -49,7 +49,7 @@ def _ecsq(task: Task, stats: BinStats, rate: RateConfig, key: jax.Array, progres
 class BinAndQuant:
     """Bin & Quant with its sensitivity search (see :func:`bqjax.methods.bins.search_bins`).
 
-    With ``rate``, the bins that were found are then weighed against what storing their indices costs (see
+    With ``rate``, entropy-constrained scalar quantization starts from the bins that were found (see
     :func:`bqjax.methods.bins.ecsq.bin_and_quant_ecsq`); the task must have ``outputs``.
     """
 

@@ -25,9 +25,6 @@ from bqjax.methods.bins.gaussian import BinStats, bin_indices, compute_dtype
 __all__ = ["bin_and_quant"]
 
 
-"""Bins by leaf name. A pytree, so that it can be an argument of a jitted function."""
-
-
 def _differ(a: Any, b: Any) -> bool:
     """Whether two sets of edges differ, as far as can be told while tracing."""
     if a.shape != b.shape:
