@@ -16,7 +16,7 @@ __all__ = ["nearest_block", "weighted_sums"]
 
 
 def nearest_block(points: Any, codebook: Any, *, mask: Any = None, costs: Any = None) -> jax.Array:
-    """Index of the nearest codebook entry of every point by squared distance; of equals, the first. Traceable.
+    """Nearest-neighbour assignment by squared distance: the index of every point's entry; of equals, the first. Traceable.
 
     Args:
       points: ``[n, d]`` floating point.

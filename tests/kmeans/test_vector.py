@@ -90,11 +90,9 @@ def test_a_sample_stands_for_all_weight():
     x, w = sample(1003, d=2)
     w[::2] = 0
     points = seeding.Points(jnp.asarray(x), jnp.asarray(w)[:, None], None)
-    total = np.zeros(2)
-    for i in range(200):
-        few = seeding.thin(points, 100, jax.random.key(i))
-        np.testing.assert_allclose(float(few.weights.sum()), w.sum(), rtol=1e-5)
-        total += np.asarray((few.x * few.weights).sum(0)) / 200
+    few = jax.jit(jax.vmap(lambda key: seeding.thin(points, 100, key)))(jax.random.split(KEY, 200))
+    np.testing.assert_allclose(few.weights.sum((1, 2)), np.full(200, w.sum()), rtol=1e-5)
+    total = np.asarray((few.x * few.weights).sum(1)).mean(0)
     # Unbiased; the standard error of 200 samples of 100 points is some 2.
     assert np.abs(total - (x * w[:, None]).sum(0)).max() < 12
 
@@ -210,13 +208,16 @@ def test_memory_stays_below_three_times_the_input(k, d):
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 3 * 4 * n * (d + 1)
 
 
+_assign_tile = jax.jit(tiles.assign_tile)
+
+
 @hypothesis.given(st.sampled_from([1, 40]), st.sampled_from([1, 5]), st.integers(0, 10_000))
 @hypothesis.settings(max_examples=15)
 def test_the_nearest_block_is_that_of_float64(n, d, seed):
     rng = np.random.default_rng(seed)
     # Small integers: every product is exact, and of equals the first wins.
     x, codebook = rng.integers(-3, 4, (n, d)).astype(np.float32), rng.integers(-3, 4, (7, d)).astype(np.float32)
-    index = tiles.assign_tile(jnp.asarray(x.T), None, jnp.asarray(codebook))
+    index = _assign_tile(x.T, None, codebook)
     np.testing.assert_array_equal(index, distances(x, codebook).argmin(1))
 
 

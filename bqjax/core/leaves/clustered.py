@@ -1,4 +1,4 @@
-"""Weights that share the entries of a codebook."""
+"""Palettized weights: indices into a codebook of values or blocks that they share."""
 
 from __future__ import annotations
 

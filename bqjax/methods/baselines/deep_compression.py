@@ -60,7 +60,7 @@ def deep_compress(
     *,
     config: DeepCompressionConfig | None = None,
 ) -> Any:
-    """Pruning by magnitude and sharing of what is left, without training in between.
+    """Magnitude pruning, then k-means weight sharing of what is left, without training in between.
 
     The paper trains after either: prune step by step with :func:`bqjax.methods.baselines.pruning.gradual_pruning`, then
     :func:`share_nonzero`, then train the codebooks with :func:`shared_gradients`.

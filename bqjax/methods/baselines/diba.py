@@ -1,4 +1,4 @@
-"""DiBA: matrices as diagonal x binary x diagonal x binary x diagonal, by an alternating solver.
+"""DiBA, factorization of matrices into diagonal x binary x diagonal x binary x diagonal, by an alternating solver.
 
 ``W' = D1 B1 D2 B2 D3`` with 0/1 matrices ``B1`` ``[m, k]`` and ``B2`` ``[k, n]``: an entry is ``r_i c_j`` times the sum of those
 ``d_t`` for which ``B1[i, t]`` and ``B2[t, j]`` are both 1. The middle dimension ``k`` decides size and error. Every step has a
@@ -77,7 +77,7 @@ class DiBAConfig:
 def diba_factorize(
     params: Any, rules: Sequence[Rule[DiBAConfig]] | None = None, *, key: jax.Array, config: DiBAConfig | None = None
 ) -> Any:
-    """Replaces matrices by products of diagonal and binary ones.
+    """Diagonal-binary factorization: replaces matrices by products of diagonal and binary ones.
 
     ``min |W - D1 B1 D2 B2 D3|^2``. Terms first start by sixteens on what those before leave over, from random bits; then all
     factors are updated in turn, as the module says. The middle diagonal is rounded to whole numbers of 15

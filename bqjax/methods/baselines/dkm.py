@@ -1,4 +1,4 @@
-"""DKM and IDKM: a network trained on weights that soft k-means has drawn to few values.
+"""Differentiable k-means (DKM, IDKM): a network trained on weights that soft k-means has drawn to few values.
 
 The forward pass sees ``sum_j a_ij c_j`` in place of the block ``w_i``; gradients reach the weights through attention and codebook
 alike, so that weights and codebook are trained together by the network's own loss. At the end every block goes to its nearest
@@ -107,7 +107,7 @@ def _blocks(name: str, leaf: Any, setting: DKMConfig) -> tuple[jax.Array, jax.Ar
 def dkm_start(
     params: Any, rules: Sequence[Rule[DKMConfig]] | None = None, *, key: jax.Array, config: DKMConfig | None = None
 ) -> dict[str, jax.Array]:
-    """Codebooks to start from: those of (hard) k-means, ``[k, d]`` float32 by leaf name. Traceable.
+    """Initial codebooks of DKM: those of (hard) k-means, ``[k, d]`` float32 by leaf name. Traceable.
 
     Args:
       params: pytree of arrays.
@@ -136,7 +136,7 @@ def dkm_forward(
     *,
     config: DKMConfig | None = None,
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Weights drawn towards their codebooks, differentiable, and the codebooks to start the next step from.
+    """The differentiable k-means layer: weights drawn towards their codebooks, and the codebooks to start the next step from.
 
     Args:
       params: pytree of arrays, the weights that an optimiser moves.
@@ -221,7 +221,7 @@ def dkm_harden(
     *,
     config: DKMConfig | None = None,
 ) -> Any:
-    """Every block goes to the nearest entry of its codebook: what a file holds. Traceable.
+    """Hard assignment after DKM: every block goes to the nearest entry of its codebook, which a file holds. Traceable.
 
     Args:
       params: the weights that were trained.

@@ -108,7 +108,7 @@ def output_order(indices: jax.Array) -> jax.Array:
 def product_quantize(
     params: Any, rules: Sequence[Rule[ProductConfig]] | None = None, *, key: jax.Array, config: ProductConfig | None = None
 ) -> Any:
-    """Replaces each block of ``d`` weights by the nearest of ``k``, found by k-means.
+    """Product quantization: replaces each block of ``d`` weights by the nearest of ``k``, found by k-means.
 
     ``min sum_i |w_i - c_a(i)|^2`` over codebook ``c`` and assignment ``a``. All blocks of a leaf share one codebook, as in Stock
     et al. 2020; Gong et al. have one for every set of columns, of which one leaf's codebooks would take many times the room.
@@ -168,7 +168,7 @@ def _setting(name: str, rule: Rule[ProductConfig], config: ProductConfig | None)
 
 
 def binarize(params: Any, rules: Sequence[Rule[None]] | None = None, *, axis: int | None = None) -> Any:
-    """Keeps the sign of every weight, and the mean size of all, or of those of one channel.
+    """Binarization: keeps the sign of every weight, and the mean size of all, or of those of one channel.
 
     ``w -> a sign(w)``, ``a = mean |w|``, which is the ``a`` of least squared error; ``sign(0) = 1``. Gong et al. have ``a = 1``.
 

@@ -63,7 +63,7 @@ class ResidualConfig:
 def residual_quantize(
     params: Any, rules: Sequence[Rule[ResidualConfig]] | None = None, *, key: jax.Array, config: ResidualConfig | None = None
 ) -> Any:
-    """Replaces each block of ``d`` weights by a sum of entries, one from each of several codebooks.
+    """Residual quantization: replaces each block of ``d`` weights by a sum of entries, one from each of several codebooks.
 
     Stage ``t`` is k-means of ``r_t``, with ``r_1 = w`` and ``r_(t+1) = r_t - c_t[a_t]`` (Gong et al.). Then, in rounds, each stage
     is fitted by Lloyd's iterations to ``w - sum_(s != t) c_s[a_s]``, its entries and its assignment both. No step raises

@@ -1,4 +1,4 @@
-"""Gaussian bins: edges at equal shares of a normal distribution, and which bin each weight falls into."""
+"""Gaussian bins, scalar quantizers with edges at equal shares of a normal distribution; which bin each weight falls into."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Compression methods behind one interface, so that one harness can run any of them on any task.
-
-A method is a frozen dataclass of its settings with ``compress(task, key=...)``. The pure functions underneath
-(:func:`~bqjax.methods.bins.quantize.bin_and_quant`, :func:`~bqjax.methods.baselines.weight_sharing.kmeans_share`, ...) are the way
-to compose them into other programs.
-"""
+"""Bin & Quant behind the interface of :mod:`bqjax.methods.base`: bins searched or Gaussian, plain or entropy-constrained."""
 
 from __future__ import annotations
 
@@ -16,10 +11,12 @@ from bqjax.core.progress import Progress
 from bqjax.core.rules import Rule
 from bqjax.core.task import Task
 from bqjax.methods.base import Compressed
-from bqjax.methods.bins import RateConfig, SearchConfig, search_bins, search_lmbda
+from bqjax.methods.bins.config import SearchConfig
 from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import BinConfig, BinStats, gaussian_bins
 from bqjax.methods.bins.quantize import bin_and_quant
+from bqjax.methods.bins.rate import RateConfig, search_lmbda
+from bqjax.methods.bins.search import search_bins
 from bqjax.sensitivity.task_statistics import task_importance
 
 __all__ = ["BinAndQuant", "GaussianBins"]

@@ -1,4 +1,4 @@
-"""The search of Bin & Quant over all leaves of a network: which bins can it not bear to lose?
+"""The sensitivity search of Bin & Quant over all leaves of a network: the bins whose loss costs most are split.
 
 Reference: Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), III-A, III-B and figure 4. The paper leaves open the noise,
 the number of draws and the order of stopping rules; what is chosen here are fields of

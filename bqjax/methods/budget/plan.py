@@ -118,7 +118,7 @@ def compress_layer(
     iterations: int = 20,
     starts: dict[Any, Clustered] | None = None,
 ) -> dict[str, Clustered]:
-    """The layer's leaves in compressed form, by name.
+    """Entropy-constrained quantization of one layer: its compressed leaves by name.
 
     Args:
       params: parameters, concrete.
@@ -178,7 +178,7 @@ def _with_short_codebook(leaf: Clustered) -> Clustered:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """Compresses as a plan says.
+    """Entropy-constrained quantization with the settings that a plan gives each layer.
 
     Attributes:
       layers: what is compressed and how; a leaf can be named once, other leaves are left as they are.

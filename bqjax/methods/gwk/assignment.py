@@ -38,7 +38,7 @@ _RANGE = (1e-3, 4.0)
 
 
 def code_lengths(tree: Any) -> dict[str, jax.Array]:
-    """Bits of each entry in an ideal code of all indices to it, ``[k]`` by the names of :func:`bqjax.kmeans.codebooks.codebooks`.
+    """Ideal code lengths: bits of each index to a codebook, ``[k]`` by the names of :func:`bqjax.kmeans.codebooks.codebooks`.
 
     Traceable. An entry that nothing uses counts as used by half a block.
     """

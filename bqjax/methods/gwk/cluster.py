@@ -145,7 +145,7 @@ def gwk_cluster(
     config: GWKConfig | None = None,
     start: Any = None,
 ) -> tuple[Any, dict[str, LeafInfo]]:
-    """Clusters the blocks of each chosen leaf, weighted by gradients.
+    """Gradient-weighted product quantization: clusters the blocks of each chosen leaf.
 
     Traceable under ``jit`` with ``rules`` and ``config`` closed over; checks of the arrays' content are then left out.
 

@@ -1,4 +1,4 @@
-"""GWK inside the training loop: what the paper does once an epoch, in every step.
+"""Gradient-weighted k-means inside the training loop: what the paper does once an epoch, in every step.
 
 The network runs on the reconstruction while the optimiser moves latent weights, to which gradients go straight through
 (:func:`straight_through`). Each step refreshes the assignments and moves the codebook a little, to running
@@ -55,7 +55,7 @@ _pass_through.defvjp(_forward, _backward)
 
 
 def straight_through(latent: Any, tree: Any) -> Any:
-    """Parameters that have the values of the clustered tree, and whose gradients go to the latent weights.
+    """The straight-through estimator: values of the clustered tree, whose gradients go to the latent weights.
 
     Args:
       latent: pytree of weights.
