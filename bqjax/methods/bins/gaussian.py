@@ -162,6 +162,7 @@ def gaussian_bins(
 
     Example:
       >>> import jax
+      >>> from bqjax.methods.bins.quantize import bin_and_quant
       >>> params = {"w": jax.random.normal(jax.random.key(0), (64, 64)), "b": jnp.zeros(64)}
       >>> compressed = bin_and_quant(params, gaussian_bins(params, 4))
       >>> compressed["w"].k, type(compressed["b"]).__name__
