@@ -28,8 +28,8 @@ import numpy as np
 import psutil
 
 from bqjax.methods.baselines.deep_compression import DeepCompressionConfig, deep_compress
-from bqjax.methods.baselines.diba import DiBAConfig, diba
-from bqjax.methods.baselines.dkm import DKMConfig, dkm
+from bqjax.methods.baselines.diba import DiBAConfig, diba_factorize
+from bqjax.methods.baselines.dkm import DKMConfig, dkm_forward
 from bqjax.methods.baselines.product import ProductConfig, binarize, product_quantize
 from bqjax.methods.baselines.pruning import GradualPruning, gradual_pruning, magnitude_masks
 from bqjax.methods.baselines.ptq import PTQConfig, correct_biases, quantize
@@ -56,7 +56,7 @@ def pruning_step(params: dict[str, jax.Array]) -> Run:
 
 def dkm_gradient(config: DKMConfig) -> Callable[..., Any]:
     def loss(params: dict[str, jax.Array], codebooks: dict[str, jax.Array]) -> Any:
-        soft, moved = dkm(params, codebooks, config=config)
+        soft, moved = dkm_forward(params, codebooks, config=config)
         return jnp.square(soft["kernel"] - 0.01).sum(), moved
 
     return jax.jit(jax.grad(loss, has_aux=True))
@@ -87,7 +87,7 @@ METHODS: dict[str, Run] = {
     "k-means, 16": lambda p: kmeans_share(p, 16),
     "product, 256 x 4": lambda p: product_quantize(p, key=KEY, config=ProductConfig(k=256, d=4)),
     "residual, 2 x 256 x 8": lambda p: residual_quantize(p, key=KEY, config=ResidualConfig(k=256, d=8, refits=1)),
-    "DiBA, middle 256": lambda p: diba(p, key=KEY, config=DiBAConfig(middle=256, rounds=5)),
+    "DiBA, middle 256": lambda p: diba_factorize(p, key=KEY, config=DiBAConfig(middle=256, rounds=5)),
     "signs": binarize,
     "signs of channels": lambda p: binarize(p, axis=-1),
     "masks": lambda p: magnitude_masks(p, 0.8),
@@ -173,7 +173,7 @@ def steps(batch: int, repeats: int) -> list[dict[str, Any]]:
     ):
 
         def through(params: Any, codebooks: Any, config: DKMConfig = config) -> Any:
-            soft, codebooks = dkm(params, codebooks, config=config)
+            soft, codebooks = dkm_forward(params, codebooks, config=config)
             return loss(soft), codebooks
 
         step = jax.jit(jax.value_and_grad(through, has_aux=True))

@@ -15,14 +15,14 @@ from bqjax.kmeans.tiles import assign_tile
 __all__ = ["nearest_block", "weighted_sums"]
 
 
-def nearest_block(points: Any, codebook: Any, *, mask: Any = None, lmbda: Any = None) -> jax.Array:
-    """Index of the nearest codebook entry of every point by plain distance; of equals, the first. Traceable.
+def nearest_block(points: Any, codebook: Any, *, mask: Any = None, costs: Any = None) -> jax.Array:
+    """Nearest-neighbour assignment by squared distance: the index of every point's entry; of equals, the first. Traceable.
 
     Args:
       points: ``[n, d]`` floating point.
       codebook: ``[k, d]`` floating point, in any order.
       mask: ``[n, d]`` booleans, False for coordinates that do not count.
-      lmbda: ``[k]``, added to the squared distances of each entry.
+      costs: ``[k]``, added to the squared distances of each entry.
 
     Returns:
       ``[n]``, the smallest unsigned type for ``k``.
@@ -38,18 +38,18 @@ def nearest_block(points: Any, codebook: Any, *, mask: Any = None, lmbda: Any = 
     x, entries = matrix(points, "points"), matrix(codebook, "codebook")
     if entries.shape[1] != x.shape[1]:
         raise ValueError(f"points have {x.shape[1]} coordinates, the codebook's entries {entries.shape[1]}")
-    if lmbda is not None and jnp.shape(lmbda) != entries.shape[:1]:
-        raise ValueError(f"there are {entries.shape[0]} entries, and lmbdas of shape {jnp.shape(lmbda)}")
-    return _nearest_block(x, entries, check_mask(mask, x), None if lmbda is None else jnp.asarray(lmbda, jnp.float32))
+    if costs is not None and jnp.shape(costs) != entries.shape[:1]:
+        raise ValueError(f"there are {entries.shape[0]} entries, and costs of shape {jnp.shape(costs)}")
+    return _nearest_block(x, entries, check_mask(mask, x), None if costs is None else jnp.asarray(costs, jnp.float32))
 
 
 @jax.jit
-def _nearest_block(x: jax.Array, codebook: jax.Array, mask: jax.Array | None, lmbda: jax.Array | None) -> jax.Array:
+def _nearest_block(x: jax.Array, codebook: jax.Array, mask: jax.Array | None, costs: jax.Array | None) -> jax.Array:
     points, centre, scale = prepared(x, None, mask)
     tiles = tiled_points(points, lambda x: moved(x, mask, centre, scale))
     entries = (codebook - centre) * scale
-    lmbda = None if lmbda is None else lmbda * scale * scale
-    indices = lax.map(lambda t: assign_tile(t.x, t.metric, entries, lmbda).astype(index_dtype(codebook.shape[0])), tiles)
+    costs = None if costs is None else costs * scale * scale
+    indices = lax.map(lambda t: assign_tile(t.x, t.metric, entries, costs).astype(index_dtype(codebook.shape[0])), tiles)
     return indices.reshape(-1)[: x.shape[0]]
 
 

@@ -1,4 +1,4 @@
-"""k-means on weights: Lloyd's algorithm in one dimension, and the careful means that go with it.
+"""Scalar k-means of weights (the Lloyd-Max quantizer): Lloyd's algorithm in one dimension, and the careful means that go with it.
 
 Lloyd's algorithm needs a good start and many passes over the weights. Here nearly all of its work is done on a
 histogram of a few ten thousand cells, whose widths follow the data (:mod:`bqjax.kmeans.histogram`). The start is the exact
@@ -137,7 +137,7 @@ def _cut(x: jax.Array, n: int) -> jax.Array:
 def kmeans_scalar(
     values: Any, k: int, weights: Any | None = None, *, max_iterations: int = 300, tolerance: float = 1e-4
 ) -> ScalarKMeans:
-    """Weighted k-means of numbers: the ``k`` values that stand for all with the least squared error.
+    """Weighted scalar k-means (Lloyd-Max): the ``k`` values that stand for all with the least squared error.
 
     Minimises ``sum_i w_i (x_i - c_{a(i)})^2 / sum_i w_i`` over the codebook ``c`` and the assignment ``a``. Pure, and traceable
     with static ``k``. There is no random start: it is the optimum of a histogram of 1,024 cells by dynamic programming, or,

@@ -61,10 +61,10 @@ def _at(a: jax.Array, i: Any) -> jax.Array:
     return lax.dynamic_index_in_dim(a, i, 0, keepdims=False)
 
 
-def assign_tile(x: jax.Array, metric: jax.Array | None, codebook: jax.Array, lmbda: jax.Array | None = None) -> jax.Array:
+def assign_tile(x: jax.Array, metric: jax.Array | None, codebook: jax.Array, costs: jax.Array | None = None) -> jax.Array:
     """``[t]`` int32 index of the nearest entry for the points ``[d, t]`` of a tile; of equals, the first.
 
-    ``lmbda``, ``[k]``, is added to the squared distances of an entry.
+    ``costs``, ``[k]``, are added to the squared distances of each entry; an infinite one rules the entry out.
     """
     k, d = codebook.shape
     unrolled = d <= _UNROLLED_MAX_D
@@ -74,7 +74,7 @@ def assign_tile(x: jax.Array, metric: jax.Array | None, codebook: jax.Array, lmb
     padded = jnp.pad(codebook, ((0, -k % group), (0, 0)))
     half = jnp.pad(halves.sum(1), (0, -k % group), constant_values=jnp.inf)
     halves = jnp.pad(halves, ((0, -k % group), (0, 0)), constant_values=jnp.inf)
-    extra = None if lmbda is None else jnp.pad(lmbda / 2, (0, -k % group))
+    extra = None if costs is None else jnp.pad(costs / 2, (0, -k % group))
     mx = x if metric is None else metric * x
 
     def compare(g: Any, best: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

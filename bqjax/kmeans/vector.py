@@ -1,4 +1,4 @@
-"""k-means on blocks of weights: weighted Lloyd iterations in ``d`` dimensions, in tiles.
+"""Vector k-means of blocks of weights: weighted Lloyd iterations in ``d`` dimensions, in tiles.
 
 Three stages share the work. Seeds come from greedy k-means++ on a few thousand points, most Lloyd iterations run on a
 sample of some hundred points per centroid, and the last ones on all points. Sample points are drawn one from every run
@@ -78,7 +78,7 @@ def _means(sums: jax.Array, codebook: jax.Array) -> jax.Array:
     return jnp.where(mass > 0, sums[:, :d] / jnp.where(mass > 0, mass, 1), codebook)
 
 
-def _lloyd(points: Tiles, state: _State, passes: int, tolerance: Any) -> _State:
+def _lloyd(points: Tiles, state: _State, passes: Any, tolerance: Any) -> _State:
     """Up to ``passes`` iterations, fewer when no entry moves further than ``tolerance``."""
     d, last = points.x.shape[1], state.iterations + passes
 
@@ -97,7 +97,7 @@ def _lloyd(points: Tiles, state: _State, passes: int, tolerance: Any) -> _State:
     return lax.while_loop(unfinished, iterate, state._replace(moved=jnp.full((), jnp.inf, points.x.dtype)))
 
 
-@functools.partial(jax.jit, static_argnames=("k", "iterations", "sampling"))
+@functools.partial(jax.jit, static_argnames=("k", "sampling"))
 def _kmeans_vector(
     x: jax.Array,
     weights: jax.Array | None,
@@ -105,7 +105,7 @@ def _kmeans_vector(
     start: jax.Array | None,
     key: jax.Array,
     k: int,
-    iterations: int,
+    iterations: Any,
     sampling: bool,
     tolerance: Any,
 ) -> VectorKMeans:
@@ -138,23 +138,23 @@ def _clustered(
     start: jax.Array | None,
     keys: tuple[jax.Array, jax.Array],
     k: int,
-    iterations: int,
+    iterations: Any,
     sampled: bool,
     tolerance: Any,
 ) -> _State:
     """Seeds from the sample, iterations on it where it is one, and the last ones on all points."""
     tolerance = jnp.asarray(tolerance, sample.x.dtype)
-    full_iterations = max(1, iterations // _SAMPLE_FACTOR) if sampled else iterations
+    full_iterations = jnp.maximum(1, iterations // _SAMPLE_FACTOR) if sampled else iterations
     seed_key, thin_key = keys
     codebook = seeds(thin(sample, max(_SEEDING, _SEEDING_PER_ENTRY * k), thin_key), k, seed_key) if start is None else start
     zero = jnp.zeros((), jnp.int32)
     state = _State(codebook, jnp.zeros((), sample.x.dtype), zero, zero)
-    if iterations > full_iterations:
+    if sampled:
         state = _lloyd(tiled_points(sample), state, _SAMPLE_FACTOR * (iterations - full_iterations), tolerance)
     return _lloyd(tiles, state, full_iterations, tolerance)
 
 
-@functools.partial(jax.jit, static_argnames=("d", "k", "iterations", "sampling"))
+@functools.partial(jax.jit, static_argnames=("d", "k", "sampling"))
 def kmeans_tiles(
     matrix: jax.Array,
     d: int,
@@ -215,13 +215,13 @@ def kmeans_vector(
     sampling: bool = True,
     tolerance: float = 1e-5,
 ) -> VectorKMeans:
-    """Clusters points into ``k``, minimising ``sum_i w_i |x_i - c(i)|^2``.
+    """Weighted vector k-means: clusters points into ``k``, minimising ``sum_i w_i |x_i - c(i)|^2``.
 
     With one weight a point, a centroid is ``sum w x / sum w`` over its points and the nearest one is that of least plain
     distance. With a weight for every coordinate (a diagonal Fisher matrix) means are taken coordinate by coordinate and
     the distance is weighted too; a point whose weights are all zero goes by plain distance. Points of weight zero move no
     centroid. One start is made; for ``d = 1`` :func:`bqjax.kmeans.scalar.kmeans_scalar` finds better optima. Deterministic for a
-    key; jittable with ``k`` and the iterations static.
+    key; jittable with ``k`` and ``iterations`` closed over. Another number of iterations compiles nothing anew.
 
     The nearest entry is that of the largest ``c.x - |c|^2 / 2`` in float32, about the mean of the points and with their
     largest coordinate of order 1: an entry can be chosen whose squared distance exceeds the least by some 1e-6 of the largest

@@ -1,9 +1,10 @@
-"""The highest lmbda that a network bears, where what it loses rises with the lmbda on average but not from one to the next.
+"""The largest setting within a limit: bisection, a scan around its end, and an isotonic fit of all that was measured.
 
-Codes at a slightly other lmbda err elsewhere, and of a few hundred examples those near a decision flip or do not: measured
-losses scatter around a rising curve. Bisection stops at the first that happens to lie above the limit, and the highest of many
-that happen to lie below is too lucky. So bisection finds the neighbourhood, evenly spread lmbdas there are measured, and all
-that was measured is smoothed by the rising curve next to it.
+For settings such as the exponent of a rate-distortion ``lmbda``, at which losses rise on average but not from each to the next:
+codes at a slightly other ``lmbda`` err elsewhere, and of a few hundred examples those near a decision flip or do not. Bisection
+alone stops at the first that happens to lie above the limit, and the highest of many that happen to lie below is too lucky. So
+bisection finds the neighbourhood, evenly spread settings there are measured, and all measurements are smoothed by the rising curve
+next to them.
 
 Reference: Barlow, Bartholomew, Bremner, Brunk, "Statistical inference under order restrictions", Wiley 1972: least squares
 under an order, by pooling adjacent violators.
@@ -21,7 +22,7 @@ _TOLERANCE = 1e-9  # losses are sums of shares
 
 
 def rising_fit(values: Sequence[float]) -> np.ndarray:
-    """The non-decreasing sequence next to ``values`` in the sum of squares.
+    """Isotonic regression: the non-decreasing sequence next to ``values`` in the sum of squares.
 
     Example:
       >>> rising_fit([1.0, 4.0, 2.0, 3.0, 5.0]).tolist()
@@ -40,14 +41,15 @@ def rising_fit(values: Sequence[float]) -> np.ndarray:
 def highest_within(
     lost: Callable[[float], float], limit: float, *, low: float, high: float, steps: int, scan: int, reach: float = 1.0
 ) -> float | None:
-    """The highest number at which no more than ``limit`` is lost, as far as measuring can tell.
+    """The largest number at which no more than ``limit`` is lost, as far as measuring can tell.
 
     Args:
       lost: measured at a number within ``(low, high]``; rises on average.
       limit: of what may be lost.
       low, high: where the bisection starts; neither is measured by it.
       steps: of the bisection.
-      scan: numbers measured after it, evenly spread from what it accepted to ``reach`` above the least that it refused.
+      scan: numbers measured after it, evenly spread from what it accepted to ``reach`` above the least that it refused; 0 takes
+        what the bisection found.
       reach: how far above.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Blocks at one lmbda, against a plain loop in NumPy."""
+"""Entropy-constrained vector quantization against a plain loop in NumPy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from bqjax.core.blocks import to_blocks
 from bqjax.core.leaves import Clustered, bits
-from bqjax.kmeans.ecvq import constrained_blocks, trim_blocks
+from bqjax.kmeans import ecvq, tiles
+from bqjax.kmeans.ecvq import ecvq_refine
 from bqjax.methods.gwk.cluster import GWKConfig, gwk_cluster
 
 RNG = np.random.default_rng(0)
@@ -42,8 +43,8 @@ def by_hand(leaf, lmbda, floor, iterations):
     for _ in range(iterations):
         codebook = means()
         share = np.bincount(index, minlength=len(codebook)) / len(index)
-        price_of = [bit * -np.log2(s) if s > 0 else np.inf for s in share]
-        cost = np.array([(h / 2 * np.square(x - c)).sum(1) + p for c, p in zip(codebook, price_of, strict=True)])
+        costs = [bit * -np.log2(s) if s > 0 else np.inf for s in share]
+        cost = np.array([(h / 2 * np.square(x - c)).sum(1) + p for c, p in zip(codebook, costs, strict=True)])
         index = cost.argmin(0)
     codebook = means()
     used = np.unique(index)
@@ -52,39 +53,30 @@ def by_hand(leaf, lmbda, floor, iterations):
 
 @pytest.mark.parametrize("lmbda", [0.0, 0.0375, 0.375])
 def test_against_a_loop(lmbda):
-    leaf = constrained_blocks(W, H, start(), lmbda, floor=0.1, iterations=4)
+    leaf = ecvq_refine(W, H, start(), lmbda, floor=0.1, iterations=4)
     codebook, indices = by_hand(start(), lmbda, 0.1, 4)
     np.testing.assert_array_equal(leaf.indices, indices)
     np.testing.assert_allclose(leaf.codebook, codebook, rtol=2e-4, atol=1e-5)
     leaf.validate("w")
 
 
-def test_a_lmbda_takes_bits_and_gives_error():
-    made = [constrained_blocks(W, np.ones_like(W), start(), lmbda) for lmbda in (0.0, 0.0375, 0.375)]
+def test_a_higher_lmbda_takes_bits_and_gives_error():
+    made = [ecvq_refine(W, np.ones_like(W), start(), lmbda) for lmbda in (0.0, 0.0375, 0.375)]
     sizes = [bits(leaf, "entropy") for leaf in made]
     errors = [float(np.square(np.asarray(leaf.decode()) - W).sum()) for leaf in made]
     assert sizes == sorted(sizes, reverse=True) and sizes[2] < 0.85 * sizes[0]
     assert errors == sorted(errors)
-    assert constrained_blocks(W, np.ones_like(W), start(), 1e9).k == 1
+    assert ecvq_refine(W, np.ones_like(W), start(), 1e9).k == 1
 
 
 def test_tiles_change_nothing(monkeypatch):
-    from bqjax.kmeans import ecvq as rate_blocks
-
-    whole = constrained_blocks(W, H, start(), 300.0, iterations=4)
-    monkeypatch.setattr(rate_blocks, "_TILE_ENTRIES", 7 * 8)  # seven blocks a tile, the last one not full
-    rate_blocks._alternate.clear_cache()
-    tiled = constrained_blocks(W, H, start(), 300.0, iterations=4)
+    whole = ecvq_refine(W, H, start(), 0.0375, floor=0.1, iterations=4)
+    monkeypatch.setattr(tiles, "_TILE", 16)  # ten tiles, the last one not full
+    ecvq.ecvq_solve.clear_cache()
+    tiled = ecvq_refine(W, H, start(), 0.0375, floor=0.1, iterations=4)
+    ecvq.ecvq_solve.clear_cache()
     np.testing.assert_array_equal(tiled.indices, whole.indices)
     np.testing.assert_allclose(tiled.codebook, whole.codebook, rtol=1e-5, atol=1e-6)
-    rate_blocks._alternate.clear_cache()
-
-
-def test_trimming_keeps_the_values():
-    codebook, indices = np.arange(12, dtype=np.float32).reshape(6, 2), np.array([5, 0, 3, 0], np.uint8)
-    kept, new = trim_blocks(codebook, indices)
-    np.testing.assert_array_equal(kept[new], codebook[indices])
-    assert len(kept) == 3 and new.dtype == np.uint8
 
 
 @pytest.mark.parametrize(
@@ -102,9 +94,21 @@ def test_trimming_keeps_the_values():
 def test_bad_input(changes, message):
     arguments = {"weight": W, "importance": H, "start": start(), "lmbda": 1.0, **changes}
     with pytest.raises(ValueError, match=message):
-        constrained_blocks(**arguments)
+        ecvq_refine(**arguments)
 
 
 def test_importance_of_zero_everywhere_is_equal_importance():
-    leaf = constrained_blocks(W, np.zeros_like(W), start(), 0.0, floor=0.5)
+    leaf = ecvq_refine(W, np.zeros_like(W), start(), 0.0, floor=0.5)
     assert isinstance(leaf, Clustered) and np.isfinite(np.asarray(leaf.codebook)).all()
+
+
+def test_scalar_and_vector_steps_agree():
+    """Weights as points of one coordinate, against blocks of two of which the second is padding."""
+    x, h = W.reshape(-1), H.reshape(-1)
+    first, codebook = (np.arange(x.size) % 5).astype(np.uint8), np.zeros((5, 1), np.float32)
+    scalar = ecvq.ecvq_solve(x, h, codebook[:, 0], first, 0.05, floor=0.1, iterations=5)
+    pad, mask = np.zeros_like(x), np.stack([np.ones_like(x, bool), np.zeros_like(x, bool)], 1)
+    points, importance = np.stack([x, pad], 1), np.stack([h, pad], 1)
+    vector = ecvq.ecvq_solve(points, importance, np.repeat(codebook, 2, 1), first, 0.05, floor=0.1, iterations=5, mask=mask)
+    np.testing.assert_array_equal(scalar[1], vector[1])
+    np.testing.assert_allclose(scalar[0], vector[0][:, 0], rtol=1e-5)

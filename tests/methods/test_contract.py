@@ -21,8 +21,8 @@ from bqjax.core.rules import Rule, select
 from bqjax.core.tree import named_leaves, replace
 from bqjax.experiment.storage import same_tree
 from bqjax.methods.baselines.deep_compression import DeepCompressionConfig, deep_compress
-from bqjax.methods.baselines.diba import DiBAConfig, diba
-from bqjax.methods.baselines.dkm import DKMConfig, dkm, dkm_harden, dkm_start
+from bqjax.methods.baselines.diba import DiBAConfig, diba_factorize
+from bqjax.methods.baselines.dkm import DKMConfig, dkm_forward, dkm_harden, dkm_start
 from bqjax.methods.baselines.product import ProductConfig, binarize, product_quantize
 from bqjax.methods.baselines.ptq import PTQConfig, quantize
 from bqjax.methods.baselines.residual import ResidualConfig, residual_quantize
@@ -96,7 +96,7 @@ def in_stages(k, d):
 
 def in_factors(bits):
     def make(params, rules=None):
-        return functools.partial(diba, rules=rules, key=jax.random.key(0), config=DiBAConfig(bits=bits, rounds=2))
+        return functools.partial(diba_factorize, rules=rules, key=jax.random.key(0), config=DiBAConfig(bits=bits, rounds=2))
 
     return make
 
@@ -107,7 +107,7 @@ def softly(k, d):
 
         def run(params):
             codebooks = dkm_start(params, rules, key=jax.random.key(0), config=config)
-            _, codebooks = dkm(params, codebooks, rules, config=config)
+            _, codebooks = dkm_forward(params, codebooks, rules, config=config)
             return dkm_harden(params, codebooks, rules, config=config)
 
         return run

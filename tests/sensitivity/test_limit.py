@@ -1,4 +1,4 @@
-"""The highest lmbda within a limit, where losses rise only on average."""
+"""The largest setting within a limit, where losses rise only on average."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from bqjax.core.leaves import Clustered, decode, index_dtype
 from bqjax.core.rules import Rule
 from bqjax.kmeans.codebooks import codebooks, with_codebooks
 from bqjax.methods.baselines.deep_compression import share_nonzero
-from bqjax.methods.baselines.dkm import DKMConfig, dkm, dkm_harden, dkm_start
+from bqjax.methods.baselines.dkm import DKMConfig, dkm_forward, dkm_harden, dkm_start
 from bqjax.methods.baselines.pruning import gradual_pruning
 from bqjax.methods.baselines.ptq import PTQConfig, quantize
 from bqjax.methods.baselines.weight_sharing import kmeans_share
@@ -118,7 +118,7 @@ class SoftKMeans(_Scheme):
         return {"weights": weights}, dkm_start(weights, key=key, config=self.config)
 
     def seen(self, numbers: dict[str, Any], state: Any, progress: jax.Array) -> tuple[Weights, Any]:
-        return dkm(numbers["weights"], state, config=self.config)
+        return dkm_forward(numbers["weights"], state, config=self.config)
 
     def finish(self, numbers: dict[str, Any], state: Any) -> Weights:
         return dkm_harden(numbers["weights"], state, config=self.config)

@@ -1,4 +1,4 @@
-"""Weights on a line of integers."""
+"""Affine integer quantization: weights as codes with scales and zero points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that share the entries of a codebook."""
+"""Palettized weights: indices into a codebook of values or blocks that they share."""
 
 from __future__ import annotations
 
@@ -13,32 +13,51 @@ import numpy as np
 from bqjax.core import blocks
 from bqjax.core.leaves.base import Array, CompressedLeaf, Stream, index_dtype
 
-__all__ = ["Clustered", "in_use", "trim_codebook"]
+__all__ = ["Clustered", "trim_codebook"]
 
 
-def trim_codebook(codebook: Array, indices: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Drops codebook entries that no index points to, and joins equal ones. The order of entries stays. Not traceable.
+_PIECE = 2**20  # indices that are looked up at a time
+
+
+def trim_codebook(codebook: Any, indices: Any) -> tuple[Any, Any]:
+    """Drops codebook entries that no index points to, and joins equal ones. While tracing, returns both as they are.
+
+    In pieces: NumPy looks things up by indices of 8 bytes, which for a large leaf would be several times its weights.
 
     Args:
-      codebook: ``[k]``, in any order.
+      codebook: ``[k]`` numbers or ``[k, d]`` blocks, in any order.
       indices: integers in ``[0, k)`` of any shape, at least one.
 
     Returns:
-      Codebook ``[k']`` of the same dtype, and indices of the same shape in the smallest unsigned type for ``k'``. They
-      stand for the same values.
+      Codebook ``[k']`` or ``[k', d]`` of the same dtype, the order of entries kept, and indices of the same shape in the smallest
+      unsigned type for ``k'``. They stand for the same values; JAX arrays where the codebook is one, else NumPy's.
 
     Example:
       >>> trim_codebook(np.float32([5, 3, 3, 7]), np.array([2, 0, 1, 2]))
       (array([5., 3.], dtype=float32), array([1, 0, 1, 1], dtype=uint8))
     """
-    values, old = np.asarray(codebook), np.asarray(indices)
-    used = np.flatnonzero(np.bincount(old.ravel(), minlength=values.size))
+    if isinstance(codebook, jax.core.Tracer) or isinstance(indices, jax.core.Tracer):
+        return codebook, indices
+    kind = jnp.asarray if isinstance(codebook, jax.Array) else np.asarray
+    entries, old = np.asarray(codebook), np.asarray(indices)
+    pieces = [slice(start, start + _PIECE) for start in range(0, old.size, _PIECE)]
+    in_use = np.zeros(len(entries), bool)
+    for piece in pieces:
+        in_use[old.reshape(-1)[piece]] = True
+    used = np.flatnonzero(in_use)
     # Compared in float64, which every shorter type converts to exactly and NumPy's sorting knows.
-    _, first, inverse = np.unique(values[used].astype(np.float64), return_index=True, return_inverse=True)
+    rows = entries[used].astype(np.float64).reshape(used.size, -1)
+    _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     kept = np.sort(first)
-    renumbered = np.zeros(values.size, index_dtype(kept.size))
-    renumbered[used] = np.searchsorted(kept, first[inverse])
-    return values[used[kept]], renumbered[old]
+    dtype = index_dtype(kept.size)
+    if kept.size == len(entries):
+        return kind(codebook), kind(indices).astype(dtype)
+    lookup = np.zeros(len(entries), dtype)
+    lookup[used] = np.searchsorted(kept, first[inverse.reshape(-1)])
+    new = np.empty(old.size, dtype)
+    for piece in pieces:
+        new[piece] = lookup[old.reshape(-1)[piece]]
+    return kind(entries[used[kept]]), kind(new.reshape(old.shape))
 
 
 @partial(
@@ -151,44 +170,3 @@ class Clustered(CompressedLeaf):
             )
         if indices.size and int(indices.max()) >= self.k:
             raise ValueError(f"{name}: index {int(indices.max())} points beyond the {self.k} codebook entries")
-
-
-_PIECE = 2**20
-
-
-def in_use(codebook: Any, indices: Any) -> tuple[jax.Array, jax.Array]:
-    """Drops codebook entries that no index points to and joins equal ones; while tracing, returns both as they are.
-
-    :func:`bqjax.core.leaves.trim_codebook` for entries of ``d`` numbers, and in pieces: NumPy looks things up by indices of 8
-    bytes, which for a large leaf would be several times its weights.
-
-    Args:
-      codebook: ``[k, d]``.
-      indices: ``[n]`` in ``[0, k)``.
-
-    Returns:
-      Codebook ``[k', d]``, the order of entries kept, and indices in the smallest unsigned type for ``k'``.
-
-    Example:
-      >>> codebook, indices = in_use(np.float32([[5], [3], [3], [7]]), np.array([2, 0, 1, 2]))
-      >>> codebook.tolist(), indices.tolist()
-      ([[5.0], [3.0]], [1, 0, 1, 1])
-    """
-    if isinstance(codebook, jax.core.Tracer) or isinstance(indices, jax.core.Tracer):
-        return codebook, indices
-    entries, old = np.asarray(codebook), np.asarray(indices)
-    pieces = [slice(start, start + _PIECE) for start in range(0, old.size, _PIECE)]
-    used = np.zeros(len(entries), bool)
-    for piece in pieces:
-        used[old[piece]] = True
-    # Entries by the number of the first that equals them. In float64, which every shorter type converts to exactly.
-    _, first, inverse = np.unique(entries.astype(np.float64), axis=0, return_index=True, return_inverse=True)
-    if used.all() and first.size == len(entries):
-        return jnp.asarray(codebook), jnp.asarray(indices).astype(index_dtype(len(entries)))
-    numbers, table = trim_codebook(first[inverse.reshape(-1)].astype(np.float64), np.flatnonzero(used))
-    lookup = np.zeros(len(entries), table.dtype)
-    lookup[used] = table
-    new = np.empty(old.shape, table.dtype)
-    for piece in pieces:
-        new[piece] = lookup[old[piece]]
-    return jnp.asarray(entries[numbers.astype(np.int64)]), jnp.asarray(new)

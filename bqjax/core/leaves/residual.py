@@ -1,4 +1,4 @@
-"""Weights as sums: each stage holds what the stages before it left over."""
+"""Residual (additive) quantization, weights as sums: each stage holds what the stages before it left over."""
 
 from __future__ import annotations
 

@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.core.leaves import Clustered, index_dtype
-from bqjax.core.leaves.clustered import in_use
+from bqjax.core.leaves import Clustered, index_dtype, trim_codebook
 from bqjax.core.rules import Rule, group_setting, grouped, select
 from bqjax.core.tree import check_finite, named_leaves, replace
 from bqjax.kmeans import scalar as kmeans
@@ -61,7 +60,7 @@ def deep_compress(
     *,
     config: DeepCompressionConfig | None = None,
 ) -> Any:
-    """Pruning by magnitude and sharing of what is left, without training in between.
+    """Magnitude pruning, then k-means weight sharing of what is left, without training in between.
 
     The paper trains after either: prune step by step with :func:`bqjax.methods.baselines.pruning.gradual_pruning`, then
     :func:`share_nonzero`, then train the codebooks with :func:`shared_gradients`.
@@ -146,7 +145,7 @@ def share_nonzero(params: Any, k: int = 16, rules: Sequence[Rule[int]] | None = 
                 f"leaf {names[0]!r} is all zero, nothing is left to share: prune less, or skip it, Rule({names[0]!r}, skip=True)"
             )
         codebook, indices = _share(values, size)
-        codebook, indices = in_use(codebook[:, None], indices)
+        codebook, indices = trim_codebook(codebook[:, None], indices)
         ends = np.cumsum([leaves[name].size for name in names])
         for name, part in zip(names, jnp.split(indices, ends[:-1]) if len(ends) > 1 else [indices], strict=True):
             new[name] = Clustered(part, codebook, np.shape(leaves[name]), dtypes[name], group=group)

@@ -1,4 +1,4 @@
-"""DiBA: matrices as diagonal x binary x diagonal x binary x diagonal, by an alternating solver.
+"""DiBA, factorization of matrices into diagonal x binary x diagonal x binary x diagonal, by an alternating solver.
 
 ``W' = D1 B1 D2 B2 D3`` with 0/1 matrices ``B1`` ``[m, k]`` and ``B2`` ``[k, n]``: an entry is ``r_i c_j`` times the sum of those
 ``d_t`` for which ``B1[i, t]`` and ``B2[t, j]`` are both 1. The middle dimension ``k`` decides size and error. Every step has a
@@ -32,7 +32,7 @@ from bqjax.core.leaves.factored import MIDDLE_TOTAL
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import check_finite, named_leaves, replace
 
-__all__ = ["DiBAConfig", "diba"]
+__all__ = ["DiBAConfig", "diba_factorize"]
 
 # Terms that start together on what the terms before them left over, and rounds until the next ones do.
 _TOGETHER, _START_ROUNDS = 16, 5
@@ -74,8 +74,10 @@ class DiBAConfig:
         return found
 
 
-def diba(params: Any, rules: Sequence[Rule[DiBAConfig]] | None = None, *, key: jax.Array, config: DiBAConfig | None = None) -> Any:
-    """Replaces matrices by products of diagonal and binary ones.
+def diba_factorize(
+    params: Any, rules: Sequence[Rule[DiBAConfig]] | None = None, *, key: jax.Array, config: DiBAConfig | None = None
+) -> Any:
+    """Diagonal-binary factorization: replaces matrices by products of diagonal and binary ones.
 
     ``min |W - D1 B1 D2 B2 D3|^2``. Terms first start by sixteens on what those before leave over, from random bits; then all
     factors are updated in turn, as the module says. The middle diagonal is rounded to whole numbers of 15
@@ -100,7 +102,7 @@ def diba(params: Any, rules: Sequence[Rule[DiBAConfig]] | None = None, *, key: j
 
     Example:
       >>> w = np.outer(np.float32([1, -2, 0, 3]), np.float32([0.5, 4, -1]))
-      >>> leaf = diba({"w": w}, key=jax.random.key(0), config=DiBAConfig(middle=1))["w"]
+      >>> leaf = diba_factorize({"w": w}, key=jax.random.key(0), config=DiBAConfig(middle=1))["w"]
       >>> bool(np.allclose(leaf.decode(), w, rtol=1e-5)), leaf.left.shape, leaf.right.shape
       (True, (4, 1), (1, 3))
     """

@@ -1,4 +1,4 @@
-"""DKM and IDKM: a network trained on weights that soft k-means has drawn to few values.
+"""Differentiable k-means (DKM, IDKM): a network trained on weights that soft k-means has drawn to few values.
 
 The forward pass sees ``sum_j a_ij c_j`` in place of the block ``w_i``; gradients reach the weights through attention and codebook
 alike, so that weights and codebook are trained together by the network's own loss. At the end every block goes to its nearest
@@ -24,8 +24,7 @@ import numpy as np
 from jax import lax
 
 from bqjax.core.blocks import from_blocks, output_first
-from bqjax.core.leaves import Clustered, index_dtype
-from bqjax.core.leaves.clustered import in_use
+from bqjax.core.leaves import Clustered, index_dtype, trim_codebook
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import named_leaves, replace
 from bqjax.kmeans.assignment import nearest_block
@@ -33,7 +32,7 @@ from bqjax.kmeans.scalar import kmeans_scalar
 from bqjax.methods.baselines.product import block_parts, check_blocks, cluster
 from bqjax.methods.baselines.soft_kmeans import Layout, Solver, from_tiles, in_place, soft_kmeans, spread, to_tiles, variance
 
-__all__ = ["DKMConfig", "dkm", "dkm_harden", "dkm_start"]
+__all__ = ["DKMConfig", "dkm_forward", "dkm_harden", "dkm_start"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +107,7 @@ def _blocks(name: str, leaf: Any, setting: DKMConfig) -> tuple[jax.Array, jax.Ar
 def dkm_start(
     params: Any, rules: Sequence[Rule[DKMConfig]] | None = None, *, key: jax.Array, config: DKMConfig | None = None
 ) -> dict[str, jax.Array]:
-    """Codebooks to start from: those of (hard) k-means, ``[k, d]`` float32 by leaf name. Traceable.
+    """Initial codebooks of DKM: those of (hard) k-means, ``[k, d]`` float32 by leaf name. Traceable.
 
     Args:
       params: pytree of arrays.
@@ -130,14 +129,14 @@ def dkm_start(
     return codebooks
 
 
-def dkm(
+def dkm_forward(
     params: Any,
     codebooks: Mapping[str, Any],
     rules: Sequence[Rule[DKMConfig]] | None = None,
     *,
     config: DKMConfig | None = None,
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Weights drawn towards their codebooks, differentiable, and the codebooks to start the next step from.
+    """The differentiable k-means layer: weights drawn towards their codebooks, and the codebooks to start the next step from.
 
     Args:
       params: pytree of arrays, the weights that an optimiser moves.
@@ -155,7 +154,7 @@ def dkm(
       >>> params = {"w": jax.random.normal(jax.random.key(0), (8, 8))}
       >>> config = DKMConfig(k=4)
       >>> codebooks = dkm_start(params, key=jax.random.key(1), config=config)
-      >>> loss = lambda p, c: (jnp.square(dkm(p, c, config=config)[0]["w"]).sum(), dkm(p, c, config=config)[1])
+      >>> loss = lambda p, c: (jnp.square(dkm_forward(p, c, config=config)[0]["w"]).sum(), dkm_forward(p, c, config=config)[1])
       >>> grads, codebooks = jax.grad(loss, has_aux=True)(params, codebooks)
       >>> grads["w"].shape, codebooks["w"].shape
       ((8, 8), (4, 1))
@@ -222,7 +221,7 @@ def dkm_harden(
     *,
     config: DKMConfig | None = None,
 ) -> Any:
-    """Every block goes to the nearest entry of its codebook: what a file holds. Traceable.
+    """Hard assignment after DKM: every block goes to the nearest entry of its codebook, which a file holds. Traceable.
 
     Args:
       params: the weights that were trained.
@@ -234,14 +233,14 @@ def dkm_harden(
       concrete parameters are cut to the entries in use.
 
     Raises:
-      ValueError: as :func:`dkm`.
+      ValueError: as :func:`dkm_forward`.
     """
     new = {}
     for name, leaf, setting in _chosen(params, rules, config):
         x, mask = _blocks(name, leaf, setting)
         codebook = _codebook(name, codebooks, setting).astype(leaf.dtype)
         indices = nearest_block(x, codebook.astype(jnp.float32), mask=mask)
-        codebook, indices = in_use(codebook, indices)
+        codebook, indices = trim_codebook(codebook, indices)
         indices = indices.astype(index_dtype(codebook.shape[0]))
         new[name] = Clustered(indices, codebook, np.shape(leaf), leaf.dtype, _order(leaf, setting.d))
     return replace(params, new)

@@ -23,8 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bqjax.core.blocks import leaf_blocks, n_blocks, output_first
-from bqjax.core.leaves import Affine, Clustered, index_dtype
-from bqjax.core.leaves.clustered import in_use
+from bqjax.core.leaves import Affine, Clustered, index_dtype, trim_codebook
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import check_finite, named_leaves, replace
 from bqjax.kmeans.assignment import nearest_block
@@ -109,7 +108,7 @@ def output_order(indices: jax.Array) -> jax.Array:
 def product_quantize(
     params: Any, rules: Sequence[Rule[ProductConfig]] | None = None, *, key: jax.Array, config: ProductConfig | None = None
 ) -> Any:
-    """Replaces each block of ``d`` weights by the nearest of ``k``, found by k-means.
+    """Product quantization: replaces each block of ``d`` weights by the nearest of ``k``, found by k-means.
 
     ``min sum_i |w_i - c_a(i)|^2`` over codebook ``c`` and assignment ``a``. All blocks of a leaf share one codebook, as in Stock
     et al. 2020; Gong et al. have one for every set of columns, of which one leaf's codebooks would take many times the room.
@@ -154,7 +153,7 @@ def product_quantize(
             if codebook.dtype != result.codebook.dtype:
                 # Rounding to a shorter type moves entries: each block goes to the nearest of those that the leaf really holds.
                 indices = nearest_block(x, codebook.astype(jnp.float32), mask=mask)
-        codebook, indices = in_use(codebook, indices)
+        codebook, indices = trim_codebook(codebook, indices)
         indices = indices.astype(index_dtype(codebook.shape[0]))
         new[name] = Clustered(indices, codebook, leaf.shape, leaf.dtype, output_first(leaf.ndim))
     return replace(params, new)
@@ -169,7 +168,7 @@ def _setting(name: str, rule: Rule[ProductConfig], config: ProductConfig | None)
 
 
 def binarize(params: Any, rules: Sequence[Rule[None]] | None = None, *, axis: int | None = None) -> Any:
-    """Keeps the sign of every weight, and the mean size of all, or of those of one channel.
+    """Binarization: keeps the sign of every weight, and the mean size of all, or of those of one channel.
 
     ``w -> a sign(w)``, ``a = mean |w|``, which is the ``a`` of least squared error; ``sign(0) = 1``. Gong et al. have ``a = 1``.
 
@@ -204,7 +203,7 @@ def binarize(params: Any, rules: Sequence[Rule[None]] | None = None, *, axis: in
         check_finite(name, leaf)
         if axis is None:
             codebook, indices = _signs(jnp.asarray(leaf))
-            codebook, indices = in_use(codebook, indices)
+            codebook, indices = trim_codebook(codebook, indices)
             new[name] = Clustered(indices, codebook, leaf.shape, leaf.dtype)
             continue
         if not -leaf.ndim <= operator.index(axis) < leaf.ndim:

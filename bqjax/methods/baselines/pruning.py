@@ -28,7 +28,7 @@ __all__ = ["GradualPruning", "PruningState", "PruningTransformation", "gradual_p
 
 
 def magnitude_masks(params: Any, sparsity: float | jax.Array, rules: Sequence[Rule[float]] | None = None) -> dict[str, jax.Array]:
-    """Which weights to keep: all but the ``round(sparsity n)`` smallest of each leaf, or of each group of leaves.
+    """Magnitude pruning: which weights to keep, all but the ``round(sparsity n)`` smallest of each leaf or group of leaves.
 
     The number is exact: among equals the first go. Memory is linear and nothing is sorted.
 
@@ -224,7 +224,7 @@ class PruningTransformation(NamedTuple):
 
 
 def gradual_pruning(schedule: GradualPruning, rules: Sequence[Rule[float]] | None = None) -> PruningTransformation:
-    """A link for the end of ``optax.chain`` that keeps more and more of the smallest weights at zero.
+    """Gradual magnitude pruning, a link for the end of ``optax.chain``: more and more of the smallest weights are kept at zero.
 
     At the steps that are due, the weights that are smallest after the update are chosen, ``s(t)`` of them. The update of a weight
     that is pruned is replaced by its negative: applied, it is zero exactly. Pruned weights stay so, being the smallest.

@@ -1,4 +1,4 @@
-"""Post-training quantization to integers on a line, per tensor or per channel, and the correction of biases for it.
+"""Post-training quantization (PTQ) to integers, affine, per tensor or per channel, and the correction of biases for it.
 
 Codes of ``bits`` bits stand for ``(code - zero_point) * scale``. A symmetric range has its zero point at code 0, an
 asymmetric one at an integer between; either way a weight of zero stays zero. What a range should cover is the one
@@ -90,7 +90,7 @@ def _setting(pattern: str, name: str, setting: Any, config: PTQConfig, ndim: int
 
 
 def quantize(params: Any, rules: Sequence[Rule[PTQConfig | int]] | None = None, *, config: PTQConfig | None = None) -> Any:
-    """Puts every chosen leaf on a line of integers.
+    """Post-training quantization: rounds every chosen leaf to integers with a scale and a zero point.
 
     ``code = clip(round(w / scale) + zero_point)``. With codes from ``a`` to ``b`` and a range ``[low, high]``, the scale is
     ``max(-low, high) / b`` where symmetric, else ``(high - low) / (b - a)`` and the zero point ``round(a - low / scale)``.
@@ -194,7 +194,7 @@ def _shrunk(rows: jax.Array, low: jax.Array, high: jax.Array, config: PTQConfig)
 
 
 def correct_biases(params: Any, compressed: Any, mean_inputs: Mapping[str, Any], biases: Mapping[str, str] | None = None) -> Any:
-    """Biases with which layers have, on average, the outputs that they had before their weights were compressed.
+    """Bias correction: biases with which layers have, on average, the outputs that they had before their weights were compressed.
 
     ``b <- b + sum_i (W_i - W'_i) E[x_i]`` over the inputs ``i`` of an output, ``W'`` being what is decoded. For convolutions
     the mean is over all positions too, and what padding does at the borders is left out. Any compressed leaf will do.

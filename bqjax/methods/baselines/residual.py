@@ -18,8 +18,7 @@ import numpy as np
 from jax import lax
 
 from bqjax.core.blocks import output_first
-from bqjax.core.leaves import Clustered, Residual, index_dtype
-from bqjax.core.leaves.clustered import in_use
+from bqjax.core.leaves import Clustered, Residual, index_dtype, trim_codebook
 from bqjax.core.leaves.residual import MAX_STAGES
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import named_leaves, replace
@@ -64,7 +63,7 @@ class ResidualConfig:
 def residual_quantize(
     params: Any, rules: Sequence[Rule[ResidualConfig]] | None = None, *, key: jax.Array, config: ResidualConfig | None = None
 ) -> Any:
-    """Replaces each block of ``d`` weights by a sum of entries, one from each of several codebooks.
+    """Residual quantization: replaces each block of ``d`` weights by a sum of entries, one from each of several codebooks.
 
     Stage ``t`` is k-means of ``r_t``, with ``r_1 = w`` and ``r_(t+1) = r_t - c_t[a_t]`` (Gong et al.). Then, in rounds, each stage
     is fitted by Lloyd's iterations to ``w - sum_(s != t) c_s[a_s]``, its entries and its assignment both. No step raises
@@ -106,7 +105,7 @@ def residual_quantize(
         found = (_stages_in_place if in_place else _stages)(name, leaf, jax.random.fold_in(key, i), setting)
         stages = []
         for codebook, indices in found:
-            codebook, indices = in_use(codebook, indices)
+            codebook, indices = trim_codebook(codebook, indices)
             indices = indices.astype(index_dtype(codebook.shape[0]))
             stages.append(Clustered(indices, codebook, leaf.shape, leaf.dtype, output_first(leaf.ndim)))
         new[name] = Residual(stages)

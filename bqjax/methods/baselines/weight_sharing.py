@@ -1,4 +1,4 @@
-"""Weight sharing by k-means, the quantization stage of Deep Compression.
+"""Palettization (k-means weight sharing, a lookup table a leaf), the quantization stage of Deep Compression.
 
 Each chosen leaf keeps ``k`` values, those that stand for its weights with the least squared error, and for each weight
 the number of its value. There is no data, no gradient and no retraining: the baseline for methods that measure
@@ -22,8 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.core.leaves import Clustered, decode, round_to
-from bqjax.core.leaves.clustered import in_use
+from bqjax.core.leaves import Clustered, decode, round_to, trim_codebook
 from bqjax.core.rules import Rule, group_setting, grouped, select
 from bqjax.core.tree import by_size, check_finite, named_leaves, replace
 from bqjax.kmeans import scalar as kmeans
@@ -32,7 +31,7 @@ __all__ = ["ShareChoice", "kmeans_share", "search_k"]
 
 
 def kmeans_share(params: Any, k: int = 16, rules: Sequence[Rule[int]] | None = None) -> Any:
-    """Replaces the weights of each chosen leaf by their ``k`` best values in the sense of squared error.
+    """Palettization: replaces the weights of each chosen leaf by their ``k`` best values in the sense of squared error.
 
     Leaves with at most ``k`` distinct values come out exact. On concrete parameters codebooks are trimmed to the entries in use.
     Traceable with static ``k``; codebooks then keep ``k`` entries, of which surplus ones repeat the largest value.
@@ -77,7 +76,7 @@ def kmeans_share(params: Any, k: int = 16, rules: Sequence[Rule[int]] | None = N
         # One leaf by itself is not copied.
         values = jnp.concatenate([jnp.ravel(leaves[name]) for name in names]) if len(names) > 1 else jnp.ravel(leaves[names[0]])
         codebook, indices = _share(values, sizes[names[0]])
-        codebook, indices = in_use(codebook[:, None], indices)
+        codebook, indices = trim_codebook(codebook[:, None], indices)
         ends = np.cumsum([leaves[name].size for name in names])
         for name, part in zip(names, jnp.split(indices, ends[:-1]) if len(ends) > 1 else [indices], strict=True):
             shared[name] = Clustered(part, codebook, leaves[name].shape, dtypes[name], group=group)
@@ -131,7 +130,7 @@ def search_k(
     ks: Sequence[int] = (2, 4, 8, 16, 32, 64, 128, 256),
     together: bool = True,
 ) -> tuple[Any, dict[str, ShareChoice]]:
-    """k-means weight sharing with the least ``k`` for every leaf that costs the score at most ``max_drop``. Not traceable.
+    """Palettization with the least ``k`` for every leaf that costs the score at most ``max_drop``. Not traceable.
 
     Leaves are taken in descending order of size. For each, the least ``k`` is found by bisection in ``ks``, about ``log2(len(ks))``
     evaluations, as if the drop never grew with ``k``; whatever is chosen was itself measured. In all, leaves cost the score at

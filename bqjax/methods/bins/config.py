@@ -35,9 +35,9 @@ class SearchConfig:
       target_drop: stop as soon as compressing the leaf costs at most this of the metric.
       target_rank_drop: likewise for the metric that ranks the bins; where both are set, both must hold. Among several
         starts that reach their targets the one with the lowest entropy is taken, where none does the one that loses least.
-      lmbda: Lagrangian weight of a bit of indices (at their entropy), in units of the ranking metric. The search then does not stop at
-        the targets, and takes from all states of all starts the one of least ``rank drop + lmbda * bits``, among those
-        that reach the targets where some do. One lmbda for all leaves spends the bytes where they help most. None is off.
+      lmbda: Lagrangian weight of a bit of indices (at their entropy), in units of the ranking metric. The search then does not
+        stop at the targets, and takes from all states of all starts the one of least ``rank drop + lmbda * bits``, among those
+        that reach the targets where some do. The same ``lmbda`` for all leaves spends the bytes where they help most. None: off.
       max_drop: a leaf whose compression costs more than this, measured against the network with the leaves accepted
         before it, is left as it was (the paper: 0.01). None accepts every leaf.
       max_total_drop: likewise, measured against the original network.

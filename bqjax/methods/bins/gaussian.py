@@ -1,4 +1,4 @@
-"""Gaussian bins: edges at equal shares of a normal distribution, and which bin each weight falls into."""
+"""Gaussian bins, scalar quantizers with edges at equal shares of a normal distribution; which bin each weight falls into."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from bqjax.core.rules import Rule, group_setting, grouped, select
 from bqjax.core.tree import check_finite, named_leaves
 
 __all__ = ["BinConfig", "BinStats", "Bins", "bin_indices", "gaussian_bins", "gaussian_edges", "occupied"]
-
 
 _PIECE = 2**20
 
@@ -38,6 +37,7 @@ class Bins:
 
 
 BinStats = Mapping[str, Bins]
+"""Bins by leaf name. A pytree, so that it can be an argument of a jitted function."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +162,7 @@ def gaussian_bins(
 
     Example:
       >>> import jax
+      >>> from bqjax.methods.bins.quantize import bin_and_quant
       >>> params = {"w": jax.random.normal(jax.random.key(0), (64, 64)), "b": jnp.zeros(64)}
       >>> compressed = bin_and_quant(params, gaussian_bins(params, 4))
       >>> compressed["w"].k, type(compressed["b"]).__name__

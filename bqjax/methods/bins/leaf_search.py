@@ -43,7 +43,7 @@ class LeafSearch:
         metric: str,
         rank: str,
     ):
-        self._measure, self._names, self._config, self._metric, self._rank = measure, names, config, metric, rank
+        self._measure, self._names, self._config, self.metric, self.rank = measure, names, config, metric, rank
         values = host_weights(params, names)
         self.weights = SortedWeights(values)
         self._std = moments(values)[1]
@@ -56,7 +56,7 @@ class LeafSearch:
             self.magnitude = config.magnitude or (0.5 if config.kind == "relative" else self._find_magnitude())
 
     def drop(self, metrics: Mapping[str, float], by: str | None = None) -> float:
-        by = by or self._metric
+        by = by or self.metric
         lost = float(signed(self.before, by) - signed(metrics, by))
         return lost if not math.isnan(lost) else math.inf
 
@@ -103,7 +103,7 @@ class LeafSearch:
             results = self._measure(self._names, perturbation, candidates)
             for i, b in enumerate(new):
                 own = results[i * draws : (i + 1) * draws]
-                drops = [[self.drop(m, by) for m in own] for by in (self._metric, self._rank)]
+                drops = [[self.drop(m, by) for m in own] for by in (self.metric, self.rank)]
                 self._drops[b] = float(np.mean(drops[0])), float(np.mean(drops[1]))
         return [self._drops[b] for b in bins]
 
@@ -117,7 +117,7 @@ class LeafSearch:
     def reaches_targets(self, step: Step) -> bool:
         """Whether targets are set and the leaf, compressed to these bins, meets them."""
         config = self._config
-        targets = ((config.target_drop, self._metric), (config.target_rank_drop, self._rank))
+        targets = ((config.target_drop, self.metric), (config.target_rank_drop, self.rank))
         limits = [(limit, by) for limit, by in targets if limit is not None]
         return bool(limits) and all(self.drop(step.metrics, by) <= limit for limit, by in limits)
 
@@ -158,8 +158,8 @@ class LeafSearch:
         def cost(end: tuple[Step, str]) -> float:
             step = end[0]
             if lmbda is not None:
-                return self.drop(step.metrics, self._rank) + lmbda * step.entropy * self.weights.size
-            return step.entropy if reached else self.drop(step.metrics, self._rank)
+                return self.drop(step.metrics, self.rank) + lmbda * step.entropy * self.weights.size
+            return step.entropy if reached else self.drop(step.metrics, self.rank)
 
         return paths, *min(reached or ends, key=cost)
 

@@ -1,9 +1,4 @@
-"""Compression methods behind one interface, so that one harness can run any of them on any task.
-
-A method is a frozen dataclass of its settings with ``compress(task, key=...)``. The pure functions underneath
-(:func:`~bqjax.methods.bins.quantize.bin_and_quant`, :func:`~bqjax.methods.baselines.weight_sharing.kmeans_share`, ...) are the way
-to compose them into other programs.
-"""
+"""Bin & Quant behind the interface of :mod:`bqjax.methods.base`: bins searched or Gaussian, plain or entropy-constrained."""
 
 from __future__ import annotations
 
@@ -16,17 +11,19 @@ from bqjax.core.progress import Progress
 from bqjax.core.rules import Rule
 from bqjax.core.task import Task
 from bqjax.methods.base import Compressed
-from bqjax.methods.bins import RateConfig, SearchConfig, search_bins, search_lmbda
+from bqjax.methods.bins.config import SearchConfig
 from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import BinConfig, BinStats, gaussian_bins
 from bqjax.methods.bins.quantize import bin_and_quant
+from bqjax.methods.bins.rate import RateConfig, search_lmbda
+from bqjax.methods.bins.search import search_bins
 from bqjax.sensitivity.task_statistics import task_importance
 
 __all__ = ["BinAndQuant", "GaussianBins"]
 
 
 def _ecsq(task: Task, stats: BinStats, rate: RateConfig, key: jax.Array, progress: Progress | None) -> Compressed:
-    """Weighs bins against storage, at the lmbda given or else at the highest that keeps the limit."""
+    """Entropy-constrained scalar quantization from these bins, at the ``lmbda`` given or else at the highest within the limits."""
     importance = task_importance(task, key=key, draws=rate.draws, names=list(stats))
     lmbda = rate.lmbda
     if lmbda is None:
@@ -49,7 +46,7 @@ def _ecsq(task: Task, stats: BinStats, rate: RateConfig, key: jax.Array, progres
 class BinAndQuant:
     """Bin & Quant with its sensitivity search (see :func:`bqjax.methods.bins.search_bins`).
 
-    With ``rate``, the bins that were found are then weighed against what storing their indices costs (see
+    With ``rate``, entropy-constrained scalar quantization starts from the bins that were found (see
     :func:`bqjax.methods.bins.ecsq.bin_and_quant_ecsq`); the task must have ``outputs``.
     """
 

@@ -1,4 +1,4 @@
-"""Bin & Quant: a leaf's weights are put into bins, and every bin becomes one codebook entry.
+"""Bin & Quant, scalar quantization by bins: a leaf's weights are put into bins, and every bin becomes one codebook entry.
 
 :func:`gaussian_bins` places bins by the normal distribution alone, with no data; :func:`bqjax.methods.bins.search_bins`
 goes on to split the bins that the network cannot bear to lose. Both give :data:`BinStats`, which
@@ -25,9 +25,6 @@ from bqjax.methods.bins.gaussian import BinStats, bin_indices, compute_dtype
 __all__ = ["bin_and_quant"]
 
 
-"""Bins by leaf name. A pytree, so that it can be an argument of a jitted function."""
-
-
 def _differ(a: Any, b: Any) -> bool:
     """Whether two sets of edges differ, as far as can be told while tracing."""
     if a.shape != b.shape:
@@ -36,7 +33,7 @@ def _differ(a: Any, b: Any) -> bool:
 
 
 def bin_and_quant(params: Any, stats: BinStats) -> Any:
-    """Replaces the weights of every bin by their mean. Pure and traceable; measures nothing.
+    """Scalar quantization: replaces the weights of every bin by their mean. Pure and traceable; measures nothing.
 
     Args:
       params: parameters, any pytree.

@@ -1,13 +1,13 @@
-"""The highest Lagrangian weight of storage that a network bears: bisection on calibration data."""
+"""Entropy-constrained scalar quantization at the highest ``lmbda`` that keeps a limit on calibration data."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from bqjax.core.leaves import decode
 from bqjax.core.progress import Progress
@@ -16,22 +16,23 @@ from bqjax.core.tree import named_leaves
 from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import BinStats
 from bqjax.sensitivity.evaluator import Evaluator
+from bqjax.sensitivity.limit import highest_within
 
 __all__ = ["RateConfig", "search_lmbda"]
 
-# Bounds of the bisection as powers of two of the lmbda at which a bit is worth what a leaf's removal would cost.
+# Bounds of the search as exponents of two; the unit is what the removal of a weight costs on average, by its importance.
 _LOWEST, _HIGHEST = -12.0, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateConfig:
-    """How bins are weighed against storage, see :func:`bqjax.methods.bins.ecsq.bin_and_quant_ecsq`.
+    """Settings of entropy-constrained scalar quantization, see :func:`bqjax.methods.bins.ecsq.bin_and_quant_ecsq`.
 
     Attributes:
-      lmbda: Lagrangian weight of a bit; None finds the highest at which ``max_drop`` holds.
+      lmbda: Lagrangian weight of a bit; None finds the highest at which the drops keep their limits.
       max_drop: of the metric on calibration data, all leaves compressed together.
       max_rank_drop: likewise of the ranking metric, which moves in finer steps; None sets no limit.
-      steps: of the bisection for the lmbda; each compresses and scores the network once.
+      steps: of the bisection for ``lmbda``; each compresses and scores the network once.
       floor: share of the mean importance that every weight has at least.
       draws: random signs for the importance, see :func:`bqjax.sensitivity.importance.output_importance`.
       iterations: of the alternation between values and assignments.
@@ -65,10 +66,10 @@ def search_lmbda(
     rank_by: str,
     progress: Progress | None = None,
 ) -> float:
-    """Bisects for the highest lmbda whose drops are within the limits of ``config``.
+    """Finds the highest ``lmbda`` of :func:`bqjax.methods.bins.ecsq.bin_and_quant_ecsq` whose drops keep the limits of ``config``.
 
-    The metric on few examples is not quite monotone in the lmbda; what is returned was measured to keep the limit,
-    unless not even the lowest lmbda did.
+    By bisection of its logarithm (:func:`bqjax.sensitivity.limit.highest_within`). What is returned was measured to keep the
+    limits; a metric on few examples is not quite monotone, and a higher one may keep them too.
 
     Args:
       score, batches: calibration data.
@@ -79,10 +80,10 @@ def search_lmbda(
       progress: called after each step.
 
     Raises:
-      ValueError: no leaf in ``stats``, or the limit does not hold at the lowest lmbda.
+      ValueError: no leaf in ``stats``, or a limit that does not hold at the lowest ``lmbda`` of the search.
     """
     if not stats:
-        raise ValueError("no leaf to find one lmbda for: the search accepted none")
+        raise ValueError("there is no leaf to find lmbda for: the search accepted none")
     leaves = named_leaves(params)
     distortion = sum(float(jnp.mean(importance[n])) * float(jnp.var(leaves[n])) * leaves[n].size / 2 for n in stats)
     unit = distortion / sum(leaves[n].size for n in stats) or 1.0
@@ -97,21 +98,22 @@ def search_lmbda(
         after = evaluator.baseline(decode(tree))
         return [float(signed(before, by) - signed(after, by)) for by, _ in limits]
 
-    def within(lost: list[float]) -> bool:
-        return all(d <= limit + 1e-9 for d, (_, limit) in zip(lost, limits, strict=True))
+    tried = 0
 
-    low, high = _LOWEST, _HIGHEST
-    for d, (by, limit) in zip(drops(low), limits, strict=True):
+    def excess(exponent: float) -> float:
+        """By how much the limit that is missed most is missed; not above 0 where all are kept."""
+        nonlocal tried
+        lost, tried = drops(exponent), tried + 1
+        if progress:
+            told = ", ".join(f"{by.removeprefix('-')} {d:+.4f}" for d, (by, _) in zip(lost, limits, strict=True))
+            progress(tried, config.steps, f"lmbda {unit * 2**exponent:.3g}: drop of {told}")
+        return max(math.inf if math.isnan(d) else d - limit for d, (_, limit) in zip(lost, limits, strict=True))
+
+    for d, (by, limit) in zip(drops(_LOWEST), limits, strict=True):
         if not d <= limit + 1e-9:
             raise ValueError(
                 f"these bins cost {d:.4f} of {by.removeprefix('-')} at the lowest lmbda already, more than the limit "
                 f"{limit:g}: start from more bins or allow more"
             )
-    for step in range(config.steps):
-        middle = (low + high) / 2
-        lost = drops(middle)
-        low, high = (middle, high) if within(lost) else (low, middle)
-        if progress:
-            told = ", ".join(f"{by.removeprefix('-')} {d:+.4f}" for d, (by, _) in zip(lost, limits, strict=True))
-            progress(step + 1, config.steps, f"lmbda {unit * 2**middle:.3g}: drop of {told}")
-    return float(np.float64(unit * 2**low))
+    found = highest_within(excess, 0.0, low=_LOWEST, high=_HIGHEST, steps=config.steps, scan=0)
+    return float(unit * 2 ** (_LOWEST if found is None else found))

@@ -1,4 +1,4 @@
-"""The search of Bin & Quant over all leaves of a network: which bins can it not bear to lose?
+"""The sensitivity search of Bin & Quant over all leaves of a network: the bins whose loss costs most are split.
 
 Reference: Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), III-A, III-B and figure 4. The paper leaves open the noise,
 the number of draws and the order of stopping rules; what is chosen here are fields of
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -58,7 +58,7 @@ def search_bins(
     state_path: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Bins], SearchInfo]:
-    """Searches the bins of each leaf by the sensitivity of the network (III-A, III-B).
+    """Sensitivity-driven scalar quantization: finds the bins of each leaf by what the network loses (III-A, III-B).
 
     Leaves, or groups that share bins, are taken in descending order of size. In each, Gaussian bins are perturbed one
     at a time, and the bin whose loss hurts most is split in the middle, until a stopping rule of the config holds. A
@@ -105,70 +105,90 @@ def search_bins(
         "key": digest(key),
         "config": _text_digest(repr([(g, n, asdict(s)) for (g, n), s in zip(groups, settings, strict=True)])),
     }
-    n_scores = n_resumed = 0
     with (SharedJournal if evaluator.shared else Journal)(state_path, fingerprint) as journal:
-        stats: dict[str, Bins] = {}
-        current = params
-
-        def measure(names: Sequence[str], perturbation: Any, candidates: list[Any]) -> list[dict[str, float]]:
-            nonlocal n_scores, n_resumed
-            n_scores += len(candidates)
-            answered = journal.answered
-            state = [(n, b.edges.tolist()) for n, b in stats.items()]
-            if perturbation is None:
-                results = [journal.measure(_text_digest(repr(("none", state))), lambda: evaluator.baseline(current))]
-            else:
-                described = _text_digest(repr((state, list(names), perturbation, [digest(c) for c in candidates])))
-                results = journal.measure(described, lambda: evaluator.scores(current, names, perturbation, candidates))
-            n_resumed += len(candidates) * (journal.answered - answered)
-            return results
-
-        baseline = measure((), None, [None])[0]
+        network = _Network(evaluator, journal, params)
+        baseline = network.measure((), None, [None])[0]
         metric, rank_by = _choose_metric(baseline, metric, rank_by)
         layers: list[LayerReport] = []
         final: Mapping[str, float] = baseline
         for i, ((group, names), setting) in enumerate(zip(groups, settings, strict=True)):
-            label = group if group is not None else names[0]
+            told = _Told(progress, i, len(groups), group if group is not None else names[0], metric)
+            search = LeafSearch(network.measure, names, network.params, setting, key, metric, rank_by)
+            layer = _report(search, names, setting, baseline, told.step)
+            if layer.accepted:
+                network.accept({n: Bins(np.array(layer.result.edges, search.weights.values.dtype), group) for n in names})
+                final = layer.result.metrics
+            layers.append(layer)
+            told.end(layer.reason)
+    seconds = time.monotonic() - start
+    counts = network.n_scores, network.n_resumed
+    return network.stats, SearchInfo(metric, rank_by, baseline, final, tuple(layers), selection.left, *counts, seconds)
 
-            def report(step: Step, i: int = i, label: str = label) -> None:
-                if progress:
-                    value = abs(signed(step.metrics, metric))
-                    progress(i, len(groups), f"{label}: {step.n_bins} bins, {metric.removeprefix('-')} {value:.4f}")
 
-            search = LeafSearch(measure, names, current, setting, key, metric, rank_by)
-            paths, result, reason = search.run(report)
-            drop, rank_drop = search.drop(result.metrics), search.drop(result.metrics, rank_by)
-            total = float(signed(baseline, metric) - signed(result.metrics, metric))
-            accepted = True
-            for limit, lost, against in (
-                (setting.max_drop, drop, "max_drop"),
-                (setting.max_total_drop, total, "max_total_drop"),
-            ):
-                # Means of float sums differ in their last digits; a drop of exactly the limit is within it.
-                if limit is not None and not lost <= limit + 1e-9:
-                    accepted, reason = False, f"drop {lost:.4f} exceeds {against} {limit:g}"
-                    break
-            if accepted:
-                new = {name: Bins(np.array(result.edges, search.weights.values.dtype), group) for name in names}
-                stats.update(new)
-                current = decode(bin_and_quant(current, new))
-                final = result.metrics
-            layers.append(
-                LayerReport(
-                    tuple(names),
-                    search.weights.size,
-                    accepted,
-                    reason,
-                    drop,
-                    rank_drop,
-                    search.magnitude,
-                    result,
-                    tuple(map(tuple, paths)),
-                )
-            )
-            if progress:
-                progress(i + 1, len(groups), f"{label}: {reason}")
-        info = SearchInfo(
-            metric, rank_by, baseline, final, tuple(layers), selection.left, n_scores, n_resumed, time.monotonic() - start
-        )
-    return stats, info
+class _Network:
+    """The network with the leaves accepted so far in compressed form, and what was measured of it.
+
+    Attributes:
+      stats: bins of the accepted leaves.
+      params: parameters, those leaves decoded.
+      n_scores, n_resumed: see :class:`bqjax.methods.bins.config.SearchInfo`.
+    """
+
+    def __init__(self, evaluator: Evaluator, journal: Journal, params: Any):
+        self._evaluator, self._journal, self.params = evaluator, journal, params
+        self.stats: dict[str, Bins] = {}
+        self.n_scores = self.n_resumed = 0
+
+    def measure(self, names: Sequence[str], perturbation: Any, candidates: list[Any]) -> list[dict[str, float]]:
+        """Metrics of each candidate; of the network as it is where there is no perturbation."""
+        answered = self._journal.answered
+        state = [(n, b.edges.tolist()) for n, b in self.stats.items()]
+        if perturbation is None:
+            described = _text_digest(repr(("none", state)))
+            results = [self._journal.measure(described, lambda: self._evaluator.baseline(self.params))]
+        else:
+            described = _text_digest(repr((state, list(names), perturbation, [digest(c) for c in candidates])))
+            results = self._journal.measure(described, lambda: self._evaluator.scores(self.params, names, perturbation, candidates))
+        self.n_scores += len(candidates)
+        self.n_resumed += len(candidates) * (self._journal.answered - answered)
+        return results
+
+    def accept(self, bins: Mapping[str, Bins]) -> None:
+        self.stats.update(bins)
+        self.params = decode(bin_and_quant(self.params, bins))
+
+
+class _Told(NamedTuple):
+    """What the caller is told of one leaf or group."""
+
+    progress: Progress | None
+    number: int
+    total: int
+    label: str
+    metric: str
+
+    def step(self, step: Step) -> None:
+        if self.progress:
+            name, value = self.metric.removeprefix("-"), abs(signed(step.metrics, self.metric))
+            self.progress(self.number, self.total, f"{self.label}: {step.n_bins} bins, {name} {value:.4f}")
+
+    def end(self, reason: str) -> None:
+        if self.progress:
+            self.progress(self.number + 1, self.total, f"{self.label}: {reason}")
+
+
+def _report(
+    search: LeafSearch, names: Sequence[str], setting: SearchConfig, baseline: Mapping[str, float], step: Callable[[Step], None]
+) -> LayerReport:
+    """Searches a leaf or group, and says whether its compression costs little enough to be accepted."""
+    paths, result, reason = search.run(step)
+    drop, rank_drop = search.drop(result.metrics), search.drop(result.metrics, search.rank)
+    total = float(signed(baseline, search.metric) - signed(result.metrics, search.metric))
+    accepted = True
+    for limit, lost, against in ((setting.max_drop, drop, "max_drop"), (setting.max_total_drop, total, "max_total_drop")):
+        # Means of float sums differ in their last digits; a drop of exactly the limit is within it.
+        if limit is not None and not lost <= limit + 1e-9:
+            accepted, reason = False, f"drop {lost:.4f} exceeds {against} {limit:g}"
+            break
+    size, steps = search.weights.size, tuple(map(tuple, paths))
+    return LayerReport(tuple(names), size, accepted, reason, drop, rank_drop, search.magnitude, result, steps)

@@ -1,4 +1,4 @@
-"""Budgets: every layer's rate-distortion curve measured, and the settings that fit a size or keep a drop."""
+"""Rate-distortion allocation: every layer's curve measured, and the settings that fit a size or keep a drop."""
 
 from bqjax.methods.budget.method import WithinBudget
 from bqjax.methods.budget.plan import Blocks, BudgetConfig, Layer, Planned, Values

@@ -1,10 +1,11 @@
-"""Budgets: which option each layer takes, from curves of what options cost and what they do distortion.
+"""Rate-distortion allocation under a budget: which option each layer takes, from the bytes and the distortion of each.
 
 Every unit (a leaf, or leaves that share a codebook) has options, each with its bytes and its distortion. Distortions are taken to
 add up over units, as small independent errors of a network's outputs nearly do. A plan names one option a unit.
 
 On the lower convex hull of a unit's curve each step to the right buys distortion with bytes at a slope, and slopes fall. Taking
-the steps of all units in the order of their slopes gives every plan that is best at some lmbda ``p`` for a byte, the minima of
+the steps of all units in the order of their slopes gives every plan that is best for some Lagrangian weight ``p`` of a byte, the
+minima of
 
     ``sum_u distortion_u(option) + p * bytes_u(option)``;
 
@@ -89,7 +90,8 @@ def _slope(a: Option, b: Option) -> float:
 
 
 def plans(curves: Curves) -> list[Plan]:
-    """All plans that are best at some lmbda, from the smallest to that of least distortion; each differs in one unit's step.
+    """The plans on the lower convex hull of the sums, from the smallest to that of least distortion; each is best for some weight
+    of a byte, and differs from the one before in one unit's step.
 
     Raises:
       ValueError: no units, a unit without options, bytes or distortions that are not finite.
@@ -109,7 +111,7 @@ def plans(curves: Curves) -> list[Plan]:
 
 
 def plan_for_size(curves: Curves, target: float) -> Plan:
-    """The plan of least distortion found within ``target`` bytes.
+    """Rate-constrained allocation: the plan of least distortion found within ``target`` bytes.
 
     Raises:
       ValueError: no plan is as small; the message says the smallest size. See also :func:`plans`.
@@ -143,14 +145,14 @@ def _filled(curves: Curves, plan: Plan, limit: float, *, spent: int, saved: int)
 
 
 def plan_for_distortion(curves: Curves, limit: float) -> Plan:
-    """The smallest plan found whose distortion is at most ``limit``.
+    """Distortion-constrained allocation: the smallest plan found whose distortion is at most ``limit``.
 
     Raises:
-      ValueError: no plan does so little distortion; the message says the least. See also :func:`plans`.
+      ValueError: no plan has so little distortion; the message says the least. See also :func:`plans`.
     """
     path = plans(curves)
     least = total(curves, path[-1]).distortion
     if least > limit:
-        raise ValueError(f"no plan does at most {limit:.4g} of distortion: the least is {least:.4g}")
+        raise ValueError(f"no plan has at most {limit:.4g} of distortion: the least is {least:.4g}")
     fitting = next(plan for plan in path if total(curves, plan).distortion <= limit)
     return _filled(curves, fitting, limit, spent=1, saved=0)

@@ -1,4 +1,4 @@
-"""Rate-distortion curves of a network's layers, measured: what :mod:`bqjax.methods.budget.allocation` plans on.
+"""Measured rate-distortion curves of a network's layers: what :mod:`bqjax.methods.budget.allocation` plans on.
 
 Distortion is what storing one unit in one way, all others left alone, does to the outputs: the mean over calibration examples of
 ``sum (z - z0)^2``. It needs no labels, is never negative, and of small independent changes it adds up. ``"loss"``, what the
@@ -32,8 +32,8 @@ from bqjax.sensitivity.evaluator import Evaluator
 __all__ = ["LayerCurves", "Measured", "units"]
 
 _GROUPED = 4096  # leaves of one dimension and at most so many weights share a codebook with those of their kind
-_FINEST = 0.3  # exponents of lmbdas closer than this are not told apart any further
-_LOWEST, _HIGHEST = -14.0, 4.0  # exponents of lmbdas that are tried
+_FINEST = 0.3  # between values of lmbda whose exponents are closer than this none is tried
+_LOWEST, _HIGHEST = -14.0, 4.0  # exponents of lmbda that are tried
 
 
 class Measured(NamedTuple):
@@ -151,7 +151,7 @@ class LayerCurves:
         return evaluator, evaluator.baseline(task.params)["loss"]
 
     def _unit_lmbda(self, unit: str) -> float:
-        """The lmbda at which a bit is worth what a weight's removal would cost on average."""
+        """What the removal of a weight costs on average: half the mean importance times the variance, the unit of lmbda."""
         members = self.units[unit]
         importance = np.concatenate([np.ravel(self._importance[n]) for n in members]).astype(np.float64)
         weights = np.concatenate([np.ravel(np.asarray(self.weights[n])) for n in members]).astype(np.float64)
@@ -222,7 +222,7 @@ class LayerCurves:
         return {u: [Option(o.bytes, o.distortions[kind]) for o in options] for u, options in self.options.items()}
 
     def refine(self, plan: Plan, kind: str) -> int:
-        """Measures lmbdas next to those of a plan and of the next smaller plan on the hull; gives how many are new."""
+        """Measures options next in lmbda to those of a plan and of the next smaller plan on the hull; gives how many are new."""
         before = sum(map(len, self.options.values()))
         for unit, chosen in plan.items():
             kept = hull(self.curves(kind)[unit])

@@ -1,4 +1,4 @@
-"""A budget behind the interface of :mod:`bqjax.methods.bins.method`: a plan is found for the task, and carried out."""
+"""A budget behind the interface of :mod:`bqjax.methods.base`: a plan is found for the task, and carried out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ __all__ = ["WithinBudget"]
 
 @dataclass(frozen=True, kw_only=True)
 class WithinBudget:
-    """The smallest file at some drop, or the least distortion at some size, layer by layer (see :mod:`bqjax.methods.budget.search`).
+    """Rate-distortion allocation: the smallest file at some drop, or the least distortion at some size.
+
+    Layer by layer, see :mod:`bqjax.methods.budget.search`.
 
     Attributes:
       max_drop: largest drop of the task's metric on the calibration data, as a fraction.

@@ -1,4 +1,4 @@
-"""A method that stores every layer as a plan says: values or blocks of its own, each against an entropy cost.
+"""Entropy-constrained scalar or vector quantization, layer by layer, with the settings that a plan gives each layer.
 
 Plans are made by :mod:`bqjax.methods.budget.search`, or by hand.
 """
@@ -16,12 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from bqjax.core.leaves import Clustered
+from bqjax.core.leaves import Clustered, trim_codebook
 from bqjax.core.progress import Progress
 from bqjax.core.rules import Rule
 from bqjax.core.task import Task
 from bqjax.core.tree import named_leaves, replace
-from bqjax.kmeans.ecvq import constrained_blocks, trim_blocks
+from bqjax.kmeans.ecvq import ecvq_refine
 from bqjax.methods.base import Compressed
 from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import BinConfig, gaussian_bins
@@ -37,10 +37,10 @@ _HALF_ERROR = 2.0**-11
 
 @dataclass(frozen=True, kw_only=True)
 class Values:
-    """Shared values: Gaussian bins, then weighed against storage (see :func:`bqjax.methods.bins.ecsq.bin_and_quant_ecsq`).
+    """Entropy-constrained scalar quantization from Gaussian bins (see :func:`bqjax.methods.bins.ecsq.bin_and_quant_ecsq`).
 
     Attributes:
-      bins: to start from; the lmbda leaves fewer.
+      bins: to start from; a positive ``lmbda`` leaves fewer.
       lmbda: Lagrangian weight of a bit.
       sigma_scale: factor on the standard deviation that places the first bins.
     """
@@ -56,12 +56,12 @@ class Values:
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """Shared blocks: product quantization (see :func:`bqjax.methods.gwk.cluster.gwk_cluster`), then weighed against storage.
+    """Entropy-constrained vector quantization from product quantization (see :func:`bqjax.methods.gwk.cluster.gwk_cluster`).
 
     Attributes:
       d: weights of a block.
-      bits: of an index at first; the lmbda leaves fewer.
-      lmbda: Lagrangian weight of a bit, see :func:`bqjax.kmeans.ecvq.constrained_blocks`; at 0 the blocks stay as clustered.
+      bits: of an index at first; a positive ``lmbda`` leaves fewer.
+      lmbda: Lagrangian weight of a bit, see :func:`bqjax.kmeans.ecvq.ecvq_refine`; at 0 the blocks stay as clustered.
     """
 
     d: int = 2
@@ -118,15 +118,15 @@ def compress_layer(
     iterations: int = 20,
     starts: dict[Any, Clustered] | None = None,
 ) -> dict[str, Clustered]:
-    """The layer's leaves in compressed form, by name.
+    """Entropy-constrained quantization of one layer: its compressed leaves by name.
 
     Args:
       params: parameters, concrete.
       layer: leaves and setting.
       importance: by leaf name, see :func:`weights_importance`.
-      key: a ``jax.random`` key; draws depend on it, the layer's names and its block size and bits, not on the lmbda.
+      key: a ``jax.random`` key; draws depend on it, the layer's names and its block size and bits, not on ``lmbda``.
       floor, iterations: see :func:`bqjax.methods.bins.ecsq.bin_and_quant_ecsq`.
-      starts: keeps blocks as they are before any lmbda, which layers of one leaf and different lmbdas share; grows.
+      starts: keeps blocks as they were clustered, which do not depend on ``lmbda``, for further layers of the same leaf; grows.
 
     Raises:
       ValueError: a leaf that does not exist or cannot be compressed so; the message names it.
@@ -157,9 +157,9 @@ def compress_layer(
         starts[at] = tree[name]
     made = starts[at]
     if setting.lmbda:
-        made = constrained_blocks(leaf, importance[name], made, setting.lmbda, floor=floor, iterations=iterations)
+        made = ecvq_refine(leaf, importance[name], made, setting.lmbda, floor=floor, iterations=iterations)
     else:
-        codebook, indices = trim_blocks(made.codebook, made.indices)
+        codebook, indices = trim_codebook(made.codebook, made.indices)
         made = with_fields(made, codebook=codebook, indices=indices)
     return {name: _with_short_codebook(made)}
 
@@ -178,7 +178,7 @@ def _with_short_codebook(leaf: Clustered) -> Clustered:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """Compresses as a plan says.
+    """Entropy-constrained quantization with the settings that a plan gives each layer.
 
     Attributes:
       layers: what is compressed and how; a leaf can be named once, other leaves are left as they are.
@@ -221,11 +221,11 @@ class BudgetConfig:
     Attributes:
       bins: values that leaves start from.
       blocks: ``(d, bits)`` of the blocks that leaves start from; those too large for a leaf are not offered to it.
-      exponents: exponents ``e``; a leaf's lmbdas are ``2^e`` times that at which a bit is worth what the leaf's removal would
-        cost by its importance.
+      exponents: exponents ``e``; a leaf is offered each ``lmbda = 2^e u``, with ``u`` half its mean importance times its variance:
+        what a weight's removal costs on average.
       vectors: values offered to leaves of fewer than two dimensions, which share a codebook with those of their kind.
       draws, floor, iterations: see :class:`Planned`.
-      refine: how often lmbdas between those around the plan's are measured and planned with, too.
+      refine: how often values of ``lmbda`` halfway to the neighbours of the plan's are measured, and planned with anew.
     """
 
     bins: tuple[int, ...] = (16,)

@@ -1,8 +1,8 @@
-"""Plans for a budget, verified: a proposal on the curves is compressed, decoded and scored before it is believed.
+"""Verified allocation under a budget: a plan on the curves is compressed, decoded and scored before it is believed.
 
 Distortions add up over layers only nearly. What was asked for (bytes of the file, or a drop on the calibration data) is therefore
 measured on the network as a whole, and the proposal is moved along the curves, step by step of their hulls, until it holds.
-Lmbdas next to those of the plan are then measured, and everything is done again on the finer curves.
+Values of ``lmbda`` next to those of the plan are then measured, and everything is done again on the finer curves.
 
 A drop on a few hundred examples is an estimate, and the smallest plan that keeps a limit tends to be one whose examples were
 lucky. With a confidence ``c`` a plan must keep the limit at the one-sided bound ``drop + Phi^-1(c) se``, with ``se`` the standard
@@ -14,11 +14,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -86,6 +85,27 @@ class _Verdict:
     error: float | None
 
 
+class _Found(NamedTuple):
+    """A plan that keeps the limit, the kind of distortion that it was made by, and its verdict."""
+
+    plan: Plan
+    kind: str
+    verdict: _Verdict
+
+
+class _Limit(NamedTuple):
+    """What was asked for: a size, or a drop with its confidence."""
+
+    target_bytes: int | None
+    max_drop: float | None
+    confidence: float
+
+    def order(self, verdict: _Verdict) -> tuple[float, float]:
+        """Which of two plans within the limit is better: the less, the better."""
+        size, lost = verdict.file_bytes, verdict.rank_drop
+        return (lost, size) if self.target_bytes is not None else (size, lost)
+
+
 class _Search:
     """Plans by their verdicts, measured once each."""
 
@@ -123,6 +143,14 @@ class _Search:
             error = "" if verdict.error is None else f" ± {verdict.error:.4f}"
             self._progress(self.verified, self.verified, f"{verdict.file_bytes:,} bytes, drop of {name} {verdict.drop:+.4f}{error}")
         return verdict
+
+    def within(self, limit: _Limit, kind: str) -> _Found:
+        """The best plan found within the limit, by one kind of distortion."""
+        if limit.target_bytes is not None:
+            plan, verdict = self.for_size(kind, limit.target_bytes)
+        else:
+            plan, verdict = self.for_drop(kind, float(limit.max_drop or 0.0), limit.confidence)
+        return _Found(plan, kind, verdict)
 
     def for_drop(self, kind: str, limit: float, confidence: float) -> tuple[Plan, _Verdict]:
         """The smallest plan on the hulls that keeps the limit with some confidence, by bisection, and its verdict."""
@@ -191,13 +219,13 @@ def find_plan(
     state_path: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> BudgetPlan:
-    """Finds what each layer of a network takes, for a file of some size or a drop of some size.
+    """Rate-distortion allocation over a network's layers, for a file of some size or a drop of some size.
 
     Args:
       task: the network; only its calibration data is used.
       config: what the layers are offered; None is ``BudgetConfig()``.
       key: a ``jax.random`` key; the same key gives the same plan.
-      target_bytes: the file has at most so many bytes and does the least distortion.
+      target_bytes: the file has at most so many bytes, and the least distortion.
       max_drop: or the metric drops by at most so much on the calibration data, as a fraction, and the file is the smallest.
       confidence: with ``max_drop``, of a one-sided bound that must keep it, at least 0.5 and below 1; at 0.5 the measured drop
         itself counts.
@@ -211,6 +239,27 @@ def find_plan(
         reaches, or a drop that no plan keeps (the message says what is reached); a network with nothing to compress; a confidence
         out of range, without ``max_drop``, or for a task whose predictions do not tell each example's part of the metric.
     """
+    _check_budget(task, target_bytes, max_drop, confidence)
+    config = config or BudgetConfig()
+    with Journal(state_path, _fingerprint(task, config, key)) as journal:
+        curves = LayerCurves(task, config, key=key, journal=journal, coder=coder, progress=progress)
+        search = _Search(task, curves, label, coder, journal, progress)
+        limit = _Limit(target_bytes, max_drop, confidence)
+        best: _Found | None = None
+        for number, kind in enumerate(curves.kinds):
+            # The curves are made finer where the first kind plans; the other kind plans once, on what is there then.
+            for rounds_left in range(config.refine if number == 0 else 0, -1, -1):
+                found = search.within(limit, kind)
+                if best is None or limit.order(found.verdict) < limit.order(best.verdict):
+                    best = found
+                if not rounds_left or not curves.refine(found.plan, kind):
+                    break
+        if best is None:  # there is at least one kind of distortion; here for the type checker
+            raise RuntimeError("nothing was planned")
+        return _report(search, config, label, best)
+
+
+def _check_budget(task: Task, target_bytes: int | None, max_drop: float | None, confidence: float) -> None:
     if (target_bytes is None) == (max_drop is None):
         raise ValueError("name either a target size or the largest drop")
     if target_bytes is not None and target_bytes < 1:
@@ -226,8 +275,11 @@ def find_plan(
             f"task {task.name!r} has no predictions that tell each example's {task.metric.removeprefix('-')}, which a "
             "confidence is taken from: leave it at 0.5"
         )
-    config = config or BudgetConfig()
-    fingerprint = {
+
+
+def _fingerprint(task: Task, config: BudgetConfig, key: jax.Array) -> dict[str, str]:
+    """What measurements depend on."""
+    return {
         "params": digest(task.params),
         "batches": digest(list(task.calibration)),
         "key": digest(key),
@@ -235,48 +287,30 @@ def find_plan(
         "metrics": repr((task.metric, task.rank_by, task.outputs is not None)),
         "version": __version__,
     }
-    with Journal(state_path, fingerprint) as journal:
-        curves = LayerCurves(task, config, key=key, journal=journal, coder=coder, progress=progress)
-        search = _Search(task, curves, label, coder, journal, progress)
-        ask: Callable[[str], tuple[Plan, _Verdict]]
-        if target_bytes is not None:
-            wanted_bytes = target_bytes
-            ask, better = lambda kind: search.for_size(kind, wanted_bytes), lambda v: (v.rank_drop, v.file_bytes)
-        else:
-            limit = float(max_drop or 0.0)
-            ask, better = lambda kind: search.for_drop(kind, limit, confidence), lambda v: (v.file_bytes, v.rank_drop)
-        best: tuple[Any, Plan, str, _Verdict] | None = None
-        for number, kind in enumerate(curves.kinds):
-            # The curves are made finer where the first kind plans; the other kind plans once, on what is there then.
-            for rounds_left in range(config.refine if number == 0 else 0, -1, -1):
-                plan, verdict = ask(kind)
-                if best is None or better(verdict) < best[0]:
-                    best = better(verdict), plan, kind, verdict
-                if not rounds_left or not curves.refine(plan, kind):
-                    break
-        if best is None:  # there is at least one kind of distortion; here for the type checker
-            raise RuntimeError("nothing was planned")
-        _, plan, kind, verdict = best
-        units = [
-            PlannedUnit(
-                curves.units[unit],
-                sum(int(np.size(curves.weights[name])) for name in curves.units[unit]),
-                curves.options[unit][i],
-            )
-            for unit, i in plan.items()
-        ]
-        return BudgetPlan(
-            method=Planned(
-                layers=curves.layers(plan), draws=config.draws, floor=config.floor, iterations=config.iterations, label=label
-            ),
-            units=tuple(sorted(units, key=lambda u: -u.size)),
-            kind=kind,
-            predicted=total(curves.curves(kind), plan),
-            file_bytes=verdict.file_bytes,
-            drop=verdict.drop,
-            rank_drop=verdict.rank_drop,
-            drop_error=verdict.error,
-            n_options=sum(map(len, curves.options.values())),
-            n_measured=curves.measured,
-            n_verified=search.verified,
+
+
+def _report(search: _Search, config: BudgetConfig, label: str, found: _Found) -> BudgetPlan:
+    curves, (plan, kind, verdict) = search.curves, found
+    units = [
+        PlannedUnit(
+            curves.units[unit],
+            sum(int(np.size(curves.weights[name])) for name in curves.units[unit]),
+            curves.options[unit][i],
         )
+        for unit, i in plan.items()
+    ]
+    return BudgetPlan(
+        method=Planned(
+            layers=curves.layers(plan), draws=config.draws, floor=config.floor, iterations=config.iterations, label=label
+        ),
+        units=tuple(sorted(units, key=lambda u: -u.size)),
+        kind=kind,
+        predicted=total(curves.curves(kind), plan),
+        file_bytes=verdict.file_bytes,
+        drop=verdict.drop,
+        rank_drop=verdict.rank_drop,
+        drop_error=verdict.error,
+        n_options=sum(map(len, curves.options.values())),
+        n_measured=curves.measured,
+        n_verified=search.verified,
+    )

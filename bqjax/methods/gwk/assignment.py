@@ -1,10 +1,10 @@
-"""Which codebook entry stands for a block: the nearest, or one that also costs few bits.
+"""Assignment of blocks to codebook entries: to the nearest, or entropy-constrained, where bits of indices count too.
 
 Indices are entropy-coded, so that an entry that is used often is short, ``l_j = -log2 p_j`` bits, where ``p_j`` is the share of
-all blocks of its codebook (leaves of a group together) that have entry ``j``. With one lmbda ``r`` for a bit, in squared distance,
-each block takes the entry that minimises
+all blocks of its codebook (leaves of a group together) that have entry ``j``. With a Lagrangian weight ``lmbda`` of a bit, in
+squared distance, each block takes the entry that minimises
 
-    ``|x - c_j|^2 + r l_j``.
+    ``|x - c_j|^2 + lmbda l_j``.
 
 References:
   Chou, Lookabaugh, Gray 1989, "Entropy-constrained vector quantization", IEEE Trans. ASSP 37.
@@ -27,17 +27,18 @@ from bqjax.core.map_leaves import by_shape
 from bqjax.core.tree import named_leaves, replace
 from bqjax.kmeans.assignment import nearest_block
 from bqjax.kmeans.codebooks import clustered_leaves, codebook_name
+from bqjax.kmeans.ecvq import ideal_code_lengths
 
 __all__ = ["assign", "code_lengths", "followed_lmbdas", "index_bits", "unit_lmbdas"]
 
-# Bits that are too many raise one lmbda by this share a step, for each bit of an index; at most by the second number.
+# A mean index that is one bit too long raises lmbda by this share a step; at most by the second number.
 _GAIN, _MOST = 0.05, 0.1
-# Within what multiples of a codebook's unit lmbda (see unit_lmbdas) lmbdas stay.
+# Multiples of a codebook's unit (see unit_lmbdas) between which lmbda stays.
 _RANGE = (1e-3, 4.0)
 
 
 def code_lengths(tree: Any) -> dict[str, jax.Array]:
-    """Bits of each entry in an ideal code of all indices to it, ``[k]`` by the names of :func:`bqjax.kmeans.codebooks.codebooks`.
+    """Ideal code lengths: bits of each index to a codebook, ``[k]`` by the names of :func:`bqjax.kmeans.codebooks.codebooks`.
 
     Traceable. An entry that nothing uses counts as used by half a block.
     """
@@ -45,7 +46,7 @@ def code_lengths(tree: Any) -> dict[str, jax.Array]:
     for name, leaf in clustered_leaves(tree).items():
         key = codebook_name(name, leaf)
         counts[key] = counts.get(key, jnp.zeros(leaf.k, jnp.float32)).at[jnp.asarray(leaf.indices)].add(1)
-    return {key: -jnp.log2(jnp.maximum(c, 0.5) / c.sum()) for key, c in counts.items()}
+    return {key: ideal_code_lengths(c, unused=0.5) for key, c in counts.items()}
 
 
 def index_bits(tree: Any) -> dict[str, jax.Array]:
@@ -56,10 +57,10 @@ def index_bits(tree: Any) -> dict[str, jax.Array]:
 
 
 def unit_lmbdas(params: Any, tree: Any) -> dict[str, jax.Array]:
-    """What a bit buys where a codebook is fine, ``(2 ln 2 / d) E`` by the names of codebooks. Traceable.
+    """The slope of the high-rate distortion curve, ``(2 ln 2 / d) E`` a bit, by the names of codebooks. Traceable.
 
-    ``E`` is the mean squared distance of a block from its entry. By ``E ~ 2^(-2 bits / d)`` that is what one more bit takes from
-    it.
+    ``E`` is the mean squared distance of a block from its entry. By ``E ~ 2^(-2 bits / d)`` this is what one more bit takes from
+    it, and so the unit in which ``lmbda`` is given.
 
     Args:
       params: weights, of the names and shapes that ``tree`` stands for.
@@ -83,15 +84,15 @@ def _error(weight: jax.Array, leaf: Clustered) -> jax.Array:
 
 
 def followed_lmbdas(lmbdas: Mapping[str, Any], bits: Mapping[str, float], params: Any, tree: Any) -> dict[str, jax.Array]:
-    """Lmbdas one step nearer to those at which indices take so many bits. Traceable.
+    """One step of rate control: ``lmbda`` of each leaf moved towards that at which its indices take so many bits. Traceable.
 
     Args:
-      lmbdas: of a bit, ``[]`` by leaf, in squared distance.
+      lmbdas: Lagrangian weights of a bit, ``[]`` by leaf, in squared distance.
       bits: what the mean index of each leaf shall take.
-      params, tree: weights, and the clustered tree that came of these lmbdas.
+      params, tree: weights, and the clustered tree that was assigned at ``lmbdas``.
 
     Raises:
-      ValueError: there is no lmbda of a leaf whose bits are set.
+      ValueError: ``lmbdas`` lacks a leaf whose bits are set.
     """
     if lacking := [name for name in bits if name not in lmbdas]:
         raise ValueError(f"bits are set for {lacking[0]!r}, of which the state has no lmbda: give gwk_init the same bits")
@@ -105,16 +106,16 @@ def followed_lmbdas(lmbdas: Mapping[str, Any], bits: Mapping[str, float], params
 
 
 def assign(params: Any, tree: Any, *, rate: float = 0.0, lmbdas: Mapping[str, Any] | None = None) -> Any:
-    """The clustered tree with every block's index that of the nearest entry of its codebook, by plain distance. Traceable.
+    """Assigns every block to the nearest entry of its codebook, or to the one of least distance and bits. Traceable.
 
-    With a ``rate``, entries that are used often count as nearer: a bit weighs ``rate`` times what it buys where a codebook is
-    fine (:func:`unit_lmbdas`). Small rates save bits at almost no error, whose change is of second order.
+    With a ``rate``, assignment is entropy-constrained: a bit weighs ``rate`` times what it buys where a codebook is fine
+    (:func:`unit_lmbdas`). Small rates save bits at almost no error, whose change is of second order.
 
     Args:
       params: weights, of the names and shapes that ``tree`` stands for.
       tree: a tree whose :class:`bqjax.core.leaves.Clustered` leaves have the codebooks.
       rate: weight of a bit, at least 0.
-      lmbdas: or what a bit weighs, ``[]`` in squared distance, for the leaves named.
+      lmbdas: or the Lagrangian weight of a bit, ``[]`` in squared distance, for the leaves named.
 
     Returns:
       ``tree`` with new indices; leaves that are not clustered are those of ``params``.
@@ -151,5 +152,5 @@ def assign(params: Any, tree: Any, *, rate: float = 0.0, lmbdas: Mapping[str, An
     return replace(params, {name: with_fields(leaves[name], indices=index) for name, index in indices.items()})
 
 
-def _nearest(x: jax.Array, codebook: jax.Array, mask: jax.Array | None, lmbda: jax.Array | None) -> jax.Array:
-    return nearest_block(x, codebook, mask=mask, lmbda=lmbda)
+def _nearest(x: jax.Array, codebook: jax.Array, mask: jax.Array | None, costs: jax.Array | None) -> jax.Array:
+    return nearest_block(x, codebook, mask=mask, costs=costs)

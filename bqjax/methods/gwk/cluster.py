@@ -96,12 +96,34 @@ def _joined(parts: list[jax.Array]) -> jax.Array:
 
 
 class _Job(NamedTuple):
-    """Leaves that get one codebook."""
+    """Leaves that get one codebook; the first names the job."""
 
     group: str | None
     names: list[str]
     d: int
-    k: int
+    setting: GWKConfig
+
+    @property
+    def k(self) -> int:
+        return 2**self.setting.bits
+
+
+def _jobs(leaves: Mapping[str, Any], taken: Mapping[str, Rule[Any]], config: GWKConfig) -> dict[str, _Job]:
+    """What is clustered together, by the name of the first leaf."""
+    settings = _settings(taken, config)
+    members: dict[tuple[str | None, str], list[str]] = {}
+    for name, rule in taken.items():
+        check_finite(name, leaves[name])
+        members.setdefault((rule.group, "" if rule.group is not None else name), []).append(name)
+    jobs = {}
+    for (group, _), names in members.items():
+        sizes = {name: block_size(np.shape(leaves[name]), settings[name]) for name in names}
+        dtypes = {name: str(leaves[name].dtype) for name in names}
+        for what, each in (("setting", {n: settings[n] for n in names}), ("block size", sizes), ("dtype", dtypes)):
+            if len(set(each.values())) > 1:
+                raise ValueError(f"leaves of group {group!r} share one codebook and must agree in {what}, got {each}")
+        jobs[names[0]] = _Job(group, names, sizes[names[0]], settings[names[0]])
+    return jobs
 
 
 def _start(job: _Job, start: Mapping[str, Any] | None) -> jax.Array | None:
@@ -123,7 +145,7 @@ def gwk_cluster(
     config: GWKConfig | None = None,
     start: Any = None,
 ) -> tuple[Any, dict[str, LeafInfo]]:
-    """Clusters the blocks of each chosen leaf, weighted by gradients.
+    """Gradient-weighted product quantization: clusters the blocks of each chosen leaf.
 
     Traceable under ``jit`` with ``rules`` and ``config`` closed over; checks of the arrays' content are then left out.
 
@@ -156,55 +178,54 @@ def gwk_cluster(
     leaves, taken = named_leaves(params), select(params, rules).taken
     gradients = None if grads is None else named_leaves(grads)
     starts = None if start is None else named_leaves(start)
-    settings = _settings(taken, config or GWKConfig())
-    members: dict[tuple[str | None, str], list[str]] = {}
-    for name, rule in taken.items():
-        check_finite(name, leaves[name])
-        members.setdefault((rule.group, "" if rule.group is not None else name), []).append(name)
-
+    jobs = _jobs(leaves, taken, config or GWKConfig())
     waiting: dict[tuple[int, int], dict[str, tuple[Any, ...]]] = {}
-    jobs: dict[str, _Job] = {}
-    for i, ((group, _), names) in enumerate(members.items()):
-        first = names[0]
-        setting = settings[first]
-        sizes = {name: block_size(np.shape(leaves[name]), settings[name]) for name in names}
-        dtypes = {name: str(leaves[name].dtype) for name in names}
-        for what, each in (("setting", {n: settings[n] for n in names}), ("block size", sizes), ("dtype", dtypes)):
-            if len(set(each.values())) > 1:
-                raise ValueError(f"leaves of group {group!r} share one codebook and must agree in {what}, got {each}")
-        job = jobs[first] = _Job(group, names, sizes[first], 2**setting.bits)
-        parts = [leaf_blocks(name, leaves[name], job.d) for name in names]
-        x, real = _joined([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-        if job.k > len(x):
-            most = int(math.log2(len(x)))
-            raise ValueError(
-                f"leaf {first!r} has {len(x)} blocks of {job.d}, fewer than the {job.k} codebook entries of {setting.bits} bits: "
-                f"give it at most {most} bits, Rule({first!r}, {most}), smaller blocks, or skip it, Rule({first!r}, skip=True)"
-            )
-        w = _joined([block_weights(_gradient(n, leaves[n], gradients, setting), job.d, setting.weighting) for n in names])
-        waiting.setdefault((job.k, setting.iterations), {})[first] = (
-            x,
-            w,
-            None if real.all() else jnp.asarray(real),
-            _start(job, starts),
-            jax.random.fold_in(key, i),
-        )
+    for i, (first, job) in enumerate(jobs.items()):
+        arguments = *_points(job, leaves, gradients), _start(job, starts), jax.random.fold_in(key, i)
+        waiting.setdefault((job.k, job.setting.iterations), {})[first] = arguments
 
     clustered: dict[str, Clustered] = {}
     info: dict[str, LeafInfo] = {}
-    for (k, iterations), arguments in waiting.items():
-        for first, (result, used) in by_shape(_clusterer(k, iterations), arguments).items():
-            job, x, mask = jobs[first], arguments[first][0], arguments[first][2]
-            dtype = leaves[first].dtype
-            codebook, indices = result.codebook.astype(dtype), result.indices
-            if jnp.finfo(dtype).bits < 32 and settings[first].weighting != "coordinate":
-                # Rounding to a shorter type moves entries: each block goes to the nearest of those that the leaf really holds.
-                indices = nearest_block(x, codebook.astype(jnp.float32), mask=mask)
-            shapes = {name: np.shape(leaves[name]) for name in job.names}
-            ends = np.cumsum([block_mask(s, output_first(len(s)), job.d).shape[0] for s in shapes.values()])
-            for name, part in zip(job.names, jnp.split(indices, ends[:-1]) if len(ends) > 1 else [indices], strict=True):
-                order = output_first(len(shapes[name]))
-                clustered[name] = Clustered(part.astype(index_dtype(k)), codebook, shapes[name], dtype, order, group=job.group)
-            lmbda = bits_per_weight({name: clustered[name] for name in job.names})
-            info.update({name: LeafInfo(result.mse, used, result.repaired, result.iterations, lmbda) for name in job.names})
+    for (k, iterations), together in waiting.items():
+        for first, (result, used) in by_shape(_clusterer(k, iterations), together).items():
+            job, x, mask = jobs[first], together[first][0], together[first][2]
+            made = _clustered_leaves(job, leaves, result, x, mask)
+            clustered.update(made)
+            bits = bits_per_weight(made)
+            info.update({name: LeafInfo(result.mse, used, result.repaired, result.iterations, bits) for name in job.names})
     return replace(params, clustered), {name: info[name] for name in taken}
+
+
+def _points(
+    job: _Job, leaves: Mapping[str, Any], gradients: Mapping[str, Any] | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Blocks of a job's leaves, their weights, and which entries are real where not all are."""
+    setting, first = job.setting, job.names[0]
+    parts = [leaf_blocks(name, leaves[name], job.d) for name in job.names]
+    x, real = _joined([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    if job.k > len(x):
+        most = int(math.log2(len(x)))
+        raise ValueError(
+            f"leaf {first!r} has {len(x)} blocks of {job.d}, fewer than the {job.k} codebook entries of {setting.bits} bits: "
+            f"give it at most {most} bits, Rule({first!r}, {most}), smaller blocks, or skip it, Rule({first!r}, skip=True)"
+        )
+    w = _joined([block_weights(_gradient(n, leaves[n], gradients, setting), job.d, setting.weighting) for n in job.names])
+    return x, w, None if real.all() else jnp.asarray(real)
+
+
+def _clustered_leaves(
+    job: _Job, leaves: Mapping[str, Any], result: VectorKMeans, x: jax.Array, mask: jax.Array | None
+) -> dict[str, Clustered]:
+    """A job's leaves by name, from the codebook and the indices of all their blocks ``x``."""
+    dtype = leaves[job.names[0]].dtype
+    codebook, indices = result.codebook.astype(dtype), result.indices
+    if jnp.finfo(dtype).bits < 32 and job.setting.weighting != "coordinate":
+        # Rounding to a shorter type moves entries: each block goes to the nearest of those that the leaf really holds.
+        indices = nearest_block(x, codebook.astype(jnp.float32), mask=mask)
+    shapes = {name: np.shape(leaves[name]) for name in job.names}
+    ends = np.cumsum([block_mask(s, output_first(len(s)), job.d).shape[0] for s in shapes.values()])
+    made = {}
+    for name, part in zip(job.names, jnp.split(indices, ends[:-1]) if len(ends) > 1 else [indices], strict=True):
+        order = output_first(len(shapes[name]))
+        made[name] = Clustered(part.astype(index_dtype(job.k)), codebook, shapes[name], dtype, order, group=job.group)
+    return made

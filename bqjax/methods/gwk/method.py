@@ -1,4 +1,4 @@
-"""GWK behind the interface of :mod:`bqjax.methods.bins.method`: blocks of weights, without retraining."""
+"""GWK behind the interface of :mod:`bqjax.methods.base`: blocks of weights, without retraining."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GWK inside the training loop: what the paper does once an epoch, in every step.
+"""Gradient-weighted k-means inside the training loop: what the paper does once an epoch, in every step.
 
 The network runs on the reconstruction while the optimiser moves latent weights, to which gradients go straight through
 (:func:`straight_through`). Each step refreshes the assignments and moves the codebook a little, to running
@@ -34,7 +34,7 @@ from bqjax.methods.gwk.config import Weighting, block_weights
 
 __all__ = ["GWKState", "gwk_init", "gwk_update", "straight_through"]
 
-# Of the unit lmbda, where lmbdas follow set bits.
+# The first lmbda where bits are set, in the units of unit_lmbdas.
 _FIRST_LMBDA = 0.3
 
 
@@ -55,7 +55,7 @@ _pass_through.defvjp(_forward, _backward)
 
 
 def straight_through(latent: Any, tree: Any) -> Any:
-    """Parameters that have the values of the clustered tree, and whose gradients go to the latent weights.
+    """The straight-through estimator: values of the clustered tree, whose gradients go to the latent weights.
 
     Args:
       latent: pytree of weights.
@@ -83,7 +83,7 @@ class GWKState(NamedTuple):
       tree: the clustered tree.
       moments: running ``sum g w`` of every codebook entry, ``[k, d]`` by the names of :func:`bqjax.kmeans.codebooks.codebooks`.
       masses: running ``sum g``, ``[k, d]``: coordinates differ where blocks are padded or weighted by coordinate.
-      lmbdas: what a bit of an index weighs, ``[]`` in squared distance, for the leaves whose bits are set.
+      lmbdas: Lagrangian weights of a bit, ``[]`` in squared distance, for the leaves whose bits are set.
     """
 
     tree: Any
@@ -177,8 +177,8 @@ def gwk_update(
       frozen: True keeps the assignments, and only the codebooks move. May be traced.
       weighting: see :class:`bqjax.methods.gwk.cluster.GWKConfig`.
       rate: what a bit of entropy-coded indices weighs, see :func:`bqjax.methods.gwk.assignment.assign`.
-      bits: or what the mean entropy-coded index of some leaves shall take, in bits by the leaf's name; the state then has their
-        lmbdas, which rise while indices take more and fall while they take less.
+      bits: or what the mean entropy-coded index of some leaves shall take, in bits by the leaf's name; ``state.lmbdas`` then
+        rises for a leaf whose indices take more, and falls for one whose indices take less.
 
     Returns:
       The new state; leaves of its tree that are not clustered are those of ``params``.

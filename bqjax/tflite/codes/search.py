@@ -1,8 +1,8 @@
 """Bin & Quant for integer models: new codes for every layer at one Lagrangian weight of storage, found on calibration data.
 
 1. Once: moments of every layer's inputs, and the importance of its outputs (no labels).
-2. At one lmbda, each layer gets a grid of its own and codes with error compensation (:mod:`bqjax.tflite.codes.grid`); its bias takes
-   up what the mean of its outputs has moved.
+2. At a given ``lmbda``, each layer gets a grid of its own and codes with error compensation (:mod:`bqjax.tflite.codes.grid`); its
+   bias takes up what the mean of its outputs has moved.
 3. Bisection and a scan around its end (:mod:`bqjax.sensitivity.limit`) find the highest lmbda at which the network loses no more
    than it may.
 4. Layers are gone through in descending order of size, as in the paper: one that costs too much by itself stays as it was.

@@ -11,7 +11,7 @@ import pytest
 from bqjax.core.leaves import decode
 from bqjax.core.rules import Rule
 from bqjax.methods.baselines import diba as module
-from bqjax.methods.baselines.diba import DiBAConfig, diba
+from bqjax.methods.baselines.diba import DiBAConfig, diba_factorize
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -19,7 +19,7 @@ W = RNG.standard_normal((14, 11)).astype(np.float32)
 
 
 def fitted(w=W, **settings):
-    leaf = diba({"w": w}, key=KEY, config=DiBAConfig(**settings))["w"]
+    leaf = diba_factorize({"w": w}, key=KEY, config=DiBAConfig(**settings))["w"]
     leaf.validate()
     return leaf
 
@@ -115,12 +115,12 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"leaf 'w': bits 1000000\.0 of a 14 x 11 matrix need a middle dimension of"):
         fitted(bits=1e6)
     with pytest.raises(ValueError, match="'w' is in group 'g', but factors are not shared"):
-        diba({"w": W}, [Rule("w", group="g")], key=KEY)
+        diba_factorize({"w": W}, [Rule("w", group="g")], key=KEY)
     with pytest.raises(ValueError, match="rule 'w': the setting must be a DiBAConfig, got 4"):
-        diba({"w": W}, [Rule("w", 4)], key=KEY)
+        diba_factorize({"w": W}, [Rule("w", 4)], key=KEY)
     with pytest.raises(ValueError, match="'w' is of integers, int8"):
-        diba({"w": W.astype(np.int8)}, [Rule("w")], key=KEY)
+        diba_factorize({"w": W.astype(np.int8)}, [Rule("w")], key=KEY)
     with pytest.raises(ValueError, match=r"'b' of shape \(3,\) is no matrix"):
-        diba({"b": W[0, :3]}, [Rule("b")], key=KEY)
+        diba_factorize({"b": W[0, :3]}, [Rule("b")], key=KEY)
     with pytest.raises(ValueError, match="'w' holds 1 NaN or infinite"):
         fitted(np.where(W.max() > W, W, np.nan))

@@ -13,7 +13,7 @@ import bqjax.methods.baselines.dkm
 from bqjax.core.blocks import output_first, to_blocks
 from bqjax.core.leaves import decode
 from bqjax.core.rules import Rule
-from bqjax.methods.baselines.dkm import DKMConfig, dkm, dkm_harden, dkm_start
+from bqjax.methods.baselines.dkm import DKMConfig, dkm_forward, dkm_harden, dkm_start
 from bqjax.methods.baselines.soft_kmeans import Layout, Solver, from_tiles, soft_kmeans, to_tiles
 
 KEY = jax.random.key(0)
@@ -99,7 +99,7 @@ def test_bytes_kept_for_the_backward_pass(implicit):
     config = DKMConfig(k=16, iterations=20, implicit=implicit)
 
     def loss(params, codebooks):
-        return jnp.square(dkm(params, codebooks, config=config)[0]["w"]).sum()
+        return jnp.square(dkm_forward(params, codebooks, config=config)[0]["w"]).sum()
 
     shapes = {"w": jax.ShapeDtypeStruct((512, n // 512), jnp.float32)}, {"w": jax.ShapeDtypeStruct((16, 1), jnp.float32)}
     memory = jax.jit(jax.grad(loss)).lower(*shapes).compile().memory_analysis()
@@ -122,7 +122,7 @@ RULES = [Rule("conv/kernel", DKMConfig(k=6, d=4)), Rule("fc/kernel"), Rule("*", 
 def test_on_trees_it_is_the_formula_for_each_leaf():
     params = tree()
     codebooks = dkm_start(params, RULES, key=KEY, config=CONFIG)
-    soft, moved = jax.jit(lambda p, c: dkm(p, c, RULES, config=CONFIG))(params, codebooks)
+    soft, moved = jax.jit(lambda p, c: dkm_forward(p, c, RULES, config=CONFIG))(params, codebooks)
     assert soft["conv"]["bias"] is not None and jax.tree.map(jnp.shape, soft) == jax.tree.map(jnp.shape, params)
     assert soft["fc"]["kernel"].dtype == jnp.bfloat16
     w = params["conv"]["kernel"]
@@ -151,7 +151,7 @@ def test_wide_layers_are_the_formula_where_they_lie(d, monkeypatch):
     codebooks = dkm_start({"w": w}, key=KEY, config=config)
 
     def value(w):
-        soft, moved = dkm({"w": w}, codebooks, config=config)
+        soft, moved = dkm_forward({"w": w}, codebooks, config=config)
         return jnp.square(soft["w"]).sum(), moved["w"]
 
     (here, moved), grad = jax.value_and_grad(value, has_aux=True)(jnp.asarray(w))
@@ -169,7 +169,7 @@ def test_scale_of_weights_does_not_matter():
     results = []
     for scale in (1.0, 2.0**-20):
         params = {"w": w * np.float32(scale)}
-        soft, _ = jax.jit(lambda p, c: dkm(p, c, config=config))(params, dkm_start(params, key=KEY, config=config))
+        soft, _ = jax.jit(lambda p, c: dkm_forward(p, c, config=config))(params, dkm_start(params, key=KEY, config=config))
         results.append(np.asarray(soft["w"]) / scale)
     np.testing.assert_allclose(results[1], results[0], rtol=1e-3, atol=1e-4)
 
@@ -179,7 +179,7 @@ def test_cold_attention_is_hard_assignment():
     params["fc"]["kernel"] = params["fc"]["kernel"].astype(jnp.float32)
     config = DKMConfig(k=4, temperature=1e-5, iterations=3)
     codebooks = dkm_start(params, key=KEY, config=config)
-    soft, moved = jax.jit(lambda p, c: dkm(p, c, config=config))(params, codebooks)
+    soft, moved = jax.jit(lambda p, c: dkm_forward(p, c, config=config))(params, codebooks)
     hard = dkm_harden(params, moved, config=config)
     for layer in ("conv", "fc"):
         hard[layer]["kernel"].validate()
@@ -197,7 +197,7 @@ def test_training_with_it(implicit):
     config = DKMConfig(k=4, implicit=implicit, iterations=20 if implicit else 5)
 
     def loss(params, codebooks):
-        soft, codebooks = dkm(params, codebooks, config=config)
+        soft, codebooks = dkm_forward(params, codebooks, config=config)
         return jnp.square(x @ soft["w"] - y).mean(), codebooks
 
     @jax.jit
@@ -222,7 +222,7 @@ def test_constant_leaves_and_entries_that_nothing_attends_to():
     codebooks = {"w": jnp.float32([[0.25], [0.25], [30], [-1]]), "v": jnp.zeros((4, 1))}
 
     def loss(params):
-        soft, moved = dkm(params, codebooks, config=config)
+        soft, moved = dkm_forward(params, codebooks, config=config)
         return soft["w"].sum() + soft["v"].sum(), (soft, moved)
 
     grads, (soft, moved) = jax.jit(jax.grad(loss, has_aux=True))(params)
@@ -244,9 +244,9 @@ def test_refusals():
         DKMConfig(tolerance=-1)
     params = {"w": np.ones((4, 4), np.float32)}
     with pytest.raises(ValueError, match=r"'w' needs a codebook of shape \(16, 1\) from dkm_start\(\), got nothing"):
-        dkm(params, {})
+        dkm_forward(params, {})
     with pytest.raises(ValueError, match=r"'w' needs a codebook of shape \(16, 1\) .*, got \(4, 1\)"):
-        dkm(params, {"w": np.ones((4, 1))})
+        dkm_forward(params, {"w": np.ones((4, 1))})
     with pytest.raises(ValueError, match="'w' has 16 blocks of 1, fewer than the 17 codebook entries"):
         dkm_start(params, key=KEY, config=DKMConfig(k=17))
     with pytest.raises(ValueError, match="codebooks are not shared"):

@@ -10,7 +10,7 @@ from bqjax import decode
 from bqjax.core.rules import Rule
 from bqjax.core.task import Task
 from bqjax.methods.baselines.deep_compression import DeepCompressionConfig, deep_compress
-from bqjax.methods.baselines.diba import DiBAConfig, diba
+from bqjax.methods.baselines.diba import DiBAConfig, diba_factorize
 from bqjax.methods.baselines.methods import PTQ, Binary, DeepCompression, DiBA, ProductQuantization, ResidualQuantization
 from bqjax.methods.baselines.product import ProductConfig, binarize, product_quantize
 from bqjax.methods.baselines.ptq import PTQConfig, quantize
@@ -33,7 +33,7 @@ METHODS = [
     ),
     (
         DiBA(config=DiBAConfig(middle=3, rounds=1), rules=RULES),
-        lambda p: diba(p, RULES, key=KEY, config=DiBAConfig(middle=3, rounds=1)),
+        lambda p: diba_factorize(p, RULES, key=KEY, config=DiBAConfig(middle=3, rounds=1)),
     ),
     (Binary(rules=RULES), lambda p: binarize(p, RULES, axis=-1)),
     (

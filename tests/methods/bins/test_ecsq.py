@@ -1,4 +1,4 @@
-"""Bins against the Lagrangian weight of storage, against a plain NumPy alternation and the properties that the optimum must have."""
+"""Entropy-constrained scalar quantization against a plain NumPy alternation, and the properties that the optimum must have."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_agrees_with_the_alternation_written_out(lmbda):
     assert np.mean(np.abs(np.asarray(found) - expected) > 1e-5) < 2e-3
 
 
-def test_ecsq_nothing_and_without_iterations_equal_importance_gives_bin_means():
+def test_at_lmbda_0_without_iterations_equal_importance_gives_bin_means():
     plain = decode(bin_and_quant(PARAMS, STATS))["w"]
     found = decode(bin_and_quant_ecsq(PARAMS, STATS, {"w": np.ones_like(W)}, 0.0, iterations=0))["w"]
     np.testing.assert_allclose(found, plain, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The bisection for one lmbda, on a network whose accuracy falls with the distortion by construction."""
+"""The search for the highest lmbda within limits, on a network whose accuracy falls with the distortion by construction."""
 
 from __future__ import annotations
 

@@ -255,7 +255,7 @@ def test_relative_noise_is_a_half_unless_given():
     assert search_bins(score, params, BATCHES, FOUR, key=KEY)[1].layers[0].magnitude is None
 
 
-def test_the_lmbda_picks_the_cheapest_of_all_states():
+def test_lmbda_picks_the_cheapest_of_all_states():
     params, _, score = problem(w=(20, 15))
     w, chosen = params["w"], []
     for lmbda in (0.0, 0.125, 125.0):
@@ -272,13 +272,13 @@ def test_the_lmbda_picks_the_cheapest_of_all_states():
     assert len(set(chosen)) > 2
 
 
-def test_the_lmbda_prefers_states_within_the_target():
+def test_with_lmbda_states_within_the_target_come_first():
     params, _, score = problem(w=(20, 15))
     config = SearchConfig(n_bins=2, max_bins=8, tolerance=None, max_drop=None, lmbda=125.0, target_drop=12.0)
     _, info = search_bins(score, params, BATCHES, config, key=KEY)
     (layer,) = info.layers
     within = [s for s in layer.paths[0] if -s.metrics["score"] <= 12]
-    # The search did not stop at the first, and the dearest lmbda still does not leave the target.
+    # The search did not stop at the first, and even the highest lmbda does not leave the target.
     assert 1 < len(within) < len(layer.paths[0])
     assert layer.result == min(within, key=lambda s: s.entropy)
 

@@ -19,14 +19,14 @@ def every_plan(curves):
 
 
 @given(st.lists(OPTION, min_size=1, max_size=9))
-def test_the_hull_has_the_best_option_at_every_lmbda(options):
+def test_the_hull_has_the_best_option_for_every_weight_of_a_byte(options):
     kept = hull(options)
     bytes_, distortions = [options[i].bytes for i in kept], [options[i].distortion for i in kept]
     assert bytes_ == sorted(set(bytes_)) and distortions == sorted(set(distortions), reverse=True)
     assert distortions[-1] == min(o.distortion for o in options)
     assert bytes_[0] == min(o.bytes for o in options)
-    for lmbda in (0.0, 0.01, 0.1, 0.5, 1.0, 3.0, 100.0):
-        cost = [o.distortion + lmbda * o.bytes for o in options]
+    for weight in (0.0, 0.01, 0.1, 0.5, 1.0, 3.0, 100.0):
+        cost = [o.distortion + weight * o.bytes for o in options]
         assert min(cost[i] for i in kept) == pytest.approx(min(cost))
 
 

@@ -14,7 +14,7 @@ from bqjax import codec, decode
 from bqjax.core.classification import classification_outputs
 from bqjax.core.leaves import Clustered
 from bqjax.core.tree import named_leaves
-from bqjax.kmeans.ecvq import constrained_blocks
+from bqjax.kmeans.ecvq import ecvq_refine
 from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import BinConfig, gaussian_bins
 from bqjax.methods.budget.plan import Blocks, BudgetConfig, Layer, Planned, Values, compress_layer, weights_importance
@@ -33,7 +33,7 @@ def importance():
     return weights_importance(task(), key=KEY, draws=4)
 
 
-def test_values_are_bins_at_a_lmbda():
+def test_values_are_ecsq():
     layer = Layer(("hidden/kernel",), Values(bins=6, lmbda=0.00625, sigma_scale=1.5))
     made = compress_layer(params(), layer, importance(), key=KEY)["hidden/kernel"]
     own = {"w": params()["hidden"]["kernel"]}
@@ -47,7 +47,7 @@ def test_values_are_bins_at_a_lmbda():
 
 
 @pytest.mark.parametrize("lmbda", [0.0, 0.00375])
-def test_blocks_are_clustered_and_then_weighed(lmbda):
+def test_blocks_are_clustered_and_then_ecvq(lmbda):
     layer = Layer(("hidden/kernel",), Blocks(d=2, bits=3, lmbda=lmbda))
     made = compress_layer(params(), layer, importance(), key=KEY)["hidden/kernel"]
     made.validate("w")
@@ -57,7 +57,7 @@ def test_blocks_are_clustered_and_then_weighed(lmbda):
         compress_layer(params(), Layer(layer.names, Blocks(d=2, bits=3)), importance(), key=KEY, starts=starts)
         (start,) = starts.values()
         w, h = params()["hidden"]["kernel"], importance()["hidden/kernel"]
-        expected = constrained_blocks(w, h, start, lmbda)
+        expected = ecvq_refine(w, h, start, lmbda)
         np.testing.assert_array_equal(made.indices, expected.indices)
     else:
         # Weighted by importance: a smaller weighted error than plain clusters have.

@@ -191,7 +191,7 @@ def test_what_no_plan_reaches():
         planned(target_bytes=50)
     smallest = int(str(found.value).split()[-1].replace(",", ""))
     plan = planned(target_bytes=smallest)
-    assert plan.file_bytes <= smallest  # lmbdas beside those that were offered may reach a little further
+    assert plan.file_bytes <= smallest  # values of lmbda between those that were offered may reach a little further
 
 
 def test_a_drop_that_no_plan_keeps(monkeypatch):

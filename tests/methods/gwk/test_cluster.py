@@ -65,7 +65,7 @@ def blocks_of(w, d):
     return padded.reshape(-1, d), real.reshape(-1, d)
 
 
-def test_the_tree_the_block_sizes_and_the_lmbda():
+def test_the_tree_the_block_sizes_and_the_bits():
     params = tree()
     compressed, info = gwk_cluster(params, tree(seed=10), key=KEY, config=CONFIG)
     assert {n: leaf.d for n, leaf in named_leaves(compressed).items() if isinstance(leaf, Clustered)} == CLUSTERED
@@ -74,8 +74,8 @@ def test_the_tree_the_block_sizes_and_the_lmbda():
         if name in CLUSTERED:
             leaf.validate(name)
             assert (leaf.k, leaf.codebook.dtype, leaf.dtype) == (8, np.float32, np.float32)
-            lmbda = (leaf.indices.size * 3 + 8 * leaf.d * 8) / leaf.size
-            assert info[name].bits_per_weight == lmbda
+            bits = (leaf.indices.size * 3 + 8 * leaf.d * 8) / leaf.size
+            assert info[name].bits_per_weight == bits
             assert 1 <= int(info[name].used) <= 8
         else:
             assert leaf is named_leaves(params)[name]
@@ -415,7 +415,7 @@ def test_a_rate_makes_used_entries_nearer(rate):
 
 
 def test_bits_that_are_set_are_kept():
-    """Two leaves of one codebook, each at its own bits; the lmbda of the one that is to be shorter is higher."""
+    """Two leaves of one codebook, each at its own bits; lmbda is higher for the one whose indices are to be shorter."""
     params = {"a": normal(96, 64), "b": normal(96, 64, seed=5)}
     rules = [Rule("*", GWKConfig(bits=4), group="both")]
     tree, _ = gwk_cluster(params, None, rules, key=KEY)
