@@ -62,8 +62,8 @@ def modules_of(room: str) -> list[str]:
     if not room:
         return [PACKAGE]
     base = ROOT / PACKAGE / room.replace(".", "/")
-    if base.with_suffix(".py").exists():
-        return [f"{PACKAGE}.{room}"]
+    if base.with_suffix(".py").exists():  # methods.base, beside which methods' face stands
+        return [f"{PACKAGE}.{room.rpartition('.')[0]}", f"{PACKAGE}.{room}"]
     found = [base / "__init__.py"]
     for folder in (base, *sorted(p.parent for p in base.rglob("__init__.py") if p.parent != base)):
         found += sorted(p for p in folder.glob("*.py") if p.name != "__init__.py")
@@ -86,10 +86,7 @@ def room_page(room: str, library: griffe.Module) -> str:
     """The reference of one room: what its face says and hands on, then module by module."""
     face, *others = modules_of(room)
     package = library[face.removeprefix(f"{PACKAGE}.")] if room else library
-    options = "heading_level: 1, show_root_full_path: true, members: " + ("false" if (package.is_package) else "true")
-    page = [f"::: {face}\n    options: {{{options}}}"]
-    if package.is_package:
-        page.append(public_names(package))
+    page = [f"::: {face}\n    options: {{show_root_full_path: true, heading_level: 1, members: false}}", public_names(package)]
     page += [f"::: {module}\n    options: {{show_root_full_path: true, heading_level: 2}}" for module in others]
     return "\n\n".join(page) + "\n"
 
