@@ -1,7 +1,7 @@
 """GWK in the Optax loop that you have.
 
-Gradient-weighted k-means stores blocks of weights as indices into a codebook, below one bit a weight. Five lines, numbered below,
-turn a training loop into one that clusters after each epoch; the loop, the loss and the optimiser stay yours. Run it with
+Gradient-weighted k-means stores blocks of weights as indices into a codebook, down to one bit a weight and below. Five lines,
+numbered here, turn a training loop into one that clusters after each epoch; loop, loss and optimiser stay yours. Run it with
 
     python examples/gwk_in_optax.py
 """
@@ -46,13 +46,14 @@ params = {"hidden": dense(keys[0], 64, 256), "head": dense(keys[1], 256, 10)}
 #
 # 1. `record_gradients()` goes first in the chain. It lets updates pass unchanged and keeps running means of their sizes, which say
 #    what each block of weights counts.
-# 2. Rules name the leaves: 16 entries of 4 weights for the large layer, which is one bit a weight; the head stays as it is.
+# 2. Rules name the leaves: 16 entries of 4 weights for the large layer, which is one bit a weight, 64 single values for the head.
+#    Biases have one dimension and are left as they are.
 # 3. After each epoch `gwk_cluster` finds codebook and indices, from where the last epoch's stood (`start=`).
 # 4. `decode` puts the reconstruction in place of the weights, and training goes on from it.
 # 5. At the end codebooks get 8 bits a number for the file.
 
 optimiser = optax.chain(record_gradients(), optax.adam(2e-3))  # 1
-rules = [Rule("hidden/kernel", GWKConfig(bits=4, pw=4)), Rule("head/*", skip=True)]  # 2
+rules = [Rule("hidden/kernel", GWKConfig(bits=4, pw=4)), Rule("head/kernel", GWKConfig(bits=6, pw=1))]  # 2
 state, tree = optimiser.init(params), None
 
 
@@ -78,11 +79,21 @@ for epoch in range(12):
 
 # ## The file
 #
-# Indices are entropy-coded; the biases and the small head stay in float32.
+# Indices are entropy-coded; biases stay in float32.
 
 path = Path("out/gwk_in_optax.bq.safetensors")
 path.parent.mkdir(exist_ok=True)
 save(path, quantize_codebooks(tree), force=True)  # 5
 floats = sum(4 * x.size for x in jax.tree.leaves(params))
-print(f"{bits_per_weight(tree):.2f} bits a weight of hidden/kernel, its codebook of 8 bits a number counted")
+print(f"{bits_per_weight(tree):.2f} bits a weight of both kernels by the paper's formula")
 print(f"{path}: {path.stat().st_size:,} bytes of {floats:,}, {accuracy(decode(load(path))):.2%} decoded from the file")
+
+# ## What it prints
+#
+#     epoch  trained  clustered
+#         3   88.73%     86.12%
+#         6   90.34%     88.53%
+#         9   90.54%     89.13%
+#        12   91.35%     89.94%
+#     1.73 bits a weight of both kernels by the paper's formula
+#     out/gwk_in_optax.bq.safetensors: 5,633 bytes of 76,840, 89.94% decoded from the file

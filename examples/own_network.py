@@ -90,3 +90,9 @@ print(f"float32     {4 * n_weights:>8,} bytes             {accuracy(params)['acc
 size = path.stat().st_size
 print(f"the file    {size:>8,} bytes, {4 * n_weights / size:4.1f} times  {accuracy(decoded)['accuracy']:.2%}")
 print(f"            {8 * size / n_weights:.2f} bits a weight over all {n_weights:,} weights, lmbda {lmbda:.2g} per bit")
+
+# ## What it prints
+#
+#     float32       69,032 bytes             90.74% of 497 test images
+#     the file       5,054 bytes, 13.7 times  89.74%
+#                 2.34 bits a weight over all 17,258 weights, lmbda 0.00011 per bit

@@ -76,9 +76,18 @@ shares = (0.02, 0.05, 0.1, 0.2, 0.4)
 candidates = [Candidate(leaf=leaf, perturb=DeadCells(), magnitude=share, draws=8) for leaf in shapes for share in shares]
 result = sweep(score, params, batches(images[1000:], labels[1000:], 797), candidates, key=jax.random.key(1))
 
-print(f"{result.n_scores} perturbed networks in {result.seconds:.1f} s; unperturbed {result.baseline['accuracy']:.2%}")
+print(f"{result.n_scores} perturbed networks; unperturbed {result.baseline['accuracy']:.2%}")
 print("points of accuracy lost, by the share of weights that read 0 (± standard error over draws)")
 print(f"{'layer':8}" + "".join(f"{share:>16.0%}" for share in shares))
 for i, leaf in enumerate(shapes):
     row = result.rows[i * len(shares) : (i + 1) * len(shares)]
     print(f"{leaf:8}" + "".join(f"{100 * r.drop:>9.2f} ± {100 * r.standard_error:4.2f}" for r in row))
+
+# ## What it prints
+#
+#     120 perturbed networks; unperturbed 94.48%
+#     points of accuracy lost, by the share of weights that read 0 (± standard error over draws)
+#     layer                 2%              5%             10%             20%             40%
+#     first        0.39 ± 0.07     0.93 ± 0.20     2.46 ± 0.40     3.15 ± 0.32     8.67 ± 2.27
+#     second       0.39 ± 0.10     0.41 ± 0.09     1.38 ± 0.31     2.89 ± 0.52     7.23 ± 1.07
+#     head         0.55 ± 0.28     1.74 ± 0.65     2.71 ± 0.39     9.19 ± 1.34    22.04 ± 2.48
