@@ -3,6 +3,9 @@
 - ``tutorials/NAME.md`` from ``examples/NAME.py``: whole-line comments at the margin are the text, what is between them is code.
 - ``reference/ROOM.md`` for each room of ``bqjax/``, in the order of its floors, from the docstrings.
 
+Pages link to examples and rooms as to files and folders, which works where the sources are read; on the site the links go to the
+pages made from them.
+
 :class:`Docstrings` is an extension of griffe, which reads the sources: it turns the roles of Sphinx (``:func:`save```), which the
 docstrings have for editors and other tools, into links.
 """
@@ -102,6 +105,12 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         pages.append({f"Floor {number}": [{room_title(room): f"reference/{room}.md"} for room in floor]})
     config.nav.append({"Reference": pages})  # type: ignore[union-attr]
     return config
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """Links to examples and rooms as links to the pages made from them."""
+    markdown = re.sub(r"\]\(\.\./examples/(\w+)\.py\)", r"](tutorials/\1.md)", markdown)
+    return re.sub(r"\]\(\.\./bqjax/([\w/]+?)(?:/|\.py)\)", lambda m: f"](reference/{m[1].replace('/', '.')}.md)", markdown)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
