@@ -14,8 +14,9 @@ import numpy as np
 import optax
 from sklearn.datasets import load_digits
 
-from bqjax import GWKConfig, Rule, bits_per_weight, decode, gwk_cluster, load, quantize_codebooks, save
+from bqjax import GWKConfig, Rule, bits_per_weight, decode, gwk_cluster, load, save
 from bqjax.adapters.optax import gradient_stats, record_gradients
+from bqjax.kmeans import quantize_codebooks
 
 # ## The loop that you have
 #
