@@ -1,9 +1,10 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up .venv first.
+# `make demo` and `make test` do everything on a fresh machine: both set up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-slow test-all check format clean setup
+.PHONY: demo test test-slow test-all check docs format clean setup
 
 # Reinstalled when pyproject.toml changes.
 setup: $(VENV)/.installed
@@ -20,24 +21,33 @@ demo: setup
 	$(BIN)/python -m train --config configs/digits_gwk.py --out out/demo/gwk
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST)
 
-# What `make test` leaves out: what takes long, and other tests cover in part.
-test-slow: setup
-	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+# What `make test` leaves out: processes, whole networks, real data, the wheel, the site.
+test-slow: setup $(VENV)/.docs
+	$(PYTEST) -m slow
 
 # Both, with more examples of each property, on programs compiled as users have them (tests/conftest.py).
-test-all: setup
-	HYPOTHESIS_PROFILE=thorough JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n 2 --dist worksteal -m ""
+test-all: setup $(VENV)/.docs
+	HYPOTHESIS_PROFILE=thorough JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m ""
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site in out/site. Its packages are installed when it is built for the first time; later builds need no network.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "out/site/index.html; with search: $(BIN)/python -m http.server --directory out/site"
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	@touch $@
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache

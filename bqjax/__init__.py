@@ -4,7 +4,7 @@ A method turns array leaves of a parameter pytree into compressed leaves, :func:
 :func:`save` writes a compressed tree to one file::
 
     stats, info = bqjax.search_bins(score, params, calibration_batches, key=jax.random.key(0))
-    bqjax.save("model.bq.safetensors", bqjax.methods.bins.quantize(params, stats))
+    bqjax.save("model.bq.safetensors", bqjax.bin_and_quant(params, stats))
     params = bqjax.decode(bqjax.load("model.bq.safetensors"))
 """
 

@@ -34,7 +34,7 @@ import jax  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compilations take the time of a first example, and two cores are shared between workers: no deadlines.
-# `make test-slow` and `make test-all` take five times as many examples of each property.
+# `make test-all` takes five times as many examples of each property.
 hypothesis.settings.register_profile("bqjax", deadline=None, max_examples=10, derandomize=True)
 hypothesis.settings.register_profile("thorough", parent=hypothesis.settings.get_profile("bqjax"), max_examples=50)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "bqjax"))
