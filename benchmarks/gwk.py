@@ -32,12 +32,12 @@ from bqjax.experiment.config import load_config
 from bqjax.models.resnet import CifarResNet
 from bqjax.quantizers import QuantizerConfig
 from train.data.source import Arrays
-from train.fit import Training, TrainState, compiled_step
 from train.image import clustering
 from train.image.config import GWKPhase, TrainConfig
 from train.image.objective import ImageObjective
 from train.image.phases import image_training
 from train.image.problems import Problem
+from train.step import Training, TrainState, compiled_step
 
 N_TRAIN = 49_000
 

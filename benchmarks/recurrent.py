@@ -24,9 +24,9 @@ from bqjax.adapters.flax import nnx_apply, nnx_params
 from bqjax.core.tree import named_leaves
 from bqjax.sensitivity.slicing import split, trace
 from train.data.utterances import Batch
-from train.fit import compiled_step
 from train.speech.config import SpeechConfig
 from train.speech.objective import SpeechObjective, speech_training
+from train.step import compiled_step
 
 LEAVES = (
     "conv/0/conv/kernel",

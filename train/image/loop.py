@@ -18,7 +18,7 @@ from bqjax.core.rules import Rule
 from bqjax.core.tree import replace
 from train.checkpoint import checked_config
 from train.data.source import Batch, Source
-from train.fit import AfterEpoch, Data, Folder, Measures, Training, TrainState, fit, network_of
+from train.fit import AfterEpoch, Data, Folder, Measures, fit
 from train.image.clustering import equalized
 from train.image.config import TrainConfig
 from train.image.files import read_quantized, write_quantized
@@ -28,6 +28,7 @@ from train.image.problems import Problem, float_network, problem, teacher_networ
 from train.image.transfer import save_network
 from train.log import describe_deltas, draw_curves
 from train.methods.schemes import Scheme
+from train.step import Training, TrainState, network_of
 
 __all__ = ["run"]
 

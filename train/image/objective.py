@@ -15,11 +15,11 @@ from bqjax.adapters.flax.hessian import hessian_deltas
 from bqjax.adapters.flax.quantized import QuantizerParam, quantized_layers, set_quantizers
 from bqjax.core.tree import named_leaves, replace
 from train.data.augment import crop_and_flip
-from train.fit import Network
 from train.image.config import TrainConfig
 from train.image.problems import Problem
 from train.image.transfer import with_frozen_statistics
 from train.objective import mean_loss
+from train.step import Network
 
 __all__ = ["Deltas", "ImageObjective", "Variables"]
 
@@ -91,7 +91,7 @@ class ImageObjective:
     def __call__(
         self, network: Network, batch: Any, key: jax.Array, progress: jax.Array, teacher: Any
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        """See :data:`train.fit.Objective`; the batch is images as stored and labels."""
+        """See :data:`train.step.Objective`; the batch is images as stored and labels."""
         inputs, labels, model_key = self._augmented(batch, key)
         running = self.model(self.variables(network), key=model_key)
         if self.kernels:

@@ -24,10 +24,11 @@ from bqjax.kmeans.codebooks import quantize_codebooks
 from bqjax.methods.base import Compressed
 from bqjax.methods.baselines.ptq import PTQConfig, quantize
 from train.data.augment import crop_and_flip
-from train.fit import Data, Measures, Network, Objective, Training, fit, start
+from train.fit import Data, Measures, fit
 from train.image.problems import Problem
 from train.methods.schemes import Scheme
 from train.objective import adam_by_kind, check_objective, mean_loss
+from train.step import Network, Objective, Training, start
 
 __all__ = ["Phase", "RetrainConfig", "Retrained", "TrainingTask"]
 

@@ -42,7 +42,7 @@ class Scheme:
 
     @property
     def by_epoch(self) -> bool:
-        """Whether weights are replaced after each epoch, by :meth:`reconstructed`."""
+        """Whether weights are replaced after each epoch, by :meth:`replaced`."""
         return False
 
     def start(self, tree: Weights, key: jax.Array) -> tuple[Numbers, Any]:
@@ -57,7 +57,7 @@ class Scheme:
         """The state after the optimiser's step, from the new numbers and the gradients of the old ones."""
         return state
 
-    def reconstructed(self, numbers: Numbers, state: Any, grads: Numbers, key: jax.Array) -> tuple[Numbers, Any]:
+    def replaced(self, numbers: Numbers, state: Any, grads: Numbers, key: jax.Array) -> tuple[Numbers, Any]:
         """``(numbers, state)`` after an epoch, where the scheme is one by epoch, from gradients of its last batch."""
         return numbers, state
 
@@ -146,7 +146,7 @@ class Clusters(Scheme):
     def follow(self, numbers: Numbers, state: Any, grads: Numbers, progress: jax.Array) -> Any:
         return state if self.by_epoch else clustering.follow(state, numbers["weights"], grads["weights"], self.phase, progress)
 
-    def reconstructed(self, numbers: Numbers, state: Any, grads: Numbers, key: jax.Array) -> tuple[Numbers, Any]:
+    def replaced(self, numbers: Numbers, state: Any, grads: Numbers, key: jax.Array) -> tuple[Numbers, Any]:
         weights = numbers["weights"]
         anew = clustering.cluster(weights, grads["weights"], tuple(weights), self.phase, key, start=state)
         return {"weights": clustering.replaced(weights, anew)}, anew

@@ -18,10 +18,11 @@ from train.checkpoint import checked_config
 from train.data.an4 import Utterances, an4_splits
 from train.data.librispeech import librispeech_splits
 from train.data.utterances import Batch, Speech, batches, bucket_frames, features_of
-from train.fit import Data, Folder, Measures, TrainState, fit, network_of
+from train.fit import Data, Folder, Measures, fit
 from train.speech.config import SpeechConfig
 from train.speech.error_rates import beam_rates, greedy_rates
 from train.speech.objective import SpeechObjective, speech_training
+from train.step import TrainState, network_of
 
 __all__ = ["run_speech", "speech_data"]
 

@@ -13,9 +13,9 @@ from flax import nnx
 from bqjax.models.audio import spec_augment
 from bqjax.models.ctc import ctc_losses
 from train.data.utterances import Batch
-from train.fit import Network, Training, TrainState, start
 from train.methods.schemes import Scheme
 from train.speech.config import SpeechConfig
+from train.step import Network, Training, TrainState, start
 
 __all__ = ["SpeechObjective", "speech_training"]
 
@@ -45,7 +45,7 @@ class SpeechObjective:
         self.transcribe = jax.jit(self._transcribe)
 
     def __call__(self, network: Network, batch: Batch, key: jax.Array, progress: jax.Array, teacher: None) -> Any:
-        """See :data:`train.fit.Objective`. The loss is that of a character; the values are sums over the batch: ``loss``,
+        """See :data:`train.step.Objective`. The loss is that of a character; the values are sums over the batch: ``loss``,
         ``characters``, and ``impossible``, the utterances too short for their transcripts."""
         augment_key, model_key = jax.random.split(key)
         keys = jax.tree.map(partial(_folded, model_key), self._rng)

@@ -20,8 +20,9 @@ from bqjax.core.progress import Progress
 from bqjax.core.task import Score, Task
 from bqjax.models.digits import DigitsConv
 from train.data.digits import digits_splits
-from train.fit import Data, Measures, Network, Objective, Training, fit, network_of, start
+from train.fit import Data, Measures, fit
 from train.methods.schemes import Scheme
+from train.step import Network, Objective, Training, network_of, start
 
 __all__ = ["EpochRecord", "digits_task", "train_digits"]
 
