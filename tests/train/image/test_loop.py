@@ -138,7 +138,7 @@ def test_what_is_being_written_is_waited_for_when_training_fails(whole, tmp_path
         if line.startswith("float 2/4"):
             raise RuntimeError("the disk of the log is full")
 
-    monkeypatch.setattr("train.image.loop.Checkpoints", Watched)
+    monkeypatch.setattr("train.fit.Checkpoints", Watched)
     with pytest.raises(RuntimeError, match="the disk of the log is full"):
         run(CONFIG, tmp_path, say=fail_in_the_second_epoch)
     assert closed == ["float"]

@@ -110,7 +110,7 @@ def test_phases_follow_one_another():
     phases = Phase(BLOCKS, 12), Phase(Codebooks(), 4)
     method = Retrained(phases=phases, leaves=("a/*",), training=TRAINING)
     tree = method.compress(given, key=KEY, progress=lambda *of: said.append(of[:2])).tree
-    assert said == [(i, 16) for i in range(1, 17)]
+    assert said == [(i, 32) for i in range(1, 33)]  # two steps an epoch
     leaves = named_leaves(tree)
     assert leaves["a/kernel"].k <= 8 and leaves["a/kernel"].codebook.dtype == np.uint8
     assert leaves["b/kernel"].codes.dtype == np.int8 and leaves["b/bias"].shape == (2,)
