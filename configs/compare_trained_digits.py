@@ -13,7 +13,7 @@ from bqjax.quantizers import QuantizerConfig
 from train.image.config import GWKPhase, TrainConfig
 from train.image.transfer import Pruning
 from train.methods.retrain import Phase, Retrained
-from train.methods.schemes import EWGS, Clusters, Codebooks, Plain, SoftKMeans
+from train.schemes import EWGS, Clusters, Codebooks, Plain, SoftKMeans
 from train.pipeline.run import PipelineConfig, Stage
 
 EPOCHS, LATE = 20, 6  # LATE: of them, where codebooks are trained at the end

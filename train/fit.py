@@ -2,7 +2,7 @@
 
 Images, speech, the digits of the demo and the methods that train on (:mod:`train.methods.retrain`) all train here. They differ in
 their objective, their data, and the scheme that stands between the numbers of the optimiser and the weights of the network
-(:mod:`train.methods.schemes`): float, quantized, clustered, with trained codebooks, soft or pruned.
+(:mod:`train.schemes`): float, quantized, clustered, with trained codebooks, soft or pruned.
 
 A run that is killed and started again gives the numbers of one that was not: the data of an epoch follow from the epoch, every draw
 of a step from the key and the step, and the rest is in the checkpoint of the last epoch.
@@ -26,14 +26,11 @@ from train.checkpoint import Checkpoints
 from train.log import MetricsLog
 from train.step import Training, TrainState, compiled_replacement, compiled_step
 
-__all__ = ["AfterEpoch", "Data", "Folder", "Measures", "copied", "fit"]
+__all__ = ["AfterEpoch", "Batches", "Folder", "Measures", "copied", "fit"]
 
 
-class Data(NamedTuple):
-    """What is trained on: ``steps`` batches an epoch, and ``batches(epoch)``, the same whenever it is asked for an epoch."""
-
-    steps: int
-    batches: Callable[[int], Iterable[Any]]
+Batches = Callable[[int], Iterable[Any]]
+"""``batches(epoch)``: what an epoch is trained on, the same whenever it is asked for; as many batches as the training has steps."""
 
 
 class Folder(NamedTuple):
@@ -69,7 +66,7 @@ def copied(tree: Any) -> Any:
 def fit(
     training: Training,
     state: TrainState,
-    data: Data,
+    batches: Batches,
     measures: Measures,
     *,
     folder: Folder | None = None,
@@ -83,7 +80,7 @@ def fit(
     Args:
       training: the phase.
       state: from :func:`train.step.start`; its arrays stay as they are.
-      data: what is trained on.
+      batches: of each epoch, counted from 0.
       measures: what is said of an epoch.
       folder: of checkpoints and log; None keeps neither.
       after_epoch: what is done to the state after an epoch, beside what the scheme does.
@@ -109,7 +106,7 @@ def fit(
         state = place(state)
         for epoch in range(done, training.epochs):
             began = time.perf_counter()
-            state, values, batch = _epoch(run, state, data, epoch, measures, progress)
+            state, values, batch = _epoch(run, state, batches, epoch, measures, progress)
             state, found, line = (state, {}, "") if after_epoch is None else after_epoch(state, batch, epoch)
             if line:
                 say(line)
@@ -142,17 +139,17 @@ class _Compiled:
 
 
 def _epoch(
-    run: _Compiled, state: TrainState, data: Data, epoch: int, measures: Measures, progress: Progress | None
+    run: _Compiled, state: TrainState, batches: Batches, epoch: int, measures: Measures, progress: Progress | None
 ) -> tuple[TrainState, list[dict[str, jax.Array]], Any]:
     """The state after the steps of an epoch and what the scheme does at its end, the steps' values, and the last batch."""
     training, values = run.training, []
-    for batch in data.batches(epoch):
+    for batch in batches(epoch):
         state, of_step = run.step(state, batch)
         values.append(of_step)
         if progress is not None:
             # A step's numbers of some time ago: those of the last would have to be waited for.
             loss = measures.summary(_stacked(values[-3:][:1]))["train_loss"]
-            progress(epoch * data.steps + len(values), training.total, f"{training.name}, loss {loss:.3f}")
+            progress(epoch * training.steps + len(values), training.total, f"{training.name}, loss {loss:.3f}")
     return run.ended(state, batch, epoch), values, batch
 
 

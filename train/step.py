@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.methods.schemes import Scheme, Weights
+from train.schemes import Scheme, Weights
 
 __all__ = [
     "Network",

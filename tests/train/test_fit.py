@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from train.checkpoint import Checkpoints
-from train.fit import Data, Folder, Measures, fit
-from train.methods.schemes import Scheme
+from train.fit import Folder, Measures, fit
 from train.objective import adam_by_kind
+from train.schemes import Scheme
 from train.step import Training, network_of, start
 
 STEPS, KEY = 3, jax.random.key(7)
@@ -54,7 +54,6 @@ def batches(epoch):
     return (rng.normal(size=(16, 3)).astype(np.float32) for _ in range(STEPS))
 
 
-DATA = Data(STEPS, batches)
 MEASURES = Measures(
     lambda values: {"train_loss": float(values["loss"].mean())},
     lambda state: {"error": float(jnp.abs(network_of(Nudged(), state).weights["w"] - TRUE).max())},
@@ -87,7 +86,7 @@ def lines(folder):
 def whole(tmp_path_factory):
     """A run that nothing interrupts."""
     folder, steps = tmp_path_factory.mktemp("whole"), []
-    state, history = fit(TRAINING, FIRST, DATA, MEASURES, folder=Folder(folder, "-error"), progress=lambda *of: steps.append(of))
+    state, history = fit(TRAINING, FIRST, batches, MEASURES, folder=Folder(folder, "-error"), progress=lambda *of: steps.append(of))
     return folder, state, history, steps
 
 
@@ -109,13 +108,13 @@ def test_killed_and_started_again_the_numbers_are_the_same(whole, tmp_path):
 
     folder = Folder(tmp_path, "-error")
     with pytest.raises(KeyboardInterrupt):
-        fit(TRAINING, FIRST, DATA, MEASURES, folder=folder, progress=kill)
+        fit(TRAINING, FIRST, batches, MEASURES, folder=folder, progress=kill)
     assert len(lines(tmp_path)) == 2
-    state, history = fit(TRAINING, FIRST, DATA, MEASURES, folder=folder)
+    state, history = fit(TRAINING, FIRST, batches, MEASURES, folder=folder)
     assert len(history) == 2  # the epochs that were left
     jax.tree.map(np.testing.assert_array_equal, state, whole[1])
     assert lines(tmp_path) == lines(whole[0])
-    again, history = fit(TRAINING, FIRST, DATA, MEASURES, folder=folder)
+    again, history = fit(TRAINING, FIRST, batches, MEASURES, folder=folder)
     assert history == []
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
@@ -125,7 +124,7 @@ def test_without_a_folder_and_with_more_after_an_epoch(whole):
         return state, {"seen": float(batch.shape[0])}, f"after {epoch}"
 
     said = []
-    state, history = fit(TRAINING, FIRST, DATA, MEASURES, after_epoch=after_epoch, say=said.append)
+    state, history = fit(TRAINING, FIRST, batches, MEASURES, after_epoch=after_epoch, say=said.append)
     jax.tree.map(np.testing.assert_array_equal, state, whole[1])
     assert [figures["seen"] for figures in history] == [16] * 4
     assert said[:2] == ["after 0", f"1: loss {history[0]['train_loss']:.4f}"]
@@ -136,7 +135,7 @@ def test_what_was_written_is_whole_when_training_fails(tmp_path):
     """A loss that is not finite ends training, and so does an error of the caller: checkpoints of epochs before stay."""
     growing = replace(TRAINING, name="growing", objective=lambda *of: diverging(*of))
     with pytest.raises(ValueError, match="growing: training diverged in epoch 3, its loss is nan: take a smaller learning_rate"):
-        fit(growing, FIRST, DATA, MEASURES, folder=Folder(tmp_path, "-error"))
+        fit(growing, FIRST, batches, MEASURES, folder=Folder(tmp_path, "-error"))
     assert Checkpoints(tmp_path / "growing", "-error").epochs()[-1] == 2
 
 
@@ -149,10 +148,10 @@ def diverging(network, batch, key, progress, teacher):
 def test_checkpoints_of_another_network(whole):
     smaller = start(TRAINING, {"w": jnp.zeros((2, 2))}, {"b": jnp.zeros(2)}, {"mean": jnp.zeros(3)}, KEY)
     with pytest.raises(ValueError, match=r"has shape \(3, 2\), the network \(2, 2\)"):
-        fit(TRAINING, smaller, DATA, MEASURES, folder=Folder(whole[0], "-error"))
+        fit(TRAINING, smaller, batches, MEASURES, folder=Folder(whole[0], "-error"))
     other = start(TRAINING, {"v": jnp.zeros((3, 2))}, {"b": jnp.zeros(2)}, {"mean": jnp.zeros(3)}, KEY)
     with pytest.raises(ValueError, match="the checkpoint of epoch 4 does not fit this training, or is of another version"):
-        fit(TRAINING, other, DATA, MEASURES, folder=Folder(whole[0], "-error"))
+        fit(TRAINING, other, batches, MEASURES, folder=Folder(whole[0], "-error"))
 
 
 @pytest.mark.parametrize("frozen", ["scheme", "rest"])

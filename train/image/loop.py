@@ -18,7 +18,7 @@ from bqjax.core.rules import Rule
 from bqjax.core.tree import replace
 from train.checkpoint import checked_config
 from train.data.source import Batch, Source
-from train.fit import AfterEpoch, Data, Folder, Measures, fit
+from train.fit import AfterEpoch, Folder, Measures, fit
 from train.image.clustering import equalized
 from train.image.config import TrainConfig
 from train.image.files import read_quantized, write_quantized
@@ -27,7 +27,7 @@ from train.image.phases import image_training
 from train.image.problems import Problem, float_network, problem, teacher_network
 from train.image.transfer import save_network
 from train.log import describe_deltas, draw_curves
-from train.methods.schemes import Scheme
+from train.schemes import Scheme
 from train.step import Training, TrainState, network_of
 
 __all__ = ["run"]
@@ -141,7 +141,7 @@ def _phase(
     state, _ = fit(
         training,
         first,
-        Data(steps, lambda epoch: _batches(run, steps, epoch)),
+        lambda epoch: _batches(run, steps, epoch),
         Measures(
             lambda values: {f"train_{key}": float(np.mean(value)) for key, value in values.items()},
             lambda state: _evaluated(run, objective, seen(state), data.validation),

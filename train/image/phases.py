@@ -11,8 +11,8 @@ from bqjax.core.tree import named_leaves
 from train.image.config import TrainConfig
 from train.image.objective import ImageObjective
 from train.image.transfer import frozen_leaves, pruned_leaves
-from train.methods.schemes import Clusters, Codebooks, Plain, Scheme
 from train.objective import adam_by_kind
+from train.schemes import Clusters, Codebooks, Plain, Scheme
 from train.step import Training, TrainState, start
 
 __all__ = ["image_training"]

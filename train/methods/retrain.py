@@ -24,10 +24,10 @@ from bqjax.kmeans.codebooks import quantize_codebooks
 from bqjax.methods.base import Compressed
 from bqjax.methods.baselines.ptq import PTQConfig, quantize
 from train.data.augment import crop_and_flip
-from train.fit import Data, Measures, fit
+from train.fit import Measures, fit
 from train.image.problems import Problem
-from train.methods.schemes import Scheme
 from train.objective import adam_by_kind, check_objective, mean_loss
+from train.schemes import Scheme
 from train.step import Network, Objective, Training, start
 
 __all__ = ["Phase", "RetrainConfig", "Retrained", "TrainingTask"]
@@ -174,7 +174,7 @@ def _train(
             yield task.data.train.batch(order[i * config.batch_size : (i + 1) * config.batch_size])
 
     measures = Measures(lambda values: {"train_loss": float(values["loss"].mean())})
-    state, _ = fit(training, start(training, tree, rest, None, start_key), Data(steps, batches), measures, progress=progress)
+    state, _ = fit(training, start(training, tree, rest, None, start_key), batches, measures, progress=progress)
     return phase.scheme.finish(state.params["scheme"], state.carried), state.params["rest"]
 
 

@@ -18,7 +18,7 @@ from train.checkpoint import checked_config
 from train.data.an4 import Utterances, an4_splits
 from train.data.librispeech import librispeech_splits
 from train.data.utterances import Batch, Speech, batches, bucket_frames, features_of
-from train.fit import Data, Folder, Measures, fit
+from train.fit import Folder, Measures, fit
 from train.speech.config import SpeechConfig
 from train.speech.error_rates import beam_rates, greedy_rates
 from train.speech.objective import SpeechObjective, speech_training
@@ -97,7 +97,7 @@ def run_speech(
     state, _ = fit(
         training,
         first,
-        Data(steps, lambda epoch: _epoch(config, data["train"], epoch)),
+        lambda epoch: _epoch(config, data["train"], epoch),
         Measures(_summary, lambda state: greedily(state, "calibration")[0], partial(_line, config, len(data["train"].texts))),
         folder=Folder(out, "-cer"),
         progress=progress,

@@ -13,7 +13,7 @@ from flax import nnx
 from bqjax.models.audio import spec_augment
 from bqjax.models.ctc import ctc_losses
 from train.data.utterances import Batch
-from train.methods.schemes import Scheme
+from train.schemes import Scheme
 from train.speech.config import SpeechConfig
 from train.step import Network, Training, TrainState, start
 

@@ -20,8 +20,8 @@ from bqjax.core.progress import Progress
 from bqjax.core.task import Score, Task
 from bqjax.models.digits import DigitsConv
 from train.data.digits import digits_splits
-from train.fit import Data, Measures, fit
-from train.methods.schemes import Scheme
+from train.fit import Measures, fit
+from train.schemes import Scheme
 from train.step import Network, Objective, Training, network_of, start
 
 __all__ = ["EpochRecord", "digits_task", "train_digits"]
@@ -82,7 +82,7 @@ def train_digits(seed: int = 0, epochs: int = 30, progress: Progress | None = No
 
     measures = Measures(lambda values: {f"train_{key}": float(sums.sum()) / BATCH_SIZE / len(sums) for key, sums in values.items()})
     first = start(training, nnx_params(model), {}, None, training.key)
-    state, history = fit(training, first, Data(steps, batches), measures, progress=progress)
+    state, history = fit(training, first, batches, measures, progress=progress)
     records = [EpochRecord(i, of["train_loss"], of["train_accuracy"]) for i, of in enumerate(history)]
     return nnx_with_params(model, network_of(training.scheme, state).weights), records
 

@@ -21,7 +21,7 @@ from train.image.config import GWKPhase
 from train.image.problems import Problem
 from train.image.transfer import Pruning
 from train.methods.retrain import Phase, RetrainConfig, Retrained, TrainingTask
-from train.methods.schemes import EWGS, Clusters, Codebooks, Plain, SoftKMeans
+from train.schemes import EWGS, Clusters, Codebooks, Plain, SoftKMeans
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
