@@ -134,8 +134,8 @@ def test_clustered_weights(schedule, whole, tmp_path):
     if schedule == "step":
         gwk = dataclasses.replace(gwk, rate=0.2, tune_epochs=2, weighting="fisher")
     quantizer = QuantizerConfig(weight_bits=8, activation_bits=8)
-    config = dataclasses.replace(CONFIG, initial=str(whole[0] / "model.safetensors"), float_epochs=0, epochs=0, hessian_epochs=0)
-    config = dataclasses.replace(config, quantizer=quantizer, gwk=gwk, keep_float=("conv1", "fc?"))
+    fields = {"quantizer": quantizer, "gwk": gwk, "keep_float": ("conv1", "fc?"), "initial": str(whole[0] / "model.safetensors")}
+    config = dataclasses.replace(CONFIG, float_epochs=0, epochs=0, hessian_epochs=0, **fields)
     said = []
     figures = run(config, tmp_path, say=said.append)
     assert figures["gwk accuracy"] > 0.6
