@@ -34,8 +34,10 @@ from bqjax.quantizers import QuantizerConfig
 from train.data.source import Arrays
 from train.image import clustering
 from train.image.config import GWKPhase, TrainConfig
+from train.image.objective import ImageObjective
+from train.image.phases import image_training
 from train.image.problems import Problem
-from train.image.step import Functions, functions
+from train.step import Training, TrainState, compiled_step
 
 N_TRAIN = 49_000
 
@@ -43,13 +45,13 @@ N_TRAIN = 49_000
 class _Steps:
     """A training state and its step."""
 
-    def __init__(self, parts: Functions, batch: Any):
-        self.parts, self.batch = parts, batch
+    def __init__(self, training: Training, state: TrainState, batch: Any):
+        self.step, self.key, self.batch = compiled_step(training), jax.random.key_data(training.key), batch
         # A copy, as steps take over the buffers of the state.
-        self.state = jax.tree.map(jnp.array, parts.start)
+        self.state = jax.tree.map(jnp.array, state)
 
     def __call__(self) -> Any:
-        self.state, out = self.parts.step(self.state, self.batch)
+        self.state, out = self.step(self.state, self.batch, self.key, None)
         return out
 
 
@@ -80,13 +82,14 @@ def main() -> None:
     model = calibrate(quantize(model, rules)[0], batch[0])
     steps = N_TRAIN // args.batch_size
 
-    plain = _Steps(functions(config, "plain", model, None, None, data, steps), batch)
     in_steps = replace(config, gwk=replace(gwk, schedule="step"))
-    clustered = _Steps(functions(in_steps, "clustered in steps", model, None, None, data, steps), batch)
+    objective = ImageObjective(in_steps, model, None, data)
+    plain = _Steps(*image_training(in_steps, "ewgs", 1, steps, objective), batch)
+    clustered = _Steps(*image_training(in_steps, "gwk", 1, steps, objective), batch)
     # Gradients only serve as weights here: those of any one batch do.
-    network, names = clustered.state.params["network"], tuple(clustered.state.clusters.tree)
+    network, names = objective.network, objective.kernels
     weights = jax.tree.map(lambda w: jnp.asarray(rng.normal(size=w.shape), jnp.float32), network)
-    start = jax.tree.map(jnp.array, clustered.state.clusters)
+    start = jax.tree.map(jnp.array, clustered.state.carried)
     network = jax.tree.map(jnp.array, network)
     anew = jax.jit(partial(clustering.cluster, names=names, settings=gwk, key=jax.random.key(0)))
     again = jax.jit(lambda network, weights, start: clustering.cluster(network, weights, names, gwk, jax.random.key(0), start))

@@ -25,7 +25,8 @@ from bqjax.core.tree import named_leaves
 from bqjax.sensitivity.slicing import split, trace
 from train.data.utterances import Batch
 from train.speech.config import SpeechConfig
-from train.speech.loop import speech_functions
+from train.speech.objective import SpeechObjective, speech_training
+from train.step import compiled_step
 
 LEAVES = (
     "conv/0/conv/kernel",
@@ -80,15 +81,15 @@ def main() -> None:
         scans = sum(step.equation.primitive.name == "scan" for step in parts.suffix_steps)
         print(f"{leaf:<34}{rows[leaf]:>9.4f} s{full / rows[leaf]:>10.1f} to a full pass, {scans} of {2 * config.layers} scans")
 
-    functions = speech_functions(config, 100)
+    training, state = speech_training(config, SpeechObjective(config), 100)
+    compiled, key = compiled_step(training), jax.random.key_data(training.key)
     labels = rng.integers(1, 28, (n, 30)).astype(np.int32)
     batch = Batch(np.asarray(inputs), np.asarray(lengths), labels, np.full(n, 18, np.int32), np.ones(n, np.float32))
-    state = functions.start
-    state, _ = functions.step(state, batch)
+    state, _ = compiled(state, batch, key, None)
     times = []
     for _ in range(args.repeats):
         start = time.perf_counter()
-        state, _ = jax.block_until_ready(functions.step(state, batch))
+        state, _ = jax.block_until_ready(compiled(state, batch, key, None))
         times.append(time.perf_counter() - start)
     step = min(times)
     print(f"training step {step:.3f} s, {n / step:.1f} utterances a second")

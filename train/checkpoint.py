@@ -77,7 +77,7 @@ class Checkpoints:
 
     Args:
       folder: of the checkpoints; made where it does not exist.
-      metric: the metric whose largest value is the best.
+      metric: the metric whose largest value is the best; ``-NAME`` is minus the metric ``NAME``, whose smallest value is.
     """
 
     def __init__(self, folder: Path, metric: str):
@@ -101,9 +101,13 @@ class Checkpoints:
         try:
             # On the host, because the next step takes over the buffers of the state.
             arrays = jax.tree.map(np.asarray, _by_name(state))
-            self._pending = (epoch, self._checkpointer.save_async(epoch, arrays, force=True, metrics=dict(metrics)))
+            self._pending = (epoch, self._checkpointer.save_async(epoch, arrays, force=True, metrics=self._ranked(metrics)))
         except (OSError, ValueError, RuntimeError) as error:
             self._failed(epoch, error)
+
+    def _ranked(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        name = self.metric.removeprefix("-")
+        return {self.metric: metrics[name] if name == self.metric else -metrics[name]}
 
     def wait(self) -> None:
         """Returns when everything is on disk, or known not to be."""
@@ -150,7 +154,13 @@ class Checkpoints:
             return None
         epoch = self.epochs()[-1] if epoch is None else epoch
         expected = _by_name(like)
-        loaded = self._checkpointer.load(epoch, {k: np.zeros(np.shape(v), v.dtype) for k, v in expected.items()})
+        try:
+            loaded = self._checkpointer.load(epoch, {k: np.zeros(np.shape(v), v.dtype) for k, v in expected.items()})
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{self.folder}: the checkpoint of epoch {epoch} does not fit this training, or is of another version: name "
+                "another folder to start anew"
+            ) from error
         for name, leaf in expected.items():
             if np.shape(loaded[name]) != np.shape(leaf):
                 raise ValueError(f"{self.folder}: {name!r} has shape {np.shape(loaded[name])}, the network {np.shape(leaf)}")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["adam", "check_objective", "mean_loss"]
+__all__ = ["adam", "adam_by_kind", "check_objective", "mean_loss"]
 
 
 def check_objective(config: Any) -> None:
@@ -36,6 +36,25 @@ def adam(rate: float, decay: float, total: int) -> optax.GradientTransformation:
     Decay is in the gradient and not beside it, as in the training that the published figures come from.
     """
     return optax.chain(optax.add_decayed_weights(decay), optax.adam(optax.cosine_decay_schedule(rate, total)))
+
+
+def adam_by_kind(labels: Any, *, rate: float, quantizer_rate: float, decay: float, total: int) -> optax.GradientTransformation:
+    """:func:`adam` for each kind of parameter: weights decay, codebooks and quantizers do not, and what is frozen does not move.
+
+    Args:
+      labels: as ``optax.partition`` takes them: ``"weights"``, ``"codebooks"``, ``"quantizers"`` and ``"frozen"``.
+      rate: of weights and codebooks, at the start.
+      quantizer_rate: of intervals and output scales.
+      decay: of weights.
+      total: steps.
+    """
+    rates = {
+        "weights": adam(rate, decay, total),
+        "codebooks": adam(rate, 0.0, total),
+        "quantizers": adam(quantizer_rate, 0.0, total),
+        "frozen": optax.set_to_zero(),
+    }
+    return optax.partition(rates, labels)
 
 
 def mean_loss(logits: jax.Array, labels: jax.Array, taught: jax.Array | None, share: float, temperature: float) -> jax.Array:

@@ -51,7 +51,7 @@ def test_task_is_accurate(trained, split, n, accuracy):
 def test_progress(trained):
     _, calls = trained
     assert [step for step, _, _ in calls] == list(range(1, calls[0][1] + 1))
-    assert calls[-1][2].startswith("loss 0.")
+    assert calls[-1][2].startswith("digits, loss 0.")
 
 
 def test_history_and_repeatability():

@@ -7,11 +7,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-__all__ = ["augment"]
+__all__ = ["crop_and_flip"]
 
 
 @partial(jax.jit, static_argnames=("pad", "flip"))
-def augment(key: jax.Array, images: jax.Array, *, pad: int, flip: bool) -> jax.Array:
+def crop_and_flip(key: jax.Array, images: jax.Array, *, pad: int, flip: bool) -> jax.Array:
     """Each image mirrored or not, then moved by up to ``pad`` pixels in each direction; zeros come in.
 
     Args:
@@ -27,7 +27,7 @@ def augment(key: jax.Array, images: jax.Array, *, pad: int, flip: bool) -> jax.A
       ValueError: ``pad`` is negative or the images are not ``[n, h, w, c]``.
 
     Example:
-      >>> augment(jax.random.key(0), jnp.ones((2, 4, 4, 1)), pad=1, flip=True).shape
+      >>> crop_and_flip(jax.random.key(0), jnp.ones((2, 4, 4, 1)), pad=1, flip=True).shape
       (2, 4, 4, 1)
     """
     if pad < 0 or images.ndim != 4:

@@ -19,14 +19,14 @@ import numpy as np
 from train.data.source import Batch
 from train.data.tfds import open_records
 
-__all__ = ["ImageNet", "imagenet"]
+__all__ = ["ImageNet", "open_imagenet"]
 
 N_CLASSES = 1000
 IMAGE_SIZE = 224
 _AREA, _ASPECT, _ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10
 
 
-def imagenet(data_dir: str | os.PathLike[str], split: str) -> ImageNet:
+def open_imagenet(data_dir: str | os.PathLike[str], split: str) -> ImageNet:
     """ImageNet (ILSVRC 2012) in the order of its files.
 
     Args:

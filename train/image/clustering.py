@@ -11,7 +11,6 @@ from bqjax.adapters.flax.equalize import batch_norms, equalize_channels
 from bqjax.core.leaves import decode
 from bqjax.core.rules import Rule
 from bqjax.core.tree import named_leaves, replace
-from bqjax.kmeans.codebooks import with_codebooks
 from bqjax.methods.gwk.cluster import gwk_cluster
 from bqjax.methods.gwk.config import GWKConfig, Weighting
 from bqjax.methods.gwk.training import GWKState, gwk_init, gwk_update, straight_through
@@ -110,7 +109,6 @@ def follow(clusters: GWKState, network: Any, grads: Any, settings: GWKPhase, pro
     )
 
 
-def replaced(network: Any, clusters: GWKState, books: Any = None) -> Any:
-    """The network whose kernels are the reconstruction, from other codebooks where they are given. Differentiable in them."""
-    tree = clusters.tree if books is None else with_codebooks(clusters.tree, books)
-    return replace(network, named_leaves(decode(tree)))
+def replaced(network: Any, clusters: GWKState) -> Any:
+    """The network whose kernels are the reconstruction."""
+    return replace(network, named_leaves(decode(clusters.tree)))

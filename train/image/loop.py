@@ -1,15 +1,8 @@
-"""One training loop: a float phase, then a quantized one, from checkpoint to checkpoint.
-
-A run that is killed and started again gives the numbers of one that was not: the order of an epoch's data follows from
-``(seed, epoch)``, every draw of a step from ``(seed, step)``, and the rest is in the checkpoint of the last epoch.
-"""
+"""Training of image classifiers: a float phase, then a quantized one, a clustered one and one that tunes codebooks."""
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,16 +15,20 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from bqjax.adapters.flax import calibrate, quantize
 from bqjax.core.progress import Progress
 from bqjax.core.rules import Rule
-from bqjax.methods.gwk.training import GWKState
-from train.checkpoint import Checkpoints, checked_config
+from bqjax.core.tree import replace
+from train.checkpoint import checked_config
 from train.data.source import Batch, Source
+from train.fit import AfterEpoch, Folder, Measures, fit
 from train.image.clustering import equalized
 from train.image.config import TrainConfig
-from train.image.export import export, from_file
+from train.image.files import read_quantized, write_quantized
+from train.image.objective import Deltas, ImageObjective, Variables
+from train.image.phases import image_training
 from train.image.problems import Problem, float_network, problem, teacher_network
-from train.image.step import TrainState, functions, phase_kind
 from train.image.transfer import save_network
-from train.log import MetricsLog, describe_deltas, draw_curves
+from train.log import describe_deltas, draw_curves
+from train.schemes import Scheme
+from train.step import Training, TrainState, network_of
 
 __all__ = ["run"]
 
@@ -49,6 +46,14 @@ class _Run(NamedTuple):
     out: Path
     progress: Progress | None
     say: Callable[[str], None]
+
+    def everywhere(self, tree: Any) -> Any:
+        """Arrays that every device has whole."""
+        return _put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def by_example(self, tree: Any) -> Any:
+        """Arrays shared out over devices along their first axis."""
+        return _put(tree, NamedSharding(self.mesh, PartitionSpec(AXIS)))
 
 
 def run(
@@ -75,7 +80,7 @@ def run(
 
     Raises:
       ValueError: the batch is smaller than the number of devices or cannot be shared out among them; data or weights are
-        missing; the folder holds a run of another config.
+        missing; the folder holds a run of another config; training diverged.
     """
     mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
     if config.batch_size < mesh.size or config.batch_size % mesh.size:
@@ -90,24 +95,19 @@ def run(
     model, figures = float_network(config, data_dir), {}
     teacher = None if config.teacher is None else teacher_network(config)
     if config.float_epochs:
-        model, figures["float accuracy"], _ = _phase(own, "float", config.float_epochs, model, teacher=teacher)
+        model, figures["float accuracy"], _ = _phase(own, "float", config.float_epochs, model, teacher)
         if jax.process_index() == 0:
             save_network(out / "model.safetensors", model)
     if config.quantizer is not None:
-        phase = partial(_phase, own, teacher=(teacher or model) if config.distillation else None)
-        rules = [*(Rule(pattern, skip=True) for pattern in config.keep_float), Rule("*", config.quantizer)]
-        small, info = quantize(model, rules)
-        if config.gwk is not None and config.gwk.equalize:
-            small = equalized(small, tuple(info.taken), config.gwk)
-        first = np.arange(min(N_CALIBRATION, len(data.train)))
-        small = calibrate(small, data.inputs(jnp.asarray(data.train.batch(first)[0])))
+        teacher = (teacher or model) if config.distillation else None
+        small = _quantized(own, model)
         name = config.quantizer.rounding
         if config.epochs:
-            small, figures[f"{name} accuracy"], _ = phase(name, config.epochs, small)
+            small, figures[f"{name} accuracy"], _ = _phase(own, name, config.epochs, small, teacher)
         if config.gwk is not None:
-            small, figures["gwk accuracy"], clusters = phase("gwk", config.gwk.epochs, small)
+            small, figures["gwk accuracy"], clustered = _phase(own, "gwk", config.gwk.epochs, small, teacher)
             if config.gwk.tune_epochs:
-                _, figures["tuned accuracy"], _ = phase("tune", config.gwk.tune_epochs, small, clusters)
+                _, figures["tuned accuracy"], _ = _phase(own, "tune", config.gwk.tune_epochs, small, teacher, clustered)
     draw_curves(out)
     return figures
 
@@ -116,65 +116,109 @@ def _near(batch: int, devices: int) -> str:
     return f"take {max(devices, batch // devices * devices)}"
 
 
+def _quantized(run: _Run, model: Any) -> Any:
+    """The network with quantizers, which start from the first training images."""
+    config, data = run.config, run.data
+    if config.quantizer is None:
+        raise ValueError("the config has no quantizer")
+    rules = [*(Rule(pattern, skip=True) for pattern in config.keep_float), Rule("*", config.quantizer)]
+    small, info = quantize(model, rules)
+    if config.gwk is not None and config.gwk.equalize:
+        small = equalized(small, tuple(info.taken), config.gwk)
+    first = np.arange(min(N_CALIBRATION, len(data.train)))
+    return calibrate(small, data.inputs(jnp.asarray(data.train.batch(first)[0])))
+
+
 def _phase(
-    run: _Run, name: str, epochs: int, model: Any, clusters: GWKState | None = None, teacher: Any = None
-) -> tuple[Any, float, GWKState | None]:
-    """One phase, from the model it starts from to the trained one, its accuracy on the test data, and its clusters."""
-    config, data, mesh, out = run.config, run.data, run.mesh, run.out
+    run: _Run, name: str, epochs: int, model: Any, teacher: Any, clustered: Mapping[str, Any] | None = None
+) -> tuple[Any, float, dict[str, Any]]:
+    """One phase, from the model it starts from to the trained one, its accuracy on the test data, and its clustered leaves."""
+    config, data = run.config, run.data
     steps = len(data.train) // config.batch_size
-    kind = phase_kind(config, name)
-    parts = functions(config, kind, model, clusters, teacher, data, steps * epochs)
-    everywhere, by_example = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS)))
-
-    # What is being written is waited for even where training ends by an exception: a next run in this process may not meet it.
-    with contextlib.closing(Checkpoints(out / name, "accuracy")) as checkpoints:
-        done, state = checkpoints.restore(parts.start) or (0, parts.start)
-        state = _put(state, everywhere)
-        log = MetricsLog(out, name, done)
-        for epoch in range(done, epochs):
-            start, sums = time.perf_counter(), []
-            order = np.random.default_rng((config.seed, epoch)).permutation(len(data.train))
-            for i in range(steps):
-                rows = order[i * config.batch_size : (i + 1) * config.batch_size]
-                batch = _put(data.train.batch(rows, (config.seed, epoch)), by_example)
-                state, out_of_step = parts.step(state, batch)
-                sums.append(out_of_step)
-                if run.progress is not None:
-                    # A step's numbers of some time ago: those of the last would have to be waited for.
-                    run.progress(epoch * steps + i + 1, epochs * steps, f"{name}, loss {float(sums[max(0, i - 2)]['loss']):.3f}")
-            if kind == "clustered after epochs":
-                state = parts.reconstructed(state, batch, epoch)
-            scales: dict[str, float] = {}
-            # The last epoch's would be of use to nobody.
-            if name != "float" and config.hessian_epochs and not (epoch + 1) % config.hessian_epochs and epoch + 1 < epochs:
-                state, deltas, reasons = parts.measured(state, batch, epoch)
-                scales, line = describe_deltas(deltas, reasons)
-                run.say(f"{name} {epoch + 1}/{epochs}: {line}")
-            train = {key: float(np.mean([s[key] for s in sums])) for key in sums[0]}
-            seconds = time.perf_counter() - start
-            validation = _evaluated(parts.evaluate, state, data.validation, mesh)
-            log.write(epoch + 1, {f"train_{k}": v for k, v in train.items()} | validation | scales | {"seconds": seconds})
-            run.say(
-                f"{name} {epoch + 1}/{epochs}: loss {train['loss']:.4f}, validation {validation['accuracy']:.2%}, {seconds:.1f} s"
-            )
-            checkpoints.save(epoch + 1, state, validation)
-    log.close()
-    scored = state
+    objective = ImageObjective(config, model, teacher, data)
+    training, first = image_training(config, name, epochs, steps, objective, clustered)
+    seen = jax.jit(lambda state: objective.variables(network_of(training.scheme, state)))
+    state, _ = fit(
+        training,
+        first,
+        lambda epoch: _batches(run, steps, epoch),
+        Measures(
+            lambda values: {f"train_{key}": float(np.mean(value)) for key, value in values.items()},
+            lambda state: _evaluated(run, objective, seen(state), data.validation),
+            lambda epoch, of: (
+                f"{name} {epoch}/{epochs}: loss {of['train_loss']:.4f}, validation {of['accuracy']:.2%}, {of['seconds']:.1f} s"
+            ),
+        ),
+        folder=Folder(run.out, "accuracy"),
+        after_epoch=_deltas(run, training, objective),
+        place=run.everywhere,
+        progress=run.progress,
+        say=run.say,
+    )
+    trained = scored = seen(state)
+    found: dict[str, Any] = {}
     if name != "float" and config.quantizer is not None:
-        file = out / "model.bq.safetensors"
-        if jax.process_index() == 0:
-            run.say(export(file, jax.tree.map(np.asarray, state), config.quantizer))
-        multihost_utils.sync_global_devices("exported")
-        scored = _put(from_file(file, state), everywhere)  # what is scored is what the file decodes to
-    # A phase after a quantized one goes on from weights as they were before rounding.
-    last = state if kind == "plain" else scored
-    return parts.merge(last), _evaluated(parts.evaluate, scored, data.test, mesh)["accuracy"], last.clusters
+        scored, found = _through_file(run, training.scheme, objective, state, trained)
+    # A phase after a quantized one goes on from weights as they were before rounding, one after clusters from what the file holds.
+    model = objective.model(scored if found else trained)
+    return model, _evaluated(run, objective, scored, data.test)["accuracy"], found
 
 
-def _evaluated(evaluate: Callable[..., Any], state: TrainState, examples: Source, mesh: jax.sharding.Mesh) -> dict[str, float]:
+def _through_file(
+    run: _Run, scheme: Scheme, objective: ImageObjective, state: TrainState, trained: Variables
+) -> tuple[Variables, dict[str, Any]]:
+    """Writes the network of a phase, and gives what its file decodes to, and the clustered leaves of that."""
+    if run.config.quantizer is None:
+        raise ValueError("the config has no quantizer")
+    file = run.out / "model.bq.safetensors"
+    quantizers, network, statistics = jax.tree.map(np.asarray, trained)
+    state = jax.tree.map(np.asarray, state)
+    leaves = scheme.finish(state.params["scheme"], state.carried)
+    if jax.process_index() == 0:
+        run.say(write_quantized(file, network, leaves, quantizers, statistics, run.config.quantizer))
+    multihost_utils.sync_global_devices("exported")
+    stored = read_quantized(file)
+    scored = stored.quantizers, stored.network, replace(statistics, stored.statistics)
+    return run.everywhere(scored), {name: stored.clustered[name] for name in leaves}
+
+
+def _deltas(run: _Run, training: Training, objective: ImageObjective) -> AfterEpoch | None:
+    """Measures EWGS's gradient scale of each layer from the Hessian, every few epochs; None for phases without."""
+    every, epochs, name = run.config.hessian_epochs, training.epochs, training.name
+    if not every or name == "float":
+        return None
+    teacher = run.everywhere(objective.teacher)
+
+    @jax.jit
+    def measured(state: TrainState, batch: Any, epoch: int, teacher: Any) -> tuple[TrainState, Deltas]:
+        key, probe_key = (jax.random.fold_in(training.key, number) for number in (state.step, epoch))
+        statistics, deltas = objective.measured(network_of(training.scheme, state), batch, key, probe_key, teacher)
+        return state._replace(statistics=statistics), deltas
+
+    def after_epoch(state: TrainState, batch: Any, epoch: int) -> tuple[TrainState, dict[str, float], str]:
+        # The last epoch's would be of use to nobody.
+        if (epoch + 1) % every or epoch + 1 == epochs:
+            return state, {}, ""
+        state, found = measured(state, batch, epoch, teacher)
+        scales, line = describe_deltas(found.deltas, found.reasons)
+        return state, scales, f"{name} {epoch + 1}/{epochs}: {line}"
+
+    return after_epoch
+
+
+def _batches(run: _Run, steps: int, epoch: int) -> Iterator[Any]:
+    """The batches of an epoch, in an order that follows from seed and epoch, laid out over devices."""
+    seed, size, examples = run.config.seed, run.config.batch_size, run.data.train
+    order = np.random.default_rng((seed, epoch)).permutation(len(examples))
+    for i in range(steps):
+        yield run.by_example(examples.batch(order[i * size : (i + 1) * size], (seed, epoch)))
+
+
+def _evaluated(run: _Run, objective: ImageObjective, variables: Variables, examples: Source) -> dict[str, float]:
     totals: dict[str, float] = {}
-    for batch, mask in _padded(examples, -(-EVALUATION_BATCH_SIZE // mesh.size) * mesh.size):
-        sums = evaluate(state, *_put((batch, mask), NamedSharding(mesh, PartitionSpec(AXIS))))
+    devices = run.mesh.size
+    for batch, mask in _padded(examples, -(-EVALUATION_BATCH_SIZE // devices) * devices):
+        sums = objective.evaluate(variables, *run.by_example((batch, mask)))
         totals = {key: totals.get(key, 0.0) + float(value) for key, value in sums.items()}
     return {key: value / len(examples) for key, value in totals.items()}
 

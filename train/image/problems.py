@@ -21,7 +21,7 @@ from bqjax.models.resnet import MEAN, STD, CifarResNet, load_resnet
 from train.data.digits import digits_splits
 from train.data.gray import gray_splits
 from train.data.idx import IDX_DATASETS
-from train.data.imagenet import imagenet
+from train.data.imagenet import open_imagenet
 from train.data.source import Arrays, Batch, Part, Source
 from train.data.tfds import cifar10
 from train.image.config import TrainConfig
@@ -43,7 +43,7 @@ class Problem:
     Attributes:
       train, validation, test: disjoint; images as stored.
       inputs: what the network takes, of a batch of images; traceable.
-      pad, flip: of the augmentation, see :func:`train.data.augment.augment`.
+      pad, flip: of the augmentation, see :func:`train.data.augment.crop_and_flip`.
     """
 
     train: Source
@@ -92,7 +92,7 @@ def _problem(config: TrainConfig, data_dir: str | os.PathLike[str] | None) -> Pr
     whole: Source
     tested: Source
     if config.dataset == "imagenet2012":
-        whole, tested, pad = imagenet(data_dir, "train"), imagenet(data_dir, "validation"), 0
+        whole, tested, pad = open_imagenet(data_dir, "train"), open_imagenet(data_dir, "validation"), 0
     else:
         whole, tested, pad = Arrays(*cifar10(data_dir, "train")), Arrays(*cifar10(data_dir, "test")), 4
     order = np.random.default_rng(VALIDATION_SEED).permutation(len(whole))

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
-import glob
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import optax
 from flax import nnx
 
 from bqjax.adapters.safetensors import read_weights, write_weights
-from bqjax.core.rules import Rule
 from bqjax.core.tree import named_leaves, replace
-from bqjax.methods.baselines.pruning import GradualPruning, gradual_pruning
+from bqjax.methods.baselines.pruning import GradualPruning
 
-__all__ = ["Pruning", "freezing", "frozen_leaves", "load_network", "pruned_optimizer", "save_network", "with_frozen_statistics"]
+__all__ = ["Pruning", "frozen_leaves", "load_network", "pruned_leaves", "save_network", "with_frozen_statistics"]
 
 _STORED = (nnx.Param, nnx.BatchStat)
 
@@ -126,12 +123,6 @@ def frozen_leaves(network: Any, patterns: Sequence[str]) -> set[str]:
     return frozen
 
 
-def freezing(network: Any, patterns: Sequence[str]) -> Any:
-    """Labels for ``optax.partition``: a tree like ``network`` of ``"frozen"`` and ``"network"``."""
-    frozen = frozen_leaves(network, patterns)
-    return replace(network, {name: "frozen" if name in frozen else "network" for name in named_leaves(network)})
-
-
 def with_frozen_statistics(model: Any, network: Any, patterns: Sequence[str]) -> Any:
     """The model, in training mode, whose frozen BatchNorm layers keep and use their running statistics.
 
@@ -150,12 +141,13 @@ def with_frozen_statistics(model: Any, network: Any, patterns: Sequence[str]) ->
     return nnx.view(model, only=whole, use_running_average=True, raise_if_not_found=False)
 
 
-def pruned_optimizer(
-    optimizer: optax.GradientTransformation, pruning: Pruning, network: Any, freeze: Sequence[str], total: int
-) -> optax.GradientTransformation:
-    """The optimiser of ``{"network": network, ...}`` with gradual pruning at its end; frozen leaves are left alone."""
+def pruned_leaves(network: Any, pruning: Pruning, freeze: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of the leaves that are pruned; frozen ones are left alone.
+
+    Raises:
+      ValueError: a pattern that matches no leaf of those that train.
+    """
     frozen = frozen_leaves(network, freeze) if freeze else set()
-    _matched([name for name in named_leaves(network) if name not in frozen], pruning.leaves, "pruning.leaves")
-    skipped: list[Rule[float]] = [Rule(f"network/{glob.escape(name)}", skip=True) for name in sorted(frozen)]
-    rules = [*skipped, *(Rule[float](f"network/{pattern}") for pattern in pruning.leaves)]
-    return optax.chain(optimizer, gradual_pruning(pruning.schedule(total), rules))
+    names = [name for name in named_leaves(network) if name not in frozen]
+    taken = _matched(names, pruning.leaves, "pruning.leaves")
+    return tuple(name for name in names if name in taken)

@@ -7,8 +7,7 @@ its training images in an order that depends on the seed alone, and learns from 
 from __future__ import annotations
 
 import fnmatch
-import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from bqjax.core.leaves import Clustered
 from bqjax.core.progress import Progress
@@ -25,10 +23,12 @@ from bqjax.core.tree import named_leaves, replace
 from bqjax.kmeans.codebooks import quantize_codebooks
 from bqjax.methods.base import Compressed
 from bqjax.methods.baselines.ptq import PTQConfig, quantize
-from train.data.augment import augment
+from train.data.augment import crop_and_flip
+from train.fit import Measures, fit
 from train.image.problems import Problem
-from train.methods.schemes import Scheme
-from train.objective import adam, check_objective, mean_loss
+from train.objective import adam_by_kind, check_objective, mean_loss
+from train.schemes import Scheme
+from train.step import Network, Objective, Training, start
 
 __all__ = ["Phase", "RetrainConfig", "Retrained", "TrainingTask"]
 
@@ -122,9 +122,10 @@ class Retrained:
                 raise ValueError(f"{self.label}: pattern {pattern!r} matches no leaf; the leaves are {', '.join(leaves)}")
         tree = {name: jnp.asarray(leaves[name]) for name in chosen}
         rest = {name: jnp.asarray(leaf) for name, leaf in leaves.items() if name not in tree}
-        total = sum(phase.epochs for phase in self.phases)
+        steps = len(task.data.train) // self.training.batch_size
+        total = steps * sum(phase.epochs for phase in self.phases)
         for i, phase in enumerate(self.phases):
-            done = sum(before.epochs for before in self.phases[:i])
+            done = steps * sum(before.epochs for before in self.phases[:i])
             report = None if progress is None else partial(_report, progress, done, total)
             tree, rest = _train(task, self.training, phase, tree, rest, jax.random.fold_in(key, i), report)
         blocks = {name: leaf for name, leaf in tree.items() if isinstance(leaf, Clustered) and leaf.d > 1}
@@ -133,8 +134,8 @@ class Retrained:
         return Compressed(replace(task.params, rest | stored | tree | (quantize_codebooks(blocks) if blocks else {})))
 
 
-def _report(progress: Progress, done: int, total: int, epoch: int, message: str) -> None:
-    progress(done + epoch, total, message)
+def _report(progress: Progress, before: int, total: int, step: int, _: int, message: str) -> None:
+    progress(before + step, total, message)
 
 
 def _train(
@@ -144,59 +145,52 @@ def _train(
     tree: dict[str, Any],
     rest: dict[str, Any],
     key: jax.Array,
-    report: Callable[[int, str], None] | None,
+    progress: Progress | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The leaves of the scheme and all others after one phase."""
-    scheme, data = phase.scheme, task.data
     start_key, order_key, draw_key = jax.random.split(key, 3)
-    numbers, state = scheme.start(tree, start_key)
-    steps = len(data.train) // config.batch_size
-    total = max(1, steps * phase.epochs)
-    params = {"scheme": numbers, "rest": rest}
-    optimizer = scheme.optimizer(_optimizer(config, params, total), total)
-    outputs = task.outputs
+    steps = len(task.data.train) // config.batch_size
+    training = Training(
+        name=type(phase.scheme).__name__,
+        scheme=phase.scheme,
+        objective=_objective(task, config),
+        optimizer=adam_by_kind(
+            # Labels may be prefixes of the tree.
+            lambda params: {"scheme": {kind: kind for kind in params["scheme"]}, "rest": "weights"},
+            rate=config.learning_rate,
+            quantizer_rate=config.quantizer_learning_rate,
+            decay=config.weight_decay,
+            total=max(1, steps * phase.epochs),
+        ),
+        epochs=phase.epochs,
+        steps=steps,
+        key=draw_key,
+        teacher=task.params,
+    )
+
+    def batches(epoch: int) -> Iterator[Any]:
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(order_key, epoch), len(task.data.train)))
+        for i in range(steps):
+            yield task.data.train.batch(order[i * config.batch_size : (i + 1) * config.batch_size])
+
+    measures = Measures(lambda values: {"train_loss": float(values["loss"].mean())})
+    state, _ = fit(training, start(training, tree, rest, None, start_key), batches, measures, progress=progress)
+    return phase.scheme.finish(state.params["scheme"], state.carried), state.params["rest"]
+
+
+def _objective(task: TrainingTask, config: RetrainConfig) -> Objective:
+    """The loss of labels and of the outputs of the network that training starts from, which is the teacher."""
+    outputs, data = task.outputs, task.data
     if outputs is None:
         raise ValueError(f"task {task.name!r} has no outputs")
 
-    def loss(params: Any, state: Any, teacher: Any, batch: Any, progress: jax.Array) -> tuple[jax.Array, Any]:
-        weights, state = scheme.seen(params["scheme"], state, progress)
-        logits = outputs(replace(teacher, params["rest"] | weights), batch)
-        taught = outputs(teacher, batch) if config.distillation else None
-        return mean_loss(logits, batch["labels"], taught, config.distillation, config.temperature), state
+    def loss(network: Network, batch: Any, key: jax.Array, progress: jax.Array, teacher: Any) -> tuple[jax.Array, Any]:
+        images, labels = batch
+        moved = crop_and_flip(key, images, pad=data.pad, flip=data.flip)
+        inputs = {"inputs": data.inputs(moved), "labels": labels}
+        logits = outputs(replace(teacher, network.rest | network.weights), inputs)
+        taught = outputs(teacher, inputs) if config.distillation else None
+        value = mean_loss(logits, labels, taught, config.distillation, config.temperature)
+        return value, (None, {"loss": value})
 
-    # Teacher and key as arguments: seeds then differ in no constant, and a compilation cache has their step.
-    @jax.jit
-    def step(params: Any, state: Any, moments: Any, teacher: Any, key: Any, images: Any, labels: Any, number: Any) -> Any:
-        shifted = augment(jax.random.fold_in(key, number), images, pad=data.pad, flip=data.flip)
-        batch, progress = {"inputs": data.inputs(shifted), "labels": labels}, number / total
-        (value, state), grads = jax.value_and_grad(loss, has_aux=True)(params, state, teacher, batch, progress)
-        updates, moments = optimizer.update(grads, moments, params)
-        params = optax.apply_updates(params, updates)
-        return params, scheme.follow(params["scheme"], state, grads["scheme"], progress), moments, value
-
-    moments = optimizer.init(params)
-    for epoch in range(phase.epochs):
-        order = np.asarray(jax.random.permutation(jax.random.fold_in(order_key, epoch), len(data.train)))
-        losses = []
-        for i in range(steps):
-            rows = order[i * config.batch_size : (i + 1) * config.batch_size]
-            images, labels = data.train.batch(rows)
-            number = np.int32(epoch * steps + i)
-            params, state, moments, value = step(params, state, moments, task.params, draw_key, images, labels, number)
-            losses.append(value)
-        mean = float(jnp.stack(losses).mean())
-        if not math.isfinite(mean):
-            raise ValueError(f"training diverged in epoch {epoch + 1}, its loss is {mean}: take a smaller learning_rate")
-        if report is not None:
-            report(epoch + 1, f"loss {mean:.3f}")
-    return scheme.finish(params["scheme"], state), params["rest"]
-
-
-def _optimizer(config: RetrainConfig, params: dict[str, Any], total: int) -> optax.GradientTransformation:
-    rates = {
-        "weights": adam(config.learning_rate, config.weight_decay, total),
-        "codebooks": adam(config.learning_rate, 0.0, total),
-        "quantizers": adam(config.quantizer_learning_rate, 0.0, total),
-    }
-    # Labels may be prefixes of the tree.
-    return optax.partition(rates, {"scheme": {name: name for name in params["scheme"]}, "rest": "weights"})
+    return loss

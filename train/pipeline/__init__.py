@@ -3,8 +3,8 @@
 from train.image.config import GWKPhase, TrainConfig
 from train.image.transfer import Pruning
 from train.methods.retrain import Phase, RetrainConfig, Retrained
-from train.methods.schemes import EWGS, Clusters, Codebooks, Plain, SoftKMeans
 from train.pipeline.run import PipelineConfig, Stage, run_pipeline
+from train.schemes import EWGS, Clusters, Codebooks, Plain, SoftKMeans
 
 __all__ = [
     "EWGS",

@@ -1,67 +1,30 @@
-"""Training of speech recognition with CTC, from checkpoint to checkpoint.
-
-As in :mod:`train.image.loop`, a run that is killed and started again gives the numbers of one that was not: the order of an
-epoch's data follows from ``(seed, epoch)``, every draw of a step from ``(seed, step)``, and the rest is in the
-checkpoint of the last epoch.
-"""
+"""Training of speech recognition with CTC: the data of a config, a run of :mod:`train.fit`, and error rates at its end."""
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 
 from bqjax.adapters.safetensors import write_weights
 from bqjax.core.progress import Progress
 from bqjax.core.tree import named_leaves
-from bqjax.models.audio import spec_augment
-from bqjax.models.ctc import ctc_losses
 from bqjax.models.transcripts import ENGLISH
-from train.checkpoint import Checkpoints, checked_config
+from train.checkpoint import checked_config
 from train.data.an4 import Utterances, an4_splits
 from train.data.librispeech import librispeech_splits
 from train.data.utterances import Batch, Speech, batches, bucket_frames, features_of
-from train.log import MetricsLog
+from train.fit import Folder, Measures, fit
 from train.speech.config import SpeechConfig
 from train.speech.error_rates import beam_rates, greedy_rates
+from train.speech.objective import SpeechObjective, speech_training
+from train.step import TrainState, network_of
 
-__all__ = ["SpeechFunctions", "SpeechState", "run_speech", "speech_data", "speech_functions"]
-
-PHASE = "float"
-
-
-class SpeechState(NamedTuple):
-    """What a step takes and gives: parameters, running statistics of BatchNorm, Optax's state, steps done."""
-
-    params: Any
-    statistics: Any
-    optimizer: Any
-    step: Any
-
-
-class SpeechFunctions(NamedTuple):
-    """What a run is made of.
-
-    Attributes:
-      start: the state at its start.
-      step: ``(state, batch) -> (state, {"loss": ..., "characters": ..., "impossible": ...})``, sums over the batch; takes over the
-        buffers of the state.
-      transcribe: ``(state, batch) -> (logits, lengths, losses, possible)``, in evaluation mode.
-    """
-
-    start: SpeechState
-    step: Callable[[SpeechState, Batch], tuple[SpeechState, dict[str, jax.Array]]]
-    transcribe: Callable[[SpeechState, Batch], tuple[jax.Array, jax.Array, jax.Array, jax.Array]]
+__all__ = ["run_speech", "speech_data"]
 
 
 def speech_data(config: SpeechConfig, data_dir: Path | None) -> dict[str, Speech]:
@@ -124,46 +87,50 @@ def run_speech(
     if not any(_possible(config, data["train"])):
         raise ValueError(f"no training utterance has enough frames for its transcript: use smaller strides than {config.strides}")
     checked_config(out, config)
-    steps = sum(1 for _ in batches(data["train"], config.batch_size, None))
-    parts = speech_functions(config, steps * config.epochs)
-    # What is being written is waited for even where training ends by an exception: a next run in this process may not meet it.
-    with contextlib.closing(Checkpoints(out / PHASE, "-cer")) as checkpoints:
-        done, state = checkpoints.restore(parts.start) or (0, parts.start)
-        state = jax.tree.map(jnp.asarray, state)
-        log = MetricsLog(out, PHASE, done)
-        for epoch in range(done, config.epochs):
-            start, sums = time.perf_counter(), []
-            order = np.random.default_rng((config.seed, epoch))
-            for i, (_, batch) in enumerate(batches(data["train"], config.batch_size, order, ascending=not epoch)):
-                state, of_step = parts.step(state, batch)
-                sums.append(of_step)
-                if progress is not None:
-                    # A step's numbers of some time ago: those of the last would have to be waited for.
-                    shown = sums[max(0, i - 2)]
-                    loss = float(shown["loss"]) / max(float(shown["characters"]), 1.0)
-                    progress(epoch * steps + i + 1, config.epochs * steps, f"loss {loss:.3f}")
-            total = {key: float(np.sum([s[key] for s in sums])) for key in sums[0]}
-            seconds = time.perf_counter() - start
-            loss = total["loss"] / total["characters"]
-            measured, _ = greedy_rates(partial(parts.transcribe, state), data["calibration"], config.batch_size)
-            values = {"train_loss": loss, "impossible": total["impossible"], **measured, "seconds": seconds}
-            log.write(epoch + 1, values)
-            rate = len(data["train"].texts) / seconds
-            lost = f", {total['impossible']:.0f} utterances too short for their transcripts" if total["impossible"] else ""
-            say(
-                f"{epoch + 1}/{config.epochs}: loss {loss:.4f} a character, calibration {measured['loss']:.4f}, "
-                f"WER {measured['wer']:.2%}, CER {measured['cer']:.2%}, {seconds:.1f} s, {rate:.1f} utterances/s{lost}"
-            )
-            checkpoints.save(epoch + 1, state, {"-cer": -measured["cer"]})
-    log.close()
-    network = {**named_leaves(state.params), **named_leaves(state.statistics)}
-    write_weights(out / "model.safetensors", jax.tree.map(np.asarray, network), force=True)
-    measured, logits = greedy_rates(partial(parts.transcribe, state), data["test"], config.batch_size)
+    steps, size = sum(1 for _ in batches(data["train"], config.batch_size, None)), config.batch_size
+    objective = SpeechObjective(config)
+    training, first = speech_training(config, objective, steps)
+
+    def greedily(state: TrainState, split: str) -> tuple[dict[str, float], list[np.ndarray]]:
+        return greedy_rates(partial(objective.transcribe, network_of(training.scheme, state)), data[split], size)
+
+    state, _ = fit(
+        training,
+        first,
+        lambda epoch: _epoch(config, data["train"], epoch),
+        Measures(_summary, lambda state: greedily(state, "calibration")[0], partial(_line, config, len(data["train"].texts))),
+        folder=Folder(out, "-cer"),
+        progress=progress,
+        say=say,
+    )
+    weights = {**named_leaves(network_of(training.scheme, state).weights), **named_leaves(state.statistics)}
+    write_weights(out / "model.safetensors", jax.tree.map(np.asarray, weights), force=True)
+    measured, logits = greedily(state, "test")
     figures = {"WER": measured["wer"], "CER": measured["cer"]}
     if config.beam_width:
         beam = beam_rates(logits, data["test"], config.beam_width)
         figures |= {"WER, beam": beam["wer"], "CER, beam": beam["cer"]}
     return figures
+
+
+def _epoch(config: SpeechConfig, speech: Speech, epoch: int) -> Iterator[Batch]:
+    """The batches of an epoch, in an order that follows from seed and epoch; the first goes from short to long."""
+    order = np.random.default_rng((config.seed, epoch))
+    for _, batch in batches(speech, config.batch_size, order, ascending=not epoch):
+        yield batch
+
+
+def _summary(values: dict[str, np.ndarray]) -> dict[str, float]:
+    total = {key: float(value.sum()) for key, value in values.items()}
+    return {"train_loss": total["loss"] / max(total["characters"], 1.0), "impossible": total["impossible"]}
+
+
+def _line(config: SpeechConfig, utterances: int, epoch: int, of: dict[str, float]) -> str:
+    lost = f", {of['impossible']:.0f} utterances too short for their transcripts" if of["impossible"] else ""
+    return (
+        f"{epoch}/{config.epochs}: loss {of['train_loss']:.4f} a character, calibration {of['loss']:.4f}, WER {of['wer']:.2%}, "
+        f"CER {of['cer']:.2%}, {of['seconds']:.1f} s, {utterances / of['seconds']:.1f} utterances/s{lost}"
+    )
 
 
 def _possible(config: SpeechConfig, speech: Speech) -> list[bool]:
@@ -174,64 +141,3 @@ def _possible(config: SpeechConfig, speech: Speech) -> list[bool]:
             frames = -(-frames // stride)
         found.append(frames >= len(labels) + sum(a == b for a, b in pairwise(labels)))
     return found
-
-
-def speech_functions(config: SpeechConfig, total: int) -> SpeechFunctions:
-    """The functions of a run of ``total`` steps."""
-    model = config.network()
-    filters = (nnx.Param, nnx.RngState, ...)
-    modes = {
-        training: nnx.view(model, use_running_average=not training, deterministic=not training, raise_if_not_found=False)
-        for training in (True, False)
-    }
-    graphs = {training: nnx.split(modes[training], *filters)[0] for training in modes}
-    params, rng, statistics = (nnx.to_pure_dict(s) for s in nnx.split(modes[True], *filters)[1:])
-    warmup = int(config.warmup * total)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(total, warmup + 1))
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.add_decayed_weights(config.weight_decay),
-        optax.adam(schedule),
-    )
-
-    def augmented(key: jax.Array, batch: Batch) -> jax.Array:
-        if not (config.time_masks or config.frequency_masks):
-            return jnp.asarray(batch.inputs)
-        widths = {"time_width": config.time_width, "frequency_width": config.frequency_width}
-        masks = {"time_masks": config.time_masks, "frequency_masks": config.frequency_masks}
-        return spec_augment(key, jnp.asarray(batch.inputs), jnp.asarray(batch.lengths), **masks, **widths)
-
-    def loss(params: Any, statistics: Any, inputs: jax.Array, batch: Batch, key: jax.Array) -> Any:
-        keys = jax.tree.map(partial(_fold, key), rng)
-        running = nnx.merge(graphs[True], params, keys, statistics)
-        logits, lengths = running(inputs, jnp.asarray(batch.lengths))
-        losses, possible = ctc_losses(logits, lengths, jnp.asarray(batch.labels), jnp.asarray(batch.label_lengths))
-        counted = jnp.asarray(batch.mask) != 0
-        characters = jnp.sum(jnp.where(counted & possible, batch.label_lengths, 0)).astype(jnp.float32)
-        whole = jnp.sum(jnp.where(counted, losses, 0))
-        sums = {"loss": whole, "characters": characters, "impossible": jnp.sum(counted & ~possible)}
-        return whole / jnp.maximum(characters, 1.0), (nnx.to_pure_dict(nnx.split(running, *filters)[3]), sums)
-
-    @partial(jax.jit, donate_argnums=0)
-    def step(state: SpeechState, batch: Batch) -> tuple[SpeechState, dict[str, jax.Array]]:
-        augment_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
-        inputs = augmented(augment_key, batch)
-        (_, (statistics, sums)), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.params, state.statistics, inputs, batch, model_key
-        )
-        updates, moments = optimizer.update(grads, state.optimizer, state.params)
-        return SpeechState(optax.apply_updates(state.params, updates), statistics, moments, state.step + 1), sums
-
-    @jax.jit
-    def transcribe(state: SpeechState, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        running = nnx.merge(graphs[False], state.params, rng, state.statistics)
-        logits, lengths = running(jnp.asarray(batch.inputs), jnp.asarray(batch.lengths))
-        losses, possible = ctc_losses(logits, lengths, jnp.asarray(batch.labels), jnp.asarray(batch.label_lengths))
-        return logits, lengths, losses, possible
-
-    return SpeechFunctions(SpeechState(params, statistics, optimizer.init(params), jnp.int32(0)), step, transcribe)
-
-
-def _fold(key: jax.Array, leaf: jax.Array) -> jax.Array:
-    """Keys of dropout follow from the step's; counters stay where they start."""
-    return key if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf

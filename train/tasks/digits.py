@@ -6,7 +6,7 @@ task = digits_task(seed=0)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,9 @@ from bqjax.core.progress import Progress
 from bqjax.core.task import Score, Task
 from bqjax.models.digits import DigitsConv
 from train.data.digits import digits_splits
+from train.fit import Measures, fit
+from train.schemes import Scheme
+from train.step import Network, Objective, Training, network_of, start
 
 __all__ = ["EpochRecord", "digits_task", "train_digits"]
 
@@ -45,7 +48,7 @@ def train_digits(seed: int = 0, epochs: int = 30, progress: Progress | None = No
     Args:
       seed: of the initial weights, the order of the images and their shifts. One seed gives one network on one machine.
       epochs: passes over the training split; 30 take some seconds on two cores.
-      progress: called as ``progress(step, total, message)`` after each epoch.
+      progress: called as ``progress(step, total, message)`` after each step.
 
     Returns:
       ``(model, history)``: the trained network and a record of each epoch.
@@ -59,47 +62,43 @@ def train_digits(seed: int = 0, epochs: int = 30, progress: Progress | None = No
     images, labels = digits_splits().train
     steps = len(labels) // BATCH_SIZE
     model = DigitsConv(rngs=nnx.Rngs(seed))
-    score = classification_score(nnx_apply(model))
-    optimizer = optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, steps * epochs), weight_decay=WEIGHT_DECAY)
-    step = _training_step(score, optimizer)
-
-    params = nnx_params(model)
-    state = optimizer.init(params)
+    training = Training(
+        name="digits",
+        scheme=Scheme(),
+        objective=_objective(classification_score(nnx_apply(model))),
+        optimizer=optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, steps * epochs), weight_decay=WEIGHT_DECAY),
+        epochs=epochs,
+        steps=steps,
+        key=jax.random.key(seed),
+    )
     rng = np.random.default_rng(seed)
-    history = []
-    for epoch in range(epochs):
-        order = rng.permutation(len(labels))[: steps * BATCH_SIZE].reshape(steps, BATCH_SIZE)
-        shifted = _shift(images, rng)
-        sums = []
-        for rows in order:
-            params, state, out = step(params, state, {"inputs": shifted[rows], "labels": labels[rows]})
-            sums.append(out)
-        totals = {name: float(sum(out[name] for out in sums)) / order.size for name in ("loss", "accuracy")}
-        history.append(EpochRecord(epoch, **totals))
-        if progress is not None:
-            progress(epoch + 1, epochs, f"loss {totals['loss']:.3f}, accuracy {totals['accuracy']:.1%}")
-    return nnx_with_params(model, params), history
+    draws = [(rng.permutation(len(labels)), rng.integers(0, 3, (2, len(labels)))) for _ in range(epochs)]
+
+    def batches(epoch: int) -> Iterator[dict[str, Any]]:
+        order, corners = draws[epoch]
+        shifted = _shift(images, *corners)
+        for rows in order[: steps * BATCH_SIZE].reshape(steps, BATCH_SIZE):
+            yield {"inputs": shifted[rows], "labels": labels[rows]}
+
+    measures = Measures(lambda values: {f"train_{key}": float(sums.sum()) / BATCH_SIZE / len(sums) for key, sums in values.items()})
+    first = start(training, nnx_params(model), {}, None, training.key)
+    state, history = fit(training, first, batches, measures, progress=progress)
+    records = [EpochRecord(i, of["train_loss"], of["train_accuracy"]) for i, of in enumerate(history)]
+    return nnx_with_params(model, network_of(training.scheme, state).weights), records
 
 
-def _training_step(score: Score, optimizer: optax.GradientTransformation) -> Callable[..., tuple[Any, Any, dict[str, Any]]]:
-    def mean_loss(params: Any, batch: Any) -> tuple[jax.Array, dict[str, Any]]:
-        sums, count = score(params, batch)
-        return sums["loss"] / count, sums
+def _objective(score: Score) -> Objective:
+    def loss(network: Network, batch: Any, key: jax.Array, progress: jax.Array, teacher: None) -> tuple[jax.Array, Any]:
+        sums, count = score(network.weights, batch)
+        return sums["loss"] / count, (None, sums)
 
-    @jax.jit
-    def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, dict[str, Any]]:
-        grads, sums = jax.grad(mean_loss, has_aux=True)(params, batch)
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, sums
-
-    return step
+    return loss
 
 
-def _shift(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each of ``[n, 8, 8, 1]`` moved by -1, 0 or 1 pixels in each direction; zeros come in."""
+def _shift(images: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Each of ``[n, 8, 8, 1]`` moved by -1, 0 or 1 pixels in each direction, to corners ``[n]`` of 0 to 2; zeros come in."""
     n, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    top, left = rng.integers(0, 3, (2, n))
     rows = top[:, None, None] + np.arange(height)[None, :, None]
     columns = left[:, None, None] + np.arange(width)[None, None, :]
     return padded[np.arange(n)[:, None, None], rows, columns]
@@ -110,7 +109,7 @@ def digits_task(seed: int = 0, progress: Progress | None = None) -> Task:
 
     Args:
       seed: of the training; the images of each split are always the same.
-      progress: called as ``progress(step, total, message)`` after each epoch.
+      progress: called as ``progress(step, total, message)`` after each step.
 
     Raises:
       ImportError: scikit-learn is not installed.

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from train.data.augment import augment
+from train.data.augment import crop_and_flip
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (64, 8, 8, 3)).astype(np.uint8)
 
 
 def test_each_image_is_a_window_of_itself_or_of_its_mirror():
-    out = np.asarray(augment(jax.random.key(0), IMAGES, pad=2, flip=True))
+    out = np.asarray(crop_and_flip(jax.random.key(0), IMAGES, pad=2, flip=True))
     assert out.dtype == np.uint8
     found = set()
     for image, moved in zip(IMAGES, out, strict=True):
@@ -28,8 +28,8 @@ def test_each_image_is_a_window_of_itself_or_of_its_mirror():
 
 
 def test_nothing_to_do_and_the_same_key():
-    np.testing.assert_array_equal(augment(jax.random.key(0), IMAGES, pad=0, flip=False), IMAGES)
-    one, other = (augment(jax.random.key(1), IMAGES, pad=1, flip=True) for _ in range(2))
+    np.testing.assert_array_equal(crop_and_flip(jax.random.key(0), IMAGES, pad=0, flip=False), IMAGES)
+    one, other = (crop_and_flip(jax.random.key(1), IMAGES, pad=1, flip=True) for _ in range(2))
     np.testing.assert_array_equal(one, other)
     with pytest.raises(ValueError, match="pad must be at least 0"):
-        augment(jax.random.key(0), IMAGES, pad=-1, flip=False)
+        crop_and_flip(jax.random.key(0), IMAGES, pad=-1, flip=False)

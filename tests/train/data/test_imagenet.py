@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from train.data.imagenet import ImageNet, imagenet
+from train.data.imagenet import ImageNet, open_imagenet
 from train.image import problems
 from train.image.config import TrainConfig
 
@@ -32,7 +32,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_for_evaluation_the_middle(folder):
-    source = imagenet(folder, "validation")
+    source = open_imagenet(folder, "validation")
     source.size = 56  # seven eighths of 64: no pixel has to be interpolated
     images, labels = source.batch(np.array([1, 0, 2]))
     assert len(source) == 6
@@ -75,7 +75,7 @@ def test_the_problem_of_a_config(folder, monkeypatch):
 
 def test_missing(tmp_path):
     with pytest.raises(ValueError, match=r"there is no ImageNet \(train\) in .*ILSVRC2012_img_train\.tar.*downloads/manual"):
-        imagenet(tmp_path, "train")
+        open_imagenet(tmp_path, "train")
     with pytest.raises(ValueError, match="model 'resnet20' does not fit data set 'imagenet2012'"):
         TrainConfig(dataset="imagenet2012", float_epochs=1)
 

@@ -81,6 +81,7 @@ def test_training_learns(whole):
     assert lines(folder) == records
 
 
+@pytest.mark.slow  # test_fit.py interrupts the loop itself
 def test_resumed_after_a_kill_the_numbers_are_the_same(whole, tmp_path):
     process = start(CONFIG, tmp_path / "killed")
     folder = tmp_path / "killed" / "run"
@@ -104,7 +105,8 @@ def test_resumed_after_a_kill_the_numbers_are_the_same(whole, tmp_path):
     assert figures == whole[1]
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_four_devices_give_the_losses_of_one(whole, tmp_path, processes):
     config = dataclasses.replace(CONFIG, epochs=0)
     with socket.socket() as free:
@@ -126,34 +128,14 @@ def test_four_devices_give_the_losses_of_one(whole, tmp_path, processes):
         np.testing.assert_allclose([r[key] for r in found], [r[key] for r in expected], rtol=1e-3)
 
 
-def test_what_is_being_written_is_waited_for_when_training_fails(whole, tmp_path, monkeypatch):
-    closed = []
-
-    class Watched(Checkpoints):
-        def close(self):
-            super().close()
-            closed.append(self.folder.name)
-
-    def fail_in_the_second_epoch(line):
-        if line.startswith("float 2/4"):
-            raise RuntimeError("the disk of the log is full")
-
-    monkeypatch.setattr("train.image.loop.Checkpoints", Watched)
-    with pytest.raises(RuntimeError, match="the disk of the log is full"):
-        run(CONFIG, tmp_path, say=fail_in_the_second_epoch)
-    assert closed == ["float"]
-    assert Checkpoints(tmp_path / "float", "accuracy").epochs() == [1]
-
-
-@pytest.mark.parametrize("schedule", ["epoch", "step"])
-def test_clustered_weights(schedule, tmp_path):
-    pytest.importorskip("bqjax.methods.gwk.cluster")
+@pytest.mark.parametrize("schedule", [pytest.param("epoch", marks=pytest.mark.slow), "step"])
+def test_clustered_weights(schedule, whole, tmp_path):
     gwk = GWKPhase(epochs=4, schedule=schedule, cv=4, pw=8, bits=5)
     if schedule == "step":
         gwk = dataclasses.replace(gwk, rate=0.2, tune_epochs=2, weighting="fisher")
     quantizer = QuantizerConfig(weight_bits=8, activation_bits=8)
-    config = dataclasses.replace(CONFIG, float_epochs=6, epochs=0, quantizer=quantizer, gwk=gwk, keep_float=("conv1", "fc?"))
-    config = dataclasses.replace(config, hessian_epochs=0)
+    fields = {"quantizer": quantizer, "gwk": gwk, "keep_float": ("conv1", "fc?"), "initial": str(whole[0] / "model.safetensors")}
+    config = dataclasses.replace(CONFIG, float_epochs=0, epochs=0, hessian_epochs=0, **fields)
     said = []
     figures = run(config, tmp_path, say=said.append)
     assert figures["gwk accuracy"] > 0.6

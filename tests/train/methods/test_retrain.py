@@ -21,7 +21,7 @@ from train.image.config import GWKPhase
 from train.image.problems import Problem
 from train.image.transfer import Pruning
 from train.methods.retrain import Phase, RetrainConfig, Retrained, TrainingTask
-from train.methods.schemes import EWGS, Clusters, Codebooks, Plain, SoftKMeans
+from train.schemes import EWGS, Clusters, Codebooks, Plain, SoftKMeans
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -49,6 +49,17 @@ def test_the_network_sees_what_the_file_holds(scheme, values):
     assert (error == 0) == (values == 128) and error < 0.6 * np.square(WEIGHTS["a/kernel"]).mean()
 
 
+def test_clusters_by_epoch_replace_the_weights():
+    scheme = Clusters(phase=GWKPhase(epochs=1, pw=4, bits=3))
+    numbers, state = scheme.start(WEIGHTS, KEY)
+    assert scheme.by_epoch and not BLOCKS.by_epoch
+    assert scheme.seen(numbers, state, 0.5)[0] is numbers["weights"]  # float weights within the epoch
+    assert scheme.follow(numbers, state, numbers, 0.5) is state
+    numbers, state = scheme.replaced(numbers, state, {"weights": WEIGHTS}, KEY)
+    np.testing.assert_array_equal(numbers["weights"]["a/kernel"], decode(scheme.finish(numbers, state))["a/kernel"])
+    assert np.unique(numbers["weights"]["a/kernel"]).size <= 32
+
+
 def test_soft_values_are_hard_in_the_file():
     scheme = SoftKMeans(config=DKMConfig(k=4, temperature=0.2))
     numbers, state = scheme.start(WEIGHTS, KEY)
@@ -66,6 +77,8 @@ def test_zeros_of_pruned_leaves_stay_zero():
     seen = scheme.seen(moved, state, jnp.float32(0))[0]["a/kernel"]
     np.testing.assert_array_equal(seen == 0, w == 0)
     np.testing.assert_allclose(seen, jnp.where(w == 0, 0, decode(state)["a/kernel"] + 0.25), atol=1e-6)
+    every = dataclasses.replace(scheme, keep_zeros=False).seen(moved, state, jnp.float32(0))[0]["a/kernel"]
+    np.testing.assert_allclose(every, decode(state)["a/kernel"] + 0.25, atol=1e-6)
     # By the sum of the gradients of all weights of an entry (Han et al.), none for zero.
     grads = jax.grad(lambda numbers: (scheme.seen(numbers, state, 0.0)[0]["a/kernel"] * 3).sum())(numbers)
     counts = np.bincount(np.asarray(state["a/kernel"].indices), minlength=4)
@@ -110,7 +123,7 @@ def test_phases_follow_one_another():
     phases = Phase(BLOCKS, 12), Phase(Codebooks(), 4)
     method = Retrained(phases=phases, leaves=("a/*",), training=TRAINING)
     tree = method.compress(given, key=KEY, progress=lambda *of: said.append(of[:2])).tree
-    assert said == [(i, 16) for i in range(1, 17)]
+    assert said == [(i, 32) for i in range(1, 33)]  # two steps an epoch
     leaves = named_leaves(tree)
     assert leaves["a/kernel"].k <= 8 and leaves["a/kernel"].codebook.dtype == np.uint8
     assert leaves["b/kernel"].codes.dtype == np.int8 and leaves["b/bias"].shape == (2,)

@@ -1,13 +1,13 @@
-"""What a network's weights are while it is trained to be small: soft, rounded, clustered, pruned or shared.
+"""Parametrizations of weights in training: float, pruned, soft k-means, quantized, clustered, or by trained codebooks.
 
-A scheme stands between the numbers that an optimiser moves and the weights that the network sees. :mod:`train.methods.retrain`
-trains through any of them in the same way, so that only the scheme differs between two results. Weights are dicts by leaf name.
+A scheme stands between the numbers that an optimiser moves and the weights that the network sees. :mod:`train.fit` trains
+through any of them in the same way, so that only the scheme differs between two results. Weights are dicts by leaf name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,45 +30,48 @@ from train.image.transfer import Pruning
 __all__ = ["EWGS", "Clusters", "Codebooks", "Plain", "Scheme", "SoftKMeans"]
 
 Weights = dict[str, Any]
+Numbers = dict[str, Any]
 
 
-class Scheme(Protocol):
-    """A way to train weights of which a file needs little. ``numbers`` is what the optimiser moves, a dict of pytrees whose first
-    keys are ``"weights"``, ``"codebooks"`` or ``"quantizers"``; ``state`` is what else it carries from step to step."""
+class Scheme:
+    """A way to train weights of which a file needs little. This one leaves them as they are; others override what differs.
 
-    def start(self, tree: Weights, key: jax.Array) -> tuple[dict[str, Any], Any]:
+    ``numbers`` is what the optimiser moves, a dict of pytrees whose first keys are ``"weights"``, ``"codebooks"`` or
+    ``"quantizers"``; ``state`` is what else is carried from step to step.
+    """
+
+    @property
+    def by_epoch(self) -> bool:
+        """Whether weights are replaced after each epoch, by :meth:`replaced`."""
+        return False
+
+    def start(self, tree: Weights, key: jax.Array) -> tuple[Numbers, Any]:
         """``(numbers, state)`` to start from: float weights, or the compressed leaves that an earlier scheme ended in."""
-        ...
+        return {"weights": decode(tree)}, None
 
-    def seen(self, numbers: dict[str, Any], state: Any, progress: jax.Array) -> tuple[Weights, Any]:
+    def seen(self, numbers: Numbers, state: Any, progress: jax.Array) -> tuple[Weights, Any]:
         """What the network computes with, differentiable in ``numbers``, and the new state. ``progress`` goes from 0 to 1."""
-        ...
+        return numbers["weights"], state
 
-    def follow(self, numbers: dict[str, Any], state: Any, grads: dict[str, Any], progress: jax.Array) -> Any:
+    def follow(self, numbers: Numbers, state: Any, grads: Numbers, progress: jax.Array) -> Any:
         """The state after the optimiser's step, from the new numbers and the gradients of the old ones."""
-        ...
+        return state
+
+    def replaced(self, numbers: Numbers, state: Any, grads: Numbers, key: jax.Array) -> tuple[Numbers, Any]:
+        """``(numbers, state)`` after an epoch, where the scheme is one by epoch, from gradients of its last batch."""
+        return numbers, state
 
     def optimizer(self, optimizer: optax.GradientTransformation, total: int) -> optax.GradientTransformation:
         """The optimiser of ``{"scheme": numbers, ...}`` over ``total`` steps."""
-        ...
-
-    def finish(self, numbers: dict[str, Any], state: Any) -> Weights:
-        """Leaves for the file."""
-        ...
-
-
-class _Scheme:
-    """What most schemes leave as it is."""
-
-    def follow(self, numbers: dict[str, Any], state: Any, grads: dict[str, Any], progress: jax.Array) -> Any:
-        return state
-
-    def optimizer(self, optimizer: optax.GradientTransformation, total: int) -> optax.GradientTransformation:
         return optimizer
+
+    def finish(self, numbers: Numbers, state: Any) -> Weights:
+        """Leaves for the file."""
+        return numbers["weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plain(_Scheme):
+class Plain(Scheme):
     """Float weights, which may be pruned step by step; stored by a method that does not train.
 
     Attributes:
@@ -80,18 +83,12 @@ class Plain(_Scheme):
     pruning: Pruning | None = None
     store: PTQConfig | int | None = None
 
-    def start(self, tree: Weights, key: jax.Array) -> tuple[dict[str, Any], Any]:
-        return {"weights": decode(tree)}, None
-
-    def seen(self, numbers: dict[str, Any], state: Any, progress: jax.Array) -> tuple[Weights, Any]:
-        return numbers["weights"], state
-
     def optimizer(self, optimizer: optax.GradientTransformation, total: int) -> optax.GradientTransformation:
         if self.pruning is None:
             return optimizer
         return optax.chain(optimizer, gradual_pruning(self.pruning.schedule(total), [Rule[float]("scheme/weights/*")]))
 
-    def finish(self, numbers: dict[str, Any], state: Any) -> Weights:
+    def finish(self, numbers: Numbers, state: Any) -> Weights:
         weights = numbers["weights"]
         if self.store is None:
             return weights
@@ -108,47 +105,58 @@ def shared(weights: Weights, k: int) -> Weights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftKMeans(_Scheme):
+class SoftKMeans(Scheme):
     """DKM, and with ``config.implicit`` IDKM (see :mod:`bqjax.methods.baselines.dkm`)."""
 
     config: DKMConfig = field(default_factory=DKMConfig)
 
-    def start(self, tree: Weights, key: jax.Array) -> tuple[dict[str, Any], Any]:
+    def start(self, tree: Weights, key: jax.Array) -> tuple[Numbers, Any]:
         weights = decode(tree)
         return {"weights": weights}, dkm_start(weights, key=key, config=self.config)
 
-    def seen(self, numbers: dict[str, Any], state: Any, progress: jax.Array) -> tuple[Weights, Any]:
+    def seen(self, numbers: Numbers, state: Any, progress: jax.Array) -> tuple[Weights, Any]:
         return dkm_forward(numbers["weights"], state, config=self.config)
 
-    def finish(self, numbers: dict[str, Any], state: Any) -> Weights:
+    def finish(self, numbers: Numbers, state: Any) -> Weights:
         return dkm_harden(numbers["weights"], state, config=self.config)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clusters(_Scheme):
-    """GWK in every step (see :mod:`bqjax.methods.gwk.training`); ``weighting="none"`` is product quantization.
+class Clusters(Scheme):
+    """Gradient-weighted k-means; ``weighting="none"`` is product quantization.
 
-    Its epochs are not looked at.
+    By ``phase.schedule`` in every step, on the reconstruction (see :mod:`bqjax.methods.gwk.training`), or after every epoch, which
+    weights are then replaced by. The phase's epochs are not looked at.
     """
 
     phase: GWKPhase
 
-    def start(self, tree: Weights, key: jax.Array) -> tuple[dict[str, Any], Any]:
+    @property
+    def by_epoch(self) -> bool:
+        return self.phase.schedule == "epoch"
+
+    def start(self, tree: Weights, key: jax.Array) -> tuple[Numbers, Any]:
         weights = decode(tree)
         return {"weights": weights}, clustering.cluster(weights, None, tuple(weights), self.phase, key)
 
-    def seen(self, numbers: dict[str, Any], state: Any, progress: jax.Array) -> tuple[Weights, Any]:
-        return clustering.seen(numbers["weights"], state), state
+    def seen(self, numbers: Numbers, state: Any, progress: jax.Array) -> tuple[Weights, Any]:
+        weights = numbers["weights"]
+        return weights if self.by_epoch else clustering.seen(weights, state), state
 
-    def follow(self, numbers: dict[str, Any], state: Any, grads: dict[str, Any], progress: jax.Array) -> Any:
-        return clustering.follow(state, numbers["weights"], grads["weights"], self.phase, progress)
+    def follow(self, numbers: Numbers, state: Any, grads: Numbers, progress: jax.Array) -> Any:
+        return state if self.by_epoch else clustering.follow(state, numbers["weights"], grads["weights"], self.phase, progress)
 
-    def finish(self, numbers: dict[str, Any], state: Any) -> Weights:
+    def replaced(self, numbers: Numbers, state: Any, grads: Numbers, key: jax.Array) -> tuple[Numbers, Any]:
+        weights = numbers["weights"]
+        anew = clustering.cluster(weights, grads["weights"], tuple(weights), self.phase, key, start=state)
+        return {"weights": clustering.replaced(weights, anew)}, anew
+
+    def finish(self, numbers: Numbers, state: Any) -> Weights:
         return dict(state.tree)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EWGS(_Scheme):
+class EWGS(Scheme):
     """Learnable intervals with element-wise gradient scaling (see :mod:`bqjax.quantizers`): ``2^weight_bits`` even levels a leaf.
 
     Inputs of layers stay float. The output scale starts where it leaves the least squared error of the weights.
@@ -164,7 +172,7 @@ class EWGS(_Scheme):
                 f"activation_bits=None and a rounding other than irnet, got {self.config}"
             )
 
-    def start(self, tree: Weights, key: jax.Array) -> tuple[dict[str, Any], Any]:
+    def start(self, tree: Weights, key: jax.Array) -> tuple[Numbers, Any]:
         weights, scalars = decode(tree), {}
         for name, w in weights.items():
             start = start_weights(w, self.config)
@@ -172,12 +180,12 @@ class EWGS(_Scheme):
             scalars[name] = start | {"scale": (w * unit).sum() / jnp.square(unit).sum()}
         return {"weights": weights, "quantizers": scalars}, None
 
-    def seen(self, numbers: dict[str, Any], state: Any, progress: jax.Array) -> tuple[Weights, Any]:
+    def seen(self, numbers: Numbers, state: Any, progress: jax.Array) -> tuple[Weights, Any]:
         scalars = numbers["quantizers"]
         weights = numbers["weights"].items()
         return {name: fake_quantize_weights(w, scalars[name], self.config, progress=progress) for name, w in weights}, state
 
-    def finish(self, numbers: dict[str, Any], state: Any) -> Weights:
+    def finish(self, numbers: Numbers, state: Any) -> Weights:
         steps, leaves = 2 ** (self.config.weight_bits or 8) - 1, {}
         for name, w in numbers["weights"].items():
             scalars = numbers["quantizers"][name]
@@ -188,17 +196,19 @@ class EWGS(_Scheme):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Codebooks(_Scheme):
-    """Indices are fixed and codebooks are trained, by the sum of the gradients of all weights of an entry; zeros stay zero.
+class Codebooks(Scheme):
+    """Indices are fixed and codebooks are trained, by the sum of the gradients of all weights of an entry.
 
     Attributes:
       k: values of a leaf, found by k-means; zeros of a pruned leaf are one of them (trained quantization of Deep Compression).
         None: the codebooks that the scheme before it ended in.
+      keep_zeros: coordinates of codebooks that are zero stay zero.
     """
 
     k: int | None = None
+    keep_zeros: bool = True
 
-    def start(self, tree: Weights, key: jax.Array) -> tuple[dict[str, Any], Any]:
+    def start(self, tree: Weights, key: jax.Array) -> tuple[Numbers, Any]:
         if self.k is not None:
             tree = shared(decode(tree), self.k)
         if plain := [name for name, leaf in tree.items() if not isinstance(leaf, Clustered)]:
@@ -207,10 +217,12 @@ class Codebooks(_Scheme):
             )
         return {"codebooks": codebooks(tree)}, tree
 
-    def seen(self, numbers: dict[str, Any], state: Any, progress: jax.Array) -> tuple[Weights, Any]:
+    def seen(self, numbers: Numbers, state: Any, progress: jax.Array) -> tuple[Weights, Any]:
         return decode(self.finish(numbers, state)), state
 
-    def finish(self, numbers: dict[str, Any], state: Any) -> Weights:
+    def finish(self, numbers: Numbers, state: Any) -> Weights:
+        if not self.keep_zeros:
+            return with_codebooks(state, numbers["codebooks"])
         entries = codebooks(state)
         books = {name: jnp.where(entries[name] == 0, 0, new) for name, new in numbers["codebooks"].items()}
         return with_codebooks(state, books)

@@ -1,12 +1,11 @@
-"""A quantized or clustered network as a ``.bq.safetensors`` file, and back into a training state to be scored."""
+"""A quantized or clustered network as a ``.bq.safetensors`` file, and what such a file holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,13 +16,31 @@ from bqjax.kmeans.codebooks import codebooks, quantize_codebooks, with_codebooks
 from bqjax.methods.gwk.config import bits_per_weight
 from bqjax.quantizers import QuantizerConfig, libra_parameter_binarization, rounded_weights
 
-__all__ = ["export", "from_file"]
+__all__ = ["Stored", "read_quantized", "write_quantized"]
 
 # What training tells quantizers, which no forward pass needs.
 _TOLD = ("delta", "progress")
 
 
-def export(path: Path, state: Any, config: QuantizerConfig) -> str:
+class Stored(NamedTuple):
+    """What a file holds of a network.
+
+    Attributes:
+      network: nested dict of parameters, decoded.
+      clustered: leaves with a codebook by name; codebooks are floating point.
+      quantizers: nested dict of intervals and output scales.
+      statistics: what the forward pass needs of it, by name.
+    """
+
+    network: Any
+    clustered: dict[str, Clustered]
+    quantizers: Any
+    statistics: dict[str, Any]
+
+
+def write_quantized(
+    path: Path, network: Any, clustered: Mapping[str, Any], quantizers: Any, statistics: Any, config: QuantizerConfig
+) -> str:
     """Writes a network in 8 bits and below.
 
     Clustered kernels are indices and codebooks of 8 bits, on the grid of the layer's weight quantizer, so that the layer computes
@@ -33,26 +50,27 @@ def export(path: Path, state: Any, config: QuantizerConfig) -> str:
 
     Args:
       path: of the file; one that is there is replaced.
-      state: a :class:`train.image.step.TrainState` of a quantized phase.
+      network: nested dict of parameters, those of clustered kernels too.
+      clustered: kernels with a codebook by name; empty for a network that is quantized and not clustered.
+      quantizers: nested dict of intervals and output scales.
+      statistics: of BatchNorm, and what quantizers are told, which is left out.
       config: of the quantized layers.
 
     Returns:
       A line about its size: bits per clustered weight by the paper's formula (indices and codebooks of 8 bits); bits in the file
       per weight of all kernels; bytes of the file, and bits per weight of the whole network by them.
     """
-    quantizers = state.params["quantizers"]
-    tree = _levels(state.params["network"], quantizers, config) if state.clusters is None else state.clusters.tree
-    if "codebooks" in state.params:
-        tree = with_codebooks(tree, state.params["codebooks"])
-    clustered = quantize_codebooks(tree, _intervals(tree, quantizers))
-    kernels = {name: leaf for name, leaf in named_leaves(state.params["network"]).items() if np.ndim(leaf) > 1}
-    others = {name: _int8(np.asarray(leaf)) for name, leaf in kernels.items() if name not in clustered}
-    network = replace(state.params["network"], clustered | others)
-    info = codec.save(path, {"network": network, "quantizers": quantizers, "statistics": _needed(state.rest)}, force=True)
-    weights = sum(leaf.size for leaf in named_leaves(network).values())
+    tree = clustered or _levels(network, quantizers, config)
+    small = quantize_codebooks(tree, _intervals(tree, quantizers))
+    kernels = {name: leaf for name, leaf in named_leaves(network).items() if np.ndim(leaf) > 1}
+    others = {name: _int8(np.asarray(leaf)) for name, leaf in kernels.items() if name not in small}
+    stored_network = replace(network, small | others)
+    whole = {"network": stored_network, "quantizers": quantizers, "statistics": _needed(statistics)}
+    info = codec.save(path, whole, force=True)
+    weights = sum(leaf.size for leaf in named_leaves(stored_network).values())
     stored = [leaf for leaf in info.leaves if leaf.kind != "array"]
     of_kernels = 8 * sum(leaf.bytes for leaf in stored) / sum(leaf.size for leaf in stored)
-    formula = f"{bits_per_weight(clustered):.3f} bits per clustered weight (formula), " if clustered else "bits: "
+    formula = f"{bits_per_weight(small):.3f} bits per clustered weight (formula), " if small else "bits: "
     return (
         f"{path}: {formula}{of_kernels:.3f} per weight of all "
         f"{len(stored)} kernels (file), {info.file_bytes:,} bytes, {8 * info.file_bytes / weights:.3f} bits per weight of all "
@@ -97,25 +115,16 @@ def _int8(kernel: np.ndarray) -> Affine:
     return Affine(codes, scale, np.zeros(scale.shape, np.int32), kernel.ndim - 1, kernel.dtype)
 
 
-def from_file(path: Path, state: Any) -> Any:
-    """The state with all that :func:`export` wrote taken from the file.
+def read_quantized(path: Path) -> Stored:
+    """What :func:`write_quantized` wrote.
 
     Raises:
       ValueError: the file is damaged.
     """
     loaded = codec.load(path)
-    clustered = named_leaves(loaded["network"])
-    params = {"network": decode(loaded["network"]), "quantizers": loaded["quantizers"]}
-    statistics = named_leaves(loaded["statistics"])
-    state = state._replace(rest=replace(state.rest, statistics))
-    if state.clusters is None:
-        return state._replace(params=params)
-    tree = {name: clustered[name] for name in state.clusters.tree}
-    if "codebooks" in state.params:
-        params["codebooks"] = jax.tree.map(np.asarray, codebooks(tree))
-    # Codebooks of a training state are floating point.
-    clusters = state.clusters._replace(tree=with_codebooks(tree, codebooks(tree)))
-    return state._replace(params=params, clusters=clusters)
+    kernels = {name: leaf for name, leaf in named_leaves(loaded["network"]).items() if isinstance(leaf, Clustered)}
+    clustered = with_codebooks(kernels, codebooks(kernels))
+    return Stored(decode(loaded["network"]), clustered, loaded["quantizers"], named_leaves(loaded["statistics"]))
 
 
 def _needed(rest: Any) -> Any:
