@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bqjax.tflite.codes.gptq import compensated_values, inverse_factor
+from bqjax.methods.rate_distortion.feedback import compensated_values, inverse_factor
 
 
 def problem(seed, rows=5, d=7, k=9):
