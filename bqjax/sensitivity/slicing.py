@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 
-__all__ = ["Program", "Split", "split", "trace"]
+__all__ = ["Program", "Split", "bind", "called", "split", "trace"]
 
 # Primitives that only call a jaxpr, and the parameter that holds it. They are inlined: nothing here is differentiated,
 # so the rules that the custom ones carry are not needed.
@@ -33,6 +33,23 @@ _CALLS = {
     "custom_vjp_call": "call_jaxpr",
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
+
+
+def called(equation: Any) -> Any:
+    """The closed jaxpr of an equation that only calls one, or None."""
+    inner = equation.params.get(_CALLS.get(equation.primitive.name, ""))
+    return core.ClosedJaxpr(inner, ()) if inner is not None and not hasattr(inner, "consts") else inner
+
+
+def bind(equation: Any, values: Sequence[Any]) -> list[Any]:
+    """The results of one equation on other values. Traceable."""
+    # Older releases give (functions, parameters), newer ones put the functions among the parameters.
+    bound = equation.primitive.get_bind_params(equation.params)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)
+    with equation.ctx.manager:
+        results = equation.primitive.bind(*functions, *values, **params)
+    return list(results) if equation.primitive.multiple_results else [results]
+
 
 Atom = int | core.Literal
 """A value of a program: the number of a variable, or a literal."""
@@ -91,10 +108,8 @@ class _Flattener:
 
         for equation in jaxpr.eqns:
             inputs = tuple(map(read, equation.invars))
-            inner = equation.params.get(_CALLS.get(equation.primitive.name, ""))
+            inner = called(equation)
             if inner is not None:
-                if not hasattr(inner, "consts"):
-                    inner = core.ClosedJaxpr(inner, ())
                 env.update(zip(equation.outvars, self.inline(inner, inputs), strict=True))
             else:
                 outputs = tuple(self.new() for _ in equation.outvars)
@@ -172,12 +187,7 @@ def _read(env: Mapping[int, Any], atom: Atom) -> Any:
 
 def _run(steps: Sequence[_Step], env: dict[int, Any]) -> None:
     for equation, inputs, outputs in steps:
-        # Older releases give (functions, parameters), newer ones put the functions among the parameters.
-        bound = equation.primitive.get_bind_params(equation.params)
-        functions, params = bound if isinstance(bound, tuple) else ((), bound)
-        with equation.ctx.manager:
-            values = equation.primitive.bind(*functions, *(_read(env, a) for a in inputs), **params)
-        env.update(zip(outputs, values if equation.primitive.multiple_results else [values], strict=True))
+        env.update(zip(outputs, bind(equation, [_read(env, a) for a in inputs]), strict=True))
 
 
 def _needed(steps: Sequence[_Step], wanted: Collection[int]) -> tuple[_Step, ...]:
