@@ -6,7 +6,6 @@ well-conditioned estimator for large-dimensional covariance matrices", in its or
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from bqjax.methods.rate_distortion.feedback import compensated_values, descended
 from bqjax.methods.rate_distortion.levels import balanced_step, even_grid, level_bits
 from bqjax.sensitivity.leaf_curvature import LeafCurvature
 
-__all__ = ["LeafStats", "QuantizedRows", "leaf_stats", "quantize_rows"]
+__all__ = ["LeafStats", "QuantizedRows", "diagonal_stats", "leaf_stats", "mean_curvature", "quantize_rows"]
 
 _NEAR, _BLOCK = 2, 128
 _TABLE_BITS, _VALUE_BITS = 200.0, 20.0  # of a leaf in the file: its record, and each level with its frequency
@@ -49,6 +48,7 @@ class QuantizedRows(NamedTuple):
       index: ``[G, rows, d]`` int32 into ``levels``.
       levels: ``[k]`` float32.
       zero: index of the level zero.
+      even: whether the levels are an even grid.
       distortion: ``importance / 2 * e^T moment e``, summed.
       bits: of the indices at their entropy, and of the table.
     """
@@ -56,6 +56,7 @@ class QuantizedRows(NamedTuple):
     index: np.ndarray
     levels: np.ndarray
     zero: int
+    even: bool
     distortion: float
     bits: float
 
@@ -77,6 +78,19 @@ def leaf_stats(curvature: LeafCurvature, *, centred: bool = False, damping: floa
     # What calibration never reached is not known to be worthless.
     outputs = outputs + 0.01 * outputs.mean() + 1e-30
     return LeafStats(order, factor, damped, jnp.asarray(outputs, jnp.float32), curvature.layout.real_inputs())
+
+
+def diagonal_stats(importance: np.ndarray, *, floor: float = 0.02) -> LeafStats:
+    """Statistics of a leaf of which only the importance of its weights is known: each is a row of one input.
+
+    Args:
+      importance: of the leaf's shape, non-negative.
+      floor: share of the mean importance that every weight has at least.
+    """
+    h = np.asarray(importance, np.float64).reshape(1, -1)
+    h = h + floor * h.mean() + 1e-30
+    one = jnp.ones((1, 1, 1), jnp.float32)
+    return LeafStats(jnp.zeros((1, 1), jnp.int32), one, one, jnp.asarray(h, jnp.float32), np.ones((1, 1), bool))
 
 
 @jax.jit
@@ -103,9 +117,7 @@ def _choose(
 
     def one(at: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         w, order, factor, moment, importance = at
-        index, error = compensated_values(
-            w, order, factor, importance, levels, bits, lmbda, near=_NEAR, zero=zero, block=_BLOCK
-        )
+        index, error = compensated_values(w, order, factor, importance, levels, bits, lmbda, near=_NEAR, zero=zero, block=_BLOCK)
         if sweeps:
             index, error = descended_values(
                 w, index, order, moment, importance, levels, bits, lmbda, near=_NEAR, zero=zero, sweeps=sweeps
@@ -155,4 +167,4 @@ def _on_grid(weights: np.ndarray, stats: LeafStats, lmbda: float, step: float, p
     distortion = float((np.asarray(stats.importance, np.float64) * np.asarray(error, np.float64)).sum() / 2)
     used = counts[counts > 0].astype(np.float64)
     bits_used = float(-(used * np.log2(used / used.sum())).sum()) + _TABLE_BITS + _VALUE_BITS * len(used)
-    return QuantizedRows(index, levels, zero, distortion, bits_used)
+    return QuantizedRows(index, levels, zero, True, distortion, bits_used)

@@ -47,11 +47,11 @@ def even_grid(largest: float, step: float) -> tuple[np.ndarray, int]:
 
     Example:
       >>> levels, zero = even_grid(1.0, 0.5)
-      >>> levels.tolist(), zero
-      ([-4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5], 8)
+      >>> levels.shape, zero, levels[zero - 1 : zero + 2].tolist()
+      ((64,), 32, [-0.5, 0.0, 0.5])
     """
     step = max(step, largest * _MARGIN / (MOST_LEVELS // 2 - 4), 1e-30)
-    half = 1 << max(3, math.ceil(math.log2(largest * _MARGIN / step + 3)))
+    half = 1 << max(5, math.ceil(math.log2(largest * _MARGIN / step + 3)))
     return ((np.arange(2 * half) - half) * step).astype(np.float32), half
 
 
@@ -78,7 +78,9 @@ def level_bits(counts: np.ndarray, zero: int) -> np.ndarray:
     return math.log2(total + _PRIOR) - np.logaddexp2(seen, math.log2(_PRIOR) + log_prior)
 
 
-def refitted(weights: np.ndarray, index: np.ndarray, moment: np.ndarray, importance: np.ndarray, levels: np.ndarray, zero: int) -> np.ndarray:
+def refitted(
+    weights: np.ndarray, index: np.ndarray, moment: np.ndarray, importance: np.ndarray, levels: np.ndarray, zero: int
+) -> np.ndarray:
     """Levels that are least squares for the weights that took them, under the layer's curvature; zero stays.
 
     Minimises ``sum_g sum_r importance[g, r] (w - Z c)^T moment[g] (w - Z c)`` over the levels ``c``, where ``Z`` picks each weight's.
