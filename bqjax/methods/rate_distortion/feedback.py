@@ -84,7 +84,7 @@ def _cheapest(now: jax.Array, weight: jax.Array, values: jax.Array, charge: jax.
     k = values.shape[-1]
     step = (values[..., -1] - values[..., 0]) / max(1, k - 1)
     position = jnp.round((now - values[..., 0]) / jnp.where(step > 0, step, 1.0)).astype(jnp.int32)
-    tried = jnp.clip(position[:, None] + jnp.arange(-near, near + 1), 0, k - 1)
+    tried = jnp.clip(position[:, None] + jnp.arange(-near, near + 1)[None, :], 0, k - 1)
     tried = jnp.concatenate([tried, jnp.broadcast_to(jnp.asarray(zero, jnp.int32), (len(now), 1))], axis=1)
     cost = weight[:, None] * jnp.square(now[:, None] - _taken(values, tried)) + _taken(charge, tried)
     return jnp.take_along_axis(tried, jnp.argmin(cost, axis=1)[:, None], axis=1)[:, 0]

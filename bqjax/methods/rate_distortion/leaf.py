@@ -67,8 +67,8 @@ def leaf_stats(curvature: LeafCurvature, *, centred: bool = False, damping: floa
     Args:
       curvature: of the leaf.
       centred: errors along the inputs' mean count nothing, since something behind the leaf takes them up.
-      damping: share of the mean diagonal of the inputs' moment that is added to its diagonal, beside ``d / rows``: a matrix from few
-        rows knows directions along which nothing seems to happen, and errors must not be hidden there.
+      damping: share of the mean diagonal of the inputs' moment that is added to its diagonal, beside ``d / rows``: a matrix from
+        few rows knows directions along which nothing seems to happen, and errors must not be hidden there.
     """
     inputs, mean = jnp.asarray(curvature.inputs, jnp.float32), jnp.asarray(curvature.mean, jnp.float32)
     moment = inputs - mean[:, :, None] * mean[:, None, :] if centred else inputs

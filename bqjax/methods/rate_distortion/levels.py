@@ -83,7 +83,7 @@ def refitted(
 ) -> np.ndarray:
     """Levels that are least squares for the weights that took them, under the layer's curvature; zero stays.
 
-    Minimises ``sum_g sum_r importance[g, r] (w - Z c)^T moment[g] (w - Z c)`` over the levels ``c``, where ``Z`` picks each weight's.
+    Minimises ``sum_g sum_r importance[g, r] (w - Z c)^T moment[g] (w - Z c)`` over the levels ``c``; ``Z`` picks each weight's.
 
     Args:
       weights, index: ``[G, rows, d]``.

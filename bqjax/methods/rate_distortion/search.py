@@ -6,9 +6,9 @@ References: see :mod:`bqjax.sensitivity.limit`.
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from bqjax.codec import save
@@ -24,7 +24,7 @@ LOWEST, HIGHEST = -16.0, 2.0
 def file_bytes(tree: Any, coder: str = "auto") -> int:
     """Size of the file that :func:`bqjax.codec.save` writes for a tree, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
-        return save(os.path.join(folder, "tree.bq.safetensors"), tree, coder=coder).file_bytes
+        return save(Path(folder) / "tree.bq.safetensors", tree, coder=coder).file_bytes
 
 
 def search_lambda(
@@ -59,7 +59,7 @@ def search_lambda(
     if found is None:
         lmbda = min(tried, key=lambda x: (tried[x], x))
         raise ValueError(
-            f"no lmbda keeps the limit: the nearest, {lmbda:.3g}, is {tried[lmbda]:.4f} above it; allow more, or calibrate on more data"
+            f"no lmbda keeps the limit: the nearest, {lmbda:.3g}, is {tried[lmbda]:.4f} above it: allow more or calibrate on more data"
         )
     return unit * 2**found
 

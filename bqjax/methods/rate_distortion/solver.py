@@ -47,7 +47,7 @@ class SolverConfig:
 
     damping: float = 0.01
     floor: float = 0.02
-    step_scales: tuple[float, ...] = (1.0,)
+    step_scales: tuple[float, ...] = (1.2,)
     passes: int = 3
     sweeps: int = 1
     vectors: bool = True
