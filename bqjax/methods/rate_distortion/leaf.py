@@ -21,6 +21,7 @@ from bqjax.sensitivity.leaf_curvature import LeafCurvature
 __all__ = ["LeafStats", "QuantizedRows", "diagonal_stats", "leaf_stats", "mean_curvature", "quantize_rows"]
 
 _NEAR, _BLOCK = 2, 128
+_ENTRIES = 2**22  # of the moments that are worked on at one time
 _TABLE_BITS, _VALUE_BITS = 200.0, 20.0  # of a leaf in the file: its record, and each level with its frequency
 
 
@@ -46,9 +47,8 @@ class QuantizedRows(NamedTuple):
 
     Attributes:
       index: ``[G, rows, d]`` int32 into ``levels``.
-      levels: ``[k]`` float32.
+      levels: ``[k]`` float32, an even grid.
       zero: index of the level zero.
-      even: whether the levels are an even grid.
       distortion: ``importance / 2 * e^T moment e``, summed.
       bits: of the indices at their entropy, and of the table.
     """
@@ -56,7 +56,6 @@ class QuantizedRows(NamedTuple):
     index: np.ndarray
     levels: np.ndarray
     zero: int
-    even: bool
     distortion: float
     bits: float
 
@@ -93,19 +92,26 @@ def diagonal_stats(importance: np.ndarray, *, floor: float = 0.02) -> LeafStats:
     return LeafStats(jnp.zeros((1, 1), jnp.int32), one, one, jnp.asarray(h, jnp.float32), np.ones((1, 1), bool))
 
 
+def _at_once(moment: jax.Array) -> int:
+    """Problems that are solved side by side: many small ones (depthwise filters) together, large ones one by one."""
+    groups, d = moment.shape[:2]
+    return max(1, min(groups, _ENTRIES // d**2))
+
+
 @jax.jit
 def _factors(moment: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     def one(h: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         order, factor = inverse_factor(h, share)
         return order, factor, ordered(h, share)[1]
 
-    return jax.lax.map(one, moment)
+    return jax.lax.map(one, moment, batch_size=_at_once(moment))
 
 
 def mean_curvature(stats: LeafStats) -> float:
     """What a squared step costs at the leaf's weights, their geometric mean: bits go with the logarithm of it."""
     pivots = np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64)
-    inputs = -2 * np.log(np.maximum(pivots, 1e-30)).mean()
+    real = np.take_along_axis(stats.real, np.asarray(stats.order), axis=1)
+    inputs = -2 * np.log(np.maximum(pivots[real], 1e-30)).mean()
     return float(np.exp(inputs + np.log(np.asarray(stats.importance, np.float64)).mean()))
 
 
@@ -124,7 +130,7 @@ def _choose(
             )
         return index, error
 
-    return jax.lax.map(one, (w, *stats))
+    return jax.lax.map(one, (w, *stats), batch_size=_at_once(stats[2]))
 
 
 def quantize_rows(
@@ -132,9 +138,9 @@ def quantize_rows(
     stats: LeafStats,
     lmbda: float,
     *,
-    step_scales: Sequence[float] = (1.0,),
-    passes: int = 3,
-    sweeps: int = 1,
+    step_scales: Sequence[float] = (1.2,),
+    passes: int = 2,
+    sweeps: int = 4,
 ) -> QuantizedRows:
     """Levels for the weights of one leaf, of the grids tried the one with the least distortion plus storage.
 
@@ -142,7 +148,8 @@ def quantize_rows(
       weights: ``[G, rows, d]`` finite.
       stats: of the leaf.
       lmbda: of a bit, in the units of ``importance * output^2``; not negative.
-      step_scales: factors on the step in balance that are tried.
+      step_scales: factors on the step in balance that are tried. At the rates of one to three bits a weight the balance is flat
+        between 1 and 1.4; 0.7 costs a tenth to a fifth more bytes at equal loss.
       passes: over the leaf, each at the costs that the last one led to.
       sweeps: of coordinate descent after each.
     """
@@ -167,4 +174,4 @@ def _on_grid(weights: np.ndarray, stats: LeafStats, lmbda: float, step: float, p
     distortion = float((np.asarray(stats.importance, np.float64) * np.asarray(error, np.float64)).sum() / 2)
     used = counts[counts > 0].astype(np.float64)
     bits_used = float(-(used * np.log2(used / used.sum())).sum()) + _TABLE_BITS + _VALUE_BITS * len(used)
-    return QuantizedRows(index, levels, zero, True, distortion, bits_used)
+    return QuantizedRows(index, levels, zero, distortion, bits_used)

@@ -1,7 +1,8 @@
-"""Reconstruction levels of a leaf: an even grid in balance with lmbda, what its indices cost, and levels refitted to their weights.
+"""Reconstruction levels of a leaf: an even grid in balance with lmbda, and what its indices cost.
 
 A grid of step ``s`` costs ``h s^2 / 24`` a weight of curvature ``h`` and saves ``log2 s`` bits (at high rates), so that noise and
 storage are in balance at ``s = sqrt(12 lmbda / (h ln 2))``. Zero is always a level.
+(Levels refitted by least squares under the curvature lowered the predicted distortion by a hundredth and cost more in the file.)
 
 References:
   Gish, Pierce, "Asymptotically efficient quantizing", IEEE Transactions on Information Theory 14(5), 1968: even steps.
@@ -14,7 +15,7 @@ import math
 
 import numpy as np
 
-__all__ = ["MOST_LEVELS", "balanced_step", "even_grid", "level_bits", "refitted"]
+__all__ = ["MOST_LEVELS", "balanced_step", "even_grid", "level_bits"]
 
 MOST_LEVELS = 2**16  # of a leaf
 _PRIOR = 4.0  # occurrences that the fitted distribution counts as, beside the ones seen
@@ -76,39 +77,3 @@ def level_bits(counts: np.ndarray, zero: int) -> np.ndarray:
     with np.errstate(divide="ignore"):
         seen = np.log2(counts)
     return math.log2(total + _PRIOR) - np.logaddexp2(seen, math.log2(_PRIOR) + log_prior)
-
-
-def refitted(
-    weights: np.ndarray, index: np.ndarray, moment: np.ndarray, importance: np.ndarray, levels: np.ndarray, zero: int
-) -> np.ndarray:
-    """Levels that are least squares for the weights that took them, under the layer's curvature; zero stays.
-
-    Minimises ``sum_g sum_r importance[g, r] (w - Z c)^T moment[g] (w - Z c)`` over the levels ``c``; ``Z`` picks each weight's.
-
-    Args:
-      weights, index: ``[G, rows, d]``.
-      moment: ``[G, d, d]`` in the order of the weights' inputs.
-      importance: ``[G, rows]``.
-      levels: ``[k]``; those that no weight took stay as they are.
-      zero: index of the level that stays zero.
-
-    Returns:
-      ``[k]``; with these, the distortion is never larger but for rounding.
-    """
-    used = np.unique(index)
-    used = used[used != zero]
-    place = np.full(len(levels), -1)
-    place[used] = np.arange(len(used))
-    matrix, vector = np.zeros((len(used),) * 2), np.zeros(len(used))
-    for w, levels_of, h, g in zip(weights.astype(np.float64), place[index], moment.astype(np.float64), importance, strict=True):
-        for row, at, weight in zip(w, levels_of, np.asarray(g, np.float64), strict=True):
-            picks = np.zeros((len(row), len(used)))
-            taken = np.flatnonzero(at >= 0)
-            picks[taken, at[taken]] = 1.0
-            through = h @ picks
-            matrix += weight * (picks.T @ through)
-            vector += weight * (row @ through)
-    new = levels.astype(np.float64).copy()
-    if len(used):
-        new[used] = np.linalg.lstsq(matrix, vector, rcond=None)[0]
-    return new.astype(np.float32)

@@ -59,7 +59,8 @@ def search_lambda(
     if found is None:
         lmbda = min(tried, key=lambda x: (tried[x], x))
         raise ValueError(
-            f"no lmbda keeps the limit: the nearest, {lmbda:.3g}, is {tried[lmbda]:.4f} above it: allow more or calibrate on more data"
+            f"no lmbda keeps the limit: the nearest, {lmbda:.3g}, is {tried[lmbda]:.4f} above it; "
+            "allow more, or calibrate on more data"
         )
     return unit * 2**found
 

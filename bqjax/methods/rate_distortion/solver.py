@@ -48,8 +48,8 @@ class SolverConfig:
     damping: float = 0.01
     floor: float = 0.02
     step_scales: tuple[float, ...] = (1.2,)
-    passes: int = 3
-    sweeps: int = 1
+    passes: int = 2
+    sweeps: int = 4
     vectors: bool = True
 
     def __post_init__(self) -> None:
@@ -189,7 +189,7 @@ def _clustered(found: QuantizedRows, layout: Layout, dtype: Any) -> Clustered:
     number = np.arange(len(found.levels)) - found.zero
     low, high = int(number[used[0]]), int(number[used[-1]])
     step = np.float32(found.levels[found.zero + 1] - found.levels[found.zero])
-    if found.even and len(used) > 8 and low >= -128 and high <= 127:
+    if len(used) > 8 and low >= -128 and high <= 127:
         # An integer a level, and the step once.
         codebook, indices = trim_codebook(np.clip(number, -128, 127).astype(np.int8), index)
         return Clustered(indices, codebook[:, None], layout.shape, dtype, scale=np.asarray(step), offset=np.zeros((), np.float32))

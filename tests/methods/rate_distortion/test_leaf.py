@@ -118,7 +118,7 @@ def test_the_step_is_in_balance_and_thousands_of_levels_clip_nothing():
     weights[0, 0, 0] = 100.0
     stats = leaf_stats(curvature)
     lmbda = 1e-5
-    found = quantize_rows(weights, stats, lmbda)
+    found = quantize_rows(weights, stats, lmbda, step_scales=(1.0,))
     step = found.levels[found.zero + 1]
     assert step == pytest.approx(balanced_step(mean_curvature(stats), lmbda), rel=1e-4)
     assert len(found.levels) > 4096 and abs(found.levels[found.index[0, 0, 0]] - 100) < 10 * step
