@@ -26,7 +26,7 @@ import jax.numpy as jnp
 __all__ = ["compensated_values", "descended_values", "inverse_factor", "ordered"]
 
 
-def ordered(moment: jax.Array, damping: float = 0.01) -> tuple[jax.Array, jax.Array]:
+def ordered(moment: jax.Array, damping: Any = 0.01) -> tuple[jax.Array, jax.Array]:
     """The order in which inputs are gone through, and their damped second moment. Traceable.
 
     Args:
@@ -41,7 +41,7 @@ def ordered(moment: jax.Array, damping: float = 0.01) -> tuple[jax.Array, jax.Ar
     return order, h * scale
 
 
-def _damped(moment: jax.Array, damping: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _damped(moment: jax.Array, damping: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Order, the damped moment in it in units of its mean diagonal, and that mean."""
     diagonal = jnp.diagonal(moment)
     order = jnp.argsort(-diagonal, stable=True)
@@ -50,7 +50,7 @@ def _damped(moment: jax.Array, damping: float) -> tuple[jax.Array, jax.Array, ja
     return order, moment[order][:, order] / scale + damping * jnp.eye(moment.shape[0], dtype=moment.dtype), scale
 
 
-def inverse_factor(moment: jax.Array, damping: float = 0.01) -> tuple[jax.Array, jax.Array]:
+def inverse_factor(moment: jax.Array, damping: Any = 0.01) -> tuple[jax.Array, jax.Array]:
     """The order in which inputs are gone through, and the factor that says how errors are passed on. Traceable.
 
     Args:

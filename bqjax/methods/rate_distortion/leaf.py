@@ -46,14 +46,14 @@ class QuantizedRows(NamedTuple):
     """A leaf's levels.
 
     Attributes:
-      index: ``[G, rows, d]`` int32 into ``levels``.
+      indices: ``[G, rows, d]`` int32 into ``levels``.
       levels: ``[k]`` float32, an even grid.
       zero: index of the level zero.
       distortion: ``importance / 2 * e^T moment e``, summed.
       bits: of the indices at their entropy, and of the table.
     """
 
-    index: np.ndarray
+    indices: np.ndarray
     levels: np.ndarray
     zero: int
     distortion: float

@@ -184,7 +184,7 @@ def bin_and_quant_rd(
 
 def _clustered(found: QuantizedRows, layout: Layout, dtype: Any) -> Clustered:
     """The leaf that a file stores: levels in use, in the shortest type that holds them."""
-    index = layout.to_leaf(found.index).reshape(-1)
+    index = layout.to_leaf(found.indices).reshape(-1)
     used = np.unique(index)
     number = np.arange(len(found.levels)) - found.zero
     low, high = int(number[used[0]]), int(number[used[-1]])

@@ -43,5 +43,5 @@ def affine_vector(vector: np.ndarray, importance: np.ndarray, lmbda: float) -> A
         error = w - (codes.astype(np.float64) - zero_point) * float(scale)
         cost = float((h * np.square(error)).sum() / 2) + lmbda * (bits * w.size + _TABLE_BITS)
         if cost < least:
-            best, least = Affine(codes, scale, zero_point, None, np.asarray(vector).dtype, bits), cost
+            best, least = Affine(codes, np.asarray(scale), np.asarray(zero_point), None, np.asarray(vector).dtype, bits), cost
     return best

@@ -100,7 +100,7 @@ def test_feedback_lowers_the_quadratic_form_of_rounding():
     for seed in range(12):
         weights, curvature = curvature_of(seed, rows=40, d=24)
         found = quantize_rows(weights, leaf_stats(curvature, damping=1e-3), 0.02)
-        values = found.levels[found.index]
+        values = found.levels[found.indices]
         rounded = np.rint(weights / found.levels[found.zero + 1]) * found.levels[found.zero + 1]
         h, g = curvature.inputs[0].astype(np.float64), curvature.outputs[0]
         better.append(form((weights - values)[0], h, g) < form((weights - rounded)[0], h, g))
@@ -110,7 +110,7 @@ def test_feedback_lowers_the_quadratic_form_of_rounding():
 def test_at_lmbda_zero_weights_come_back():
     weights, curvature = curvature_of(0, groups=2)
     found = quantize_rows(weights, leaf_stats(curvature), 0.0)
-    assert np.abs(found.levels[found.index] - weights).max() <= 2e-4 * np.abs(weights).max()
+    assert np.abs(found.levels[found.indices] - weights).max() <= 2e-4 * np.abs(weights).max()
 
 
 def test_the_step_is_in_balance_and_thousands_of_levels_clip_nothing():
@@ -121,21 +121,21 @@ def test_the_step_is_in_balance_and_thousands_of_levels_clip_nothing():
     found = quantize_rows(weights, stats, lmbda, step_scales=(1.0,))
     step = found.levels[found.zero + 1]
     assert step == pytest.approx(balanced_step(mean_curvature(stats), lmbda), rel=1e-4)
-    assert len(found.levels) > 4096 and abs(found.levels[found.index[0, 0, 0]] - 100) < 10 * step
+    assert len(found.levels) > 4096 and abs(found.levels[found.indices[0, 0, 0]] - 100) < 10 * step
 
 
 def test_a_higher_lmbda_trades_distortion_for_bits():
     weights, curvature = curvature_of(2, groups=2, rows=20, d=16)
     found = [quantize_rows(weights, leaf_stats(curvature), lmbda) for lmbda in (1e-3, 1e-2, 1e-1, 1e6)]
     assert (np.diff([f.bits for f in found]) < 0).all() and (np.diff([f.distortion for f in found]) > 0).all()
-    assert (found[-1].index == found[-1].zero).all()
+    assert (found[-1].indices == found[-1].zero).all()
 
 
 def test_importance_alone_is_entropy_constrained_rounding():
     rng = np.random.default_rng(5)
     w, h = rng.normal(size=(1, 3000, 1)).astype(np.float32), rng.uniform(0.5, 2, (3000,))
     found = quantize_rows(w, diagonal_stats(h), 0.01)
-    e = (w - found.levels[found.index]).reshape(-1)
+    e = (w - found.levels[found.indices]).reshape(-1)
     assert found.distortion == pytest.approx((h / 2 * e**2).sum(), rel=0.05)
     finer = np.abs(e).reshape(-1) <= found.levels[found.zero + 1]
     assert finer.mean() > 0.95
