@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bqjax.adapters.flax import nnx_apply, nnx_params
-from bqjax.core.classification import batches, classification_predict, classification_score
+from bqjax.core.classification import batches, classification_outputs, classification_predict, classification_score
 from bqjax.core.task import Task
 from bqjax.models.resnet import load_resnet, resnet_inputs
 from train.data.tfds import cifar10
@@ -54,6 +54,7 @@ def resnet_task(data_dir: str | os.PathLike[str], depth: int = 20, n_calibration
         params=nnx_params(model),
         score=classification_score(apply),
         predict=classification_predict(apply),
+        outputs=classification_outputs(apply),
         calibration=batches(resnet_inputs(train[0][calibration_rows]), train[1][calibration_rows], BATCH_SIZE),
         test=batches(resnet_inputs(test[0][test_rows]), test[1][test_rows], BATCH_SIZE),
         calibration_name=f"{n_calibration:,} CIFAR-10 training images",
