@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"_version", "core", "quantizers"},
     {"codec", "kmeans", "sensitivity", "methods.base"},
-    {"adapters", "methods.baselines", "methods.bins", "methods.gwk"},
+    {"adapters", "methods.baselines", "methods.bins", "methods.gwk", "methods.rate_distortion"},
     {"methods.budget", "models", "tflite"},
     {"experiment"},
     {"report"},

@@ -3,7 +3,7 @@
 The codes of an already quantized layer lie on a fine grid. Its bins here are those of a coarser grid: of step
 ``sqrt(12 lmbda / (h ln 2))`` where quantizing noise and storage are in balance for a weight of curvature ``h`` (at high
 rates a step ``s`` costs ``h s^2 / 24`` and saves ``log2 s`` bits). Within that grid the values are then chosen by
-:func:`bqjax.tflite.codes.gptq.compensated_values` at the cost that each one's index really has.
+:func:`bqjax.methods.rate_distortion.feedback.compensated_values` at the cost that each one's index really has.
 Outputs that matter more than others of their layer can have a finer grid (:func:`row_classes`), where what that saves is
 more than the tables cost (:func:`quantize_layer_by_output`).
 
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.tflite.codes.gptq import compensated_values
+from bqjax.methods.rate_distortion.feedback import compensated_values
 
 __all__ = ["LayerStats", "QuantizedLayer", "even_values", "quantize_layer", "quantize_layer_by_output", "row_classes"]
 
@@ -33,7 +33,7 @@ class LayerStats(NamedTuple):
     """What is known of a layer beside its weights. ``G`` is 1, or the number of channels of a depthwise layer.
 
     Attributes:
-      order, factor: ``[G, d]`` and ``[G, d, d]``, see :func:`bqjax.tflite.codes.gptq.inverse_factor`.
+      order, factor: ``[G, d]`` and ``[G, d, d]``, see :func:`bqjax.methods.rate_distortion.feedback.inverse_factor`.
       importance: ``[G, rows]`` of the outputs, non-negative.
     """
 

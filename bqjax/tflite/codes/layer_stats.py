@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.tflite.codes.gptq import inverse_factor
+from bqjax.methods.rate_distortion.feedback import inverse_factor
 from bqjax.tflite.codes.grid import LayerStats
 
 __all__ = ["Layer", "Measured", "Moments", "input_rows", "layer_stats", "same_pads", "to_rows", "to_weight"]
@@ -172,8 +172,8 @@ def layer_stats(measured: Measured, *, centred: bool = True, damping: float = 0.
     Args:
       measured: moments and importance.
       centred: errors along the inputs' mean count nothing, since the bias takes them up.
-      damping: see :func:`bqjax.tflite.codes.gptq.inverse_factor`; ``d / rows`` is added to it: a matrix from few rows knows
-        directions along which nothing seems to happen, and errors must not be hidden there (the shrinkage of Ledoit, Wolf
+      damping: see :func:`bqjax.methods.rate_distortion.feedback.inverse_factor`; ``d / rows`` is added to it: a matrix from few
+        rows knows directions along which nothing seems to happen, and errors must not be hidden there (shrinkage as of Ledoit, Wolf
         2004, "A well-conditioned estimator for large-dimensional covariance matrices", in its order of magnitude).
     """
     second, mean = jnp.asarray(measured.second), jnp.asarray(measured.mean)

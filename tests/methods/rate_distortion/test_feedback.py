@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bqjax.tflite.codes import gptq
-from bqjax.tflite.codes.gptq import compensated_values
+from bqjax.methods.rate_distortion import feedback
+from bqjax.methods.rate_distortion.feedback import compensated_values
 
-inverse_factor = jax.jit(gptq.inverse_factor)
+inverse_factor = jax.jit(feedback.inverse_factor)
 
 
 def problem(seed, rows=5, d=7, k=9):
@@ -128,7 +128,7 @@ def test_a_higher_lmbda_takes_fewer_bits():
 def test_it_maps_over_groups():
     problems = [problem(s) for s in (7, 8)]
     stacked = [np.stack(x) for x in zip(*problems, strict=True)]
-    order, factor = jax.jit(jax.vmap(gptq.inverse_factor))(stacked[1])
+    order, factor = jax.jit(jax.vmap(feedback.inverse_factor))(stacked[1])
     run = jax.jit(jax.vmap(compensated_values, in_axes=(0, 0, 0, 0, None, None, None)))
     index, _ = run(stacked[0], order, factor, stacked[2], jnp.asarray(problems[0][3]), jnp.asarray(problems[0][4]), 0.3)
     for i, (w, h, g, values, _) in enumerate(problems):

@@ -1,0 +1,17 @@
+"""Rate-distortion optimal quantization: error feedback under the curvature of the outputs, at what each index costs in the file."""
+
+from bqjax.methods.rate_distortion.method import RateDistortion, RateDistortionInfo
+from bqjax.methods.rate_distortion.search import lambda_for_bytes, search_lambda
+from bqjax.methods.rate_distortion.solver import Prepared, SolverConfig, bin_and_quant_rd, predicted_distortion, prepare
+
+__all__ = [
+    "Prepared",
+    "RateDistortion",
+    "RateDistortionInfo",
+    "SolverConfig",
+    "bin_and_quant_rd",
+    "lambda_for_bytes",
+    "predicted_distortion",
+    "prepare",
+    "search_lambda",
+]

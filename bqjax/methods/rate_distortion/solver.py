@@ -1,0 +1,235 @@
+"""Rate-distortion optimal quantization of a whole tree: error feedback under the outputs' curvature, one lmbda for all leaves.
+
+Minimises ``sum over leaves of sum_r g_r / 2 (w_r - v_r)^T A (w_r - v_r) + lmbda * bits(v)``: kernels by their curvature
+(:mod:`bqjax.methods.rate_distortion.leaf`), leaves that have none by their importance alone, and vectors (biases, scales and shifts
+of normalisations) on a line of few integers (:mod:`bqjax.methods.rate_distortion.vectors`).
+
+References:
+  Hassibi, Stork 1992; Frantar et al. 2023 (arXiv 2210.17323); Chou, Lookabaugh, Gray 1989: see
+  :mod:`bqjax.methods.rate_distortion.feedback`.
+  Conzelmann, Bamler 2025 (arXiv 2505.18758): error feedback with a rate term.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from bqjax.core.leaves import Clustered, decode, trim_codebook
+from bqjax.core.rules import Rule, select
+from bqjax.core.tree import check_finite, named_leaves, replace
+from bqjax.methods.rate_distortion.leaf import LeafStats, QuantizedRows, diagonal_stats, leaf_stats, quantize_rows
+from bqjax.methods.rate_distortion.vectors import affine_vector
+from bqjax.sensitivity.curvature import Curvature
+from bqjax.sensitivity.leaf_curvature import Layout
+
+__all__ = ["Prepared", "SolverConfig", "bin_and_quant_rd", "predicted_distortion", "prepare", "removal_distortion"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverConfig:
+    """How leaves are solved.
+
+    Attributes:
+      damping: share of the mean diagonal that is added to the inputs' second moment, see
+        :func:`bqjax.methods.rate_distortion.leaf.leaf_stats`.
+      floor: share of the mean importance that every weight of a leaf without curvature has at least.
+      step_scales: factors on the step in balance; each leaf takes the best of them.
+      passes: over a leaf, each at the costs of indices that the last one led to.
+      sweeps: of coordinate descent after each pass.
+      vectors: whether vectors go to 8 bits or fewer where outputs don't notice; False leaves them.
+    """
+
+    damping: float = 0.01
+    floor: float = 0.02
+    step_scales: tuple[float, ...] = (1.2,)
+    passes: int = 2
+    sweeps: int = 4
+    vectors: bool = True
+
+    def __post_init__(self) -> None:
+        for what in ("damping", "floor"):
+            value = getattr(self, what)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{what} must be positive and finite, got {value}")
+        if not self.step_scales or not all(s > 0 and math.isfinite(s) for s in self.step_scales):
+            raise ValueError(f"step_scales must be positive and finite numbers, got {self.step_scales}")
+        if self.passes < 1:
+            raise ValueError(f"passes must be at least 1, got {self.passes}")
+        if self.sweeps < 0:
+            raise ValueError(f"sweeps must not be negative, got {self.sweeps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What does not depend on lmbda, so that a search prepares once.
+
+    Attributes:
+      rows: ``[G, rows, d]`` weights by name, of the leaves that get levels.
+      stats: of each.
+      layouts: of each.
+      vectors: importance of the vectors that go to a line of integers, by name.
+    """
+
+    rows: Mapping[str, np.ndarray]
+    stats: Mapping[str, LeafStats]
+    layouts: Mapping[str, Layout]
+    vectors: Mapping[str, np.ndarray]
+
+
+def _diagonal_layout(shape: Sequence[int]) -> Layout:
+    """Each weight a row of its own."""
+    view = (*shape, 1)
+    return Layout(shape=tuple(shape), view=view, groups=(), rows=tuple(range(len(shape))), inputs=(len(shape),))
+
+
+def prepare(
+    params: Any, curvature: Curvature, rules: Sequence[Rule[Any]] | None = None, config: SolverConfig | None = None
+) -> Prepared:
+    """Checks parameters against their curvature, and factors the curvature of every leaf.
+
+    Args:
+      params, curvature, rules, config: see :func:`bin_and_quant_rd`.
+
+    Raises:
+      ValueError: see :func:`bin_and_quant_rd`.
+    """
+    config = config or SolverConfig()
+    curvature.check(params)
+    leaves, taken = named_leaves(params), list(select(params, rules).taken)
+    rows: dict[str, np.ndarray] = {}
+    stats: dict[str, LeafStats] = {}
+    layouts: dict[str, Layout] = {}
+    vectors: dict[str, np.ndarray] = {}
+    small = [n for n, x in leaves.items() if config.vectors and rules is None and _is_vector(x) and n in curvature.importance]
+    for name in [*taken, *small]:
+        leaf = leaves[name]
+        check_finite(name, leaf)
+        if name not in curvature.importance:
+            raise ValueError(
+                f"leaf {name!r} has neither curvature nor importance: take the curvature of it too, or skip it by a rule"
+            )
+        if np.ndim(leaf) < 2 and _is_vector(leaf):
+            vectors[name] = np.asarray(curvature.importance[name])
+            continue
+        if name in curvature.leaves:
+            known = curvature[name]
+            layouts[name], stats[name] = known.layout, leaf_stats(known, damping=config.damping)
+        else:
+            layouts[name] = _diagonal_layout(np.shape(leaf))
+            stats[name] = diagonal_stats(np.asarray(curvature.importance[name]), floor=config.floor)
+        rows[name] = layouts[name].to_rows(np.asarray(leaf, np.float32))
+    return Prepared(rows=rows, stats=stats, layouts=layouts, vectors=vectors)
+
+
+def _is_vector(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) and np.ndim(leaf) == 1 and np.size(leaf) > 0
+
+
+def bin_and_quant_rd(
+    params: Any,
+    curvature: Curvature,
+    *,
+    lmbda: float,
+    rules: Sequence[Rule[Any]] | None = None,
+    config: SolverConfig | None = None,
+    prepared: Prepared | None = None,
+) -> Any:
+    """Quantizes parameters at a Lagrangian weight of storage. Pure, not traceable.
+
+    Args:
+      params: parameters, any pytree, concrete.
+      curvature: of the outputs in these parameters (:func:`bqjax.sensitivity.curvature.output_curvature`).
+      lmbda: of a bit, in the units of half the squared change of the outputs of an example. At 0, grids are as fine as indices of
+        16 bits allow, and weights round to them.
+      rules: which leaves; None takes floating-point leaves of two or more dimensions and, by ``config.vectors``, vectors.
+      config: settings.
+      prepared: from :func:`prepare` of the same arguments, for several lmbdas.
+
+    Returns:
+      The tree with :class:`~bqjax.core.leaves.Clustered` leaves for kernels, whose codebooks hold the levels in use, and
+      :class:`~bqjax.core.leaves.Affine` for vectors where that pays.
+
+    Raises:
+      ValueError: a negative, infinite or NaN lmbda; a curvature of other parameters; NaN weights, by leaf; a leaf that has neither
+        curvature nor importance; rules that match nothing.
+    """
+    if not (lmbda >= 0 and math.isfinite(lmbda)):
+        raise ValueError(f"lmbda must be finite and not negative, got {lmbda}")
+    config = config or SolverConfig()
+    prepared = prepared if prepared is not None else prepare(params, curvature, rules, config)
+    leaves = named_leaves(params)
+    new: dict[str, Any] = {}
+    for name, rows in prepared.rows.items():
+        found = quantize_rows(
+            rows,
+            prepared.stats[name],
+            lmbda,
+            step_scales=config.step_scales,
+            passes=config.passes,
+            sweeps=config.sweeps,
+        )
+        new[name] = _clustered(found, prepared.layouts[name], leaves[name].dtype)
+    for name, importance in prepared.vectors.items():
+        affine = affine_vector(np.asarray(leaves[name]), importance, lmbda)
+        if affine is not None:
+            new[name] = affine
+    return replace(params, new)
+
+
+def _clustered(found: QuantizedRows, layout: Layout, dtype: Any) -> Clustered:
+    """The leaf that a file stores: levels in use, in the shortest type that holds them."""
+    index = layout.to_leaf(found.indices).reshape(-1)
+    used = np.unique(index)
+    number = np.arange(len(found.levels)) - found.zero
+    low, high = int(number[used[0]]), int(number[used[-1]])
+    step = np.float32(found.levels[found.zero + 1] - found.levels[found.zero])
+    if len(used) > 8 and low >= -128 and high <= 127:
+        # An integer a level, and the step once.
+        codebook, indices = trim_codebook(np.clip(number, -128, 127).astype(np.int8), index)
+        return Clustered(indices, codebook[:, None], layout.shape, dtype, scale=np.asarray(step), offset=np.zeros((), np.float32))
+    fits = max(abs(low), abs(high)) <= 32  # float16 is then off by a 64th of a step at most
+    kind = np.float16 if fits and np.abs(found.levels[used]).max() < 6e4 and step > 1e-4 else np.float32
+    codebook, indices = trim_codebook(found.levels.astype(kind), index)
+    return Clustered(indices, codebook[:, None], layout.shape, dtype)
+
+
+def predicted_distortion(params: Any, tree: Any, curvature: Curvature) -> dict[str, float]:
+    """What compressed leaves are predicted to cost: half the squared change of the outputs of an example, leaf by leaf.
+
+    Args:
+      params: the parameters.
+      tree: a compressed tree of them, from any method.
+      curvature: at ``params``. Leaves without one are taken by their importance.
+    """
+    before, after = named_leaves(params), named_leaves(decode(tree))
+    found = {}
+    for name, importance in curvature.importance.items():
+        error = np.asarray(before[name], np.float64) - np.asarray(after[name], np.float64)
+        if not error.any():
+            continue
+        if name in curvature.leaves:
+            known = curvature[name]
+            e = known.layout.to_rows(error)
+            through = np.matmul(e, np.asarray(known.inputs, np.float64))
+            found[name] = float((np.asarray(known.outputs, np.float64) * (through * e).sum(-1)).sum() / 2)
+        else:
+            found[name] = float((np.asarray(importance, np.float64) * np.square(error)).sum() / 2)
+    return found
+
+
+def removal_distortion(prepared: Prepared) -> float:
+    """What a weight's removal costs, a mean over all weights by their damped curvature: a unit for lmbda."""
+    total, size = 0.0, 0
+    for name, w in prepared.rows.items():
+        stats = prepared.stats[name]
+        ordered = np.take_along_axis(w.astype(np.float64), np.asarray(stats.order)[:, None, :], axis=2)
+        through = np.matmul(ordered, np.asarray(stats.moment, np.float64))
+        total += float((np.asarray(stats.importance, np.float64) * (through * ordered).sum(-1)).sum() / 2)
+        size += math.prod(prepared.layouts[name].shape)
+    return total / max(1, size) or 1.0

@@ -1,0 +1,176 @@
+"""Whole trees: what is taken, what is stored, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace as with_fields
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bqjax import codec, decode
+from bqjax.core.journal import digest
+from bqjax.core.leaves import Affine, Clustered
+from bqjax.core.rules import Rule
+from bqjax.core.task import Task
+from bqjax.core.tree import named_leaves
+from bqjax.methods.rate_distortion import (
+    RateDistortion,
+    SolverConfig,
+    bin_and_quant_rd,
+    lambda_for_bytes,
+    predicted_distortion,
+    search_lambda,
+)
+from bqjax.sensitivity.curvature import output_curvature
+
+
+def outputs(params, batch):
+    x = jnp.tanh(batch["inputs"] @ params["first"]["kernel"] + params["first"]["bias"][None, :])
+    # The gate enters by its square: of it only the importance is known.
+    return (x * jnp.square(params["gate"]).sum(0)[None, :]) @ params["last"] * batch["mask"][:, None]
+
+
+def score(params, batch):
+    error = jnp.square(outputs(params, batch) - batch["targets"]).sum(1)
+    right = (outputs(params, batch).argmax(1) == batch["targets"].argmax(1)) * batch["mask"]
+    return {"loss": error.sum(), "accuracy": right.sum()}, batch["mask"].sum()
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    params = {
+        "first": {"kernel": rng.normal(size=(12, 32)) / 3, "bias": rng.normal(size=32) / 5},
+        "gate": rng.uniform(0.5, 1, (2, 32)),
+        "last": rng.normal(size=(32, 5)) / 4,
+    }
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    batches = []
+    for _ in range(3):
+        batch = {"inputs": jnp.asarray(rng.normal(size=(64, 12)), jnp.float32), "mask": jnp.ones(64)}
+        batches.append({**batch, "targets": outputs(params, batch)})
+    curvature = output_curvature(outputs, params, batches, key=jax.random.key(0), draws=8)
+    return params, batches, curvature
+
+
+def measured(params, tree, batches):
+    change = [outputs(decode(tree), b) - outputs(params, b) for b in batches]
+    return float(np.mean([jnp.square(c).sum(1).mean() for c in change])) / 2
+
+
+def test_leaves_are_few_levels_and_what_they_cost_is_near_what_was_predicted(problem):
+    params, batches, curvature = problem
+    tree = bin_and_quant_rd(params, curvature, lmbda=1e-4)
+    leaves = named_leaves(tree)
+    assert {type(leaves[n]) for n in ("first/kernel", "gate", "last")} == {Clustered} and isinstance(leaves["first/bias"], Affine)
+    for name, leaf in leaves.items():
+        leaf.validate(name)
+    predicted = predicted_distortion(params, tree, curvature)
+    assert set(predicted) == set(leaves)
+    assert sum(predicted.values()) == pytest.approx(measured(params, tree, batches), rel=0.7)
+
+
+def test_a_higher_lmbda_makes_a_smaller_file_and_a_larger_error(problem, tmp_path):
+    params, batches, curvature = problem
+    sizes, errors = [], []
+    for lmbda in (0.0, 1e-6, 1e-4, 1e-2):
+        tree = bin_and_quant_rd(params, curvature, lmbda=lmbda)
+        info = codec.save(tmp_path / f"{lmbda}.bq.safetensors", tree)
+        same = codec.load(info.path)
+        assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(decode(same)), jax.tree.leaves(decode(tree)), strict=True))
+        sizes.append(info.file_bytes)
+        errors.append(measured(params, tree, batches))
+    assert (np.diff(sizes) < 0).all() and (np.diff(errors) > 0).all() and errors[0] < 1e-6
+
+
+def test_rules_choose_and_vectors_can_stay(problem):
+    params, _, curvature = problem
+    tree = bin_and_quant_rd(params, curvature, lmbda=1e-3, rules=[Rule("last")])
+    assert [n for n, x in named_leaves(tree).items() if isinstance(x, Clustered)] == ["last"]
+    tree = bin_and_quant_rd(params, curvature, lmbda=1e-3, config=SolverConfig(vectors=False))
+    assert tree["first"]["bias"] is params["first"]["bias"]
+
+
+@pytest.mark.parametrize("lmbda", [-1.0, float("nan"), float("inf")])
+def test_lmbda_must_be_a_finite_number(problem, lmbda):
+    with pytest.raises(ValueError, match="lmbda must be finite and not negative"):
+        bin_and_quant_rd(problem[0], problem[2], lmbda=lmbda)
+
+
+def test_curvature_of_other_parameters_is_refused(problem):
+    params, _, curvature = problem
+    with pytest.raises(ValueError, match="other parameters"):
+        bin_and_quant_rd({**params, "last": params["last"] + 1}, curvature, lmbda=1e-3)
+
+
+def test_weights_that_are_not_finite_are_named(problem):
+    params, _, curvature = problem
+    broken = {**params, "last": params["last"].at[0, 0].set(jnp.nan)}
+    with pytest.raises(ValueError, match="'last' holds 1 NaN"):
+        bin_and_quant_rd(broken, with_fields(curvature, fingerprint=digest(broken)), lmbda=1e-3)
+
+
+def test_a_leaf_that_nothing_is_known_of_is_named(problem):
+    params, batches, _ = problem
+    some = output_curvature(outputs, params, batches, key=jax.random.key(0), draws=1, names=["last"])
+    with pytest.raises(ValueError, match="'first/kernel' has neither curvature nor importance"):
+        bin_and_quant_rd(params, some, lmbda=1e-3)
+
+
+BAD_SETTINGS = [{"damping": 0.0}, {"floor": np.nan}, {"step_scales": ()}, {"step_scales": (-1.0,)}, {"passes": 0}, {"sweeps": -1}]
+
+
+@pytest.mark.parametrize("settings", BAD_SETTINGS)
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        SolverConfig(**settings)
+
+
+def task(params, batches):
+    return Task(name="toy", params=params, score=score, calibration=batches, test=batches, outputs=outputs)
+
+
+def test_the_method_keeps_the_drop_or_the_size(problem, tmp_path):
+    params, batches, _ = problem
+    toy = task(params, batches)
+    method, state = RateDistortion(max_drop=0.02, steps=5, scan=2, draws=2), str(tmp_path / "state")
+    found = method.compress(toy, key=jax.random.key(1), state_path=state)
+    assert found.info.baseline["accuracy"] - found.info.final["accuracy"] <= 0.02 + 1e-6
+    assert float(found.found["lmbda"]) == pytest.approx(found.info.lmbda, rel=1e-3)
+    again = method.compress(toy, key=jax.random.key(1), state_path=state)
+    assert again.info == found.info
+    for target in (900, 700):
+        sized = RateDistortion(target_bytes=target, draws=2).compress(toy, key=jax.random.key(1))
+        info = codec.save(tmp_path / f"{target}.bq.safetensors", sized.tree)
+        assert 0.9 * target < info.file_bytes <= target
+
+
+def test_the_method_refuses_what_it_cannot_do(problem):
+    params, batches, _ = problem
+    with pytest.raises(ValueError, match="name one of"):
+        RateDistortion()
+    with pytest.raises(ValueError, match="name one of"):
+        RateDistortion(lmbda=1.0, target_bytes=100)
+    blind = Task(name="blind", params=params, score=score, calibration=batches, test=batches)
+    with pytest.raises(ValueError, match="'blind' has no outputs"):
+        RateDistortion(lmbda=1.0).compress(blind, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="no lmbda reaches 50 bytes: the nearest"):
+        RateDistortion(target_bytes=50, draws=1).compress(task(params, batches), key=jax.random.key(0))
+
+
+def test_searches_end_where_the_limit_is():
+    found = search_lambda(lambda lmbda: lmbda - 0.3, 1.0, steps=9, scan=0)
+    assert 0.28 < found <= 0.3
+    with pytest.raises(ValueError, match="no lmbda keeps the limit: the nearest"):
+        search_lambda(lambda lmbda: 1 + lmbda, 1.0, steps=4, scan=1)
+    sizes = []
+
+    def size(lmbda):
+        sizes.append(int(10_000 / (1 + 5 * lmbda**0.3)))
+        return sizes[-1]
+
+    found = lambda_for_bytes(size, 4000, 1.0)
+    assert 3980 <= size(found) <= 4000 and len(sizes) < 12
+    assert lambda_for_bytes(lambda _: 10, 4000, 1.0) < 1e-4
