@@ -15,7 +15,7 @@ from bqjax.experiment.row import Row
 from bqjax.methods.bins import SearchInfo
 from bqjax.tflite.codes.search import QuantizedInfo
 from bqjax.tflite.container import searched_layers, stored_constants
-from bqjax.tflite.format.constants import Constant
+from bqjax.tflite.format.constants import WEIGHTED, Constant
 
 __all__ = ["Table", "file_table", "markdown", "results_table", "rich_table", "search_table"]
 
@@ -91,6 +91,9 @@ def _caption(comparison: Comparison, several: bool) -> str:
     return caption + "".join(f" Failed: {entry.label}: {entry.error}." for entry in comparison.failed)
 
 
+_LEFT = f"Left: stored as it is. Compression with loss changes 8-bit weights of {', '.join(WEIGHTED)} in the first subgraph."
+
+
 def file_table(info: codec.FileInfo, title: str) -> Table:
     """What ``bqjax inspect`` shows: a line a leaf, then the total.
 
@@ -134,7 +137,8 @@ def file_table(info: codec.FileInfo, title: str) -> Table:
     columns = ("leaf", "shape", "dtype", "stored as", "values", "coder", "group", "bits/weight", "bytes", "drop, points", "why")
     # Columns that would be empty are left out.
     shown = [i for i in range(len(columns)) if i < 9 or any(line[i] for line in lines)]
-    return Table(title, tuple(columns[i] for i in shown), [tuple(line[i] for i in shown) for line in lines])
+    left = model and not lossless and any(found.constant.left for found in stored)
+    return Table(title, tuple(columns[i] for i in shown), [tuple(line[i] for i in shown) for line in lines], _LEFT if left else "")
 
 
 def _done(what: str, drop: float | None) -> tuple[str, str]:

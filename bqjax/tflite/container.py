@@ -211,7 +211,8 @@ def _best(
             best = total, names, packed
     _, names, packed = best if best is not None else (0, [], b"")
     # LZMA ignores what follows its end; bytes that no coder takes away keep the file within the ratio that is believed on reading.
-    return names, packed + hashlib.shake_256(b"").digest(max(0, len(content) // _MAX_RATIO - len(packed)))
+    fewest = len(content) // _MAX_RATIO + 1
+    return names, packed if len(packed) > 2 * fewest else packed + hashlib.shake_256(b"").digest(fewest)
 
 
 def _write(
@@ -306,7 +307,11 @@ def stored_constants(path: str | os.PathLike[str]) -> list[Stored]:
       OSError: the file cannot be read.
     """
     content, leaves = _restored(path)
-    return [Stored(c, leaves.get(c.start)) for c in constants(content) if c.start in leaves or c in reported([c])]
+    try:
+        found = constants(content)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: restores what cannot be listed: {error}") from error
+    return [Stored(c, leaves.get(c.start)) for c in found if c.start in leaves or reported([c])]
 
 
 def _restored(path: str | os.PathLike[str]) -> tuple[bytes, dict[int, str]]:

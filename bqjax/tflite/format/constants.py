@@ -135,6 +135,8 @@ def _constants(content: bytes) -> Iterator[Constant]:
         first.setdefault((tensor.start, tensor.size), (name, tensor))
     taken: set[str] = set()
     for span, (name, tensor) in first.items():
+        if name in taken:
+            name = f"{name} of subgraph {uses[span][0].subgraph}"
         while name in taken:
             name = f"{name} at byte {tensor.start}"
         taken.add(name)
@@ -183,21 +185,22 @@ def _left(tensor: _Tensor, kind: str, uses: tuple[Use, ...]) -> str:
             return f"{kind}, used by no operator"
         if use.kind in WEIGHTED and use.operand == 2:
             return f"bias of {use.kind}"
-        return f"{kind}, input {use.operand} of {use.kind}: only weights of convolutions and dense layers change"
+        return f"{kind}, input {use.operand} of {use.kind}"
     if tensor.sparse:
-        return f"sparse {kind}: densify the model to compress it with loss"
+        return f"sparse {kind} weight of {weight.kind}"
     if kind not in ("INT8", "UINT8"):
-        return f"{kind}: only 8-bit weights change"
+        return f"{kind} weight of {weight.kind}"
     if not tensor.scaled:
-        return f"{kind} without a scale of its own"
+        return f"{kind} weight of {weight.kind} without a scale of its own"
     if not tensor.inside:
-        return "stored behind the flatbuffer, as in files above 2 GB"
+        return f"{kind} weight of {weight.kind} behind the flatbuffer, as in files above 2 GB"
     if weight.subgraph:
-        return f"in subgraph {weight.subgraph}: only layers of the first one change"
+        return f"{kind} weight of {weight.kind} in subgraph {weight.subgraph}"
     other = next((use for use in uses if not _is_weight(use)), None)
     if other is None:
         return ""
-    return f"shares its buffer with {f'input {other.operand} of {other.kind}' if other.kind else 'another tensor'}"
+    what = f"input {other.operand} of {other.kind}" if other.kind else "another tensor"
+    return f"{kind} weight of {weight.kind} that shares its buffer with {what}"
 
 
 def _is_weight(use: Use) -> bool:

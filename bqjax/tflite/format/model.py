@@ -95,7 +95,7 @@ def _nothing(graph: Graph, found: tuple[Constant, ...]) -> str:
             f"or compress its weights as .safetensors before converting; {remedy}"
         )
     largest = max(found, key=lambda c: c.size, default=None)
-    what = f" (its largest constant, {largest.name!r}, is left: {largest.left})" if largest else ""
+    what = f" (its largest constant is {largest.name!r}, {largest.left})" if largest else ""
     missing = "the model has no convolution or dense layer with constant 8-bit weights: there is nothing to compress with loss"
     return f"{missing}{what}; {remedy}"
 
