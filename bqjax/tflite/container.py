@@ -27,7 +27,6 @@ __all__ = [
     "Stored",
     "described",
     "exact",
-    "kept_within",
     "load_model",
     "save_lossless",
     "save_model",
@@ -235,7 +234,7 @@ def _write(
         "content_bytes": str(len(content)),
         "offsets": json.dumps([spans[name][0] for name in names], separators=(",", ":")),
     }
-    if within:
+    if within:  # for releases whose tables do not list them
         stated["within"] = f"{len(within)} {sum(spans[name][1] for name in within)}"
     layers = {"layers": metadata.pop("layers")} if "layers" in metadata else {}
     tree = {"flatbuffer": np.frombuffer(packed, np.uint8), **parts}
@@ -255,22 +254,11 @@ def searched_layers(metadata: Mapping[str, str]) -> dict[str, tuple[str, float |
         return {}
 
 
-def kept_within(metadata: Mapping[str, str]) -> tuple[int, int]:
-    """How many layers have no leaf of their own in a file, and how many weights they have together."""
-    layers, _, size = metadata.get("within", "").partition(" ")
-    stated = metadata.get("kind") == KIND and all(n.isascii() and n.isdecimal() and len(n) < 20 for n in (layers, size))
-    return (int(layers), int(size)) if stated else (0, 0)
-
-
 def described(metadata: Mapping[str, str]) -> dict[str, str]:
-    """A file's metadata as ``bqjax inspect`` shows them: without offsets, and with the layers that have no leaf of their own."""
+    """A file's metadata as ``bqjax inspect`` shows them: without what its table says."""
     if metadata.get("kind") != KIND:
         return dict(metadata)
-    shown = {name: value for name, value in metadata.items() if name not in ("offsets", "within", "layers")}
-    layers, size = kept_within(metadata)
-    if layers:
-        shown["kept within the rest"] = f"{layers} layers of {size:,} weights together, which the leaf flatbuffer holds"
-    return shown
+    return {name: value for name, value in metadata.items() if name not in ("offsets", "within", "layers")}
 
 
 def _layers(tree: Mapping[str, Any]) -> list[np.ndarray]:

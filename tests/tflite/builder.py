@@ -49,7 +49,7 @@ class Builder:
         code = schema.OperatorCodeT()
         code.builtinCode = getattr(schema.BuiltinOperator, kind)
         code.deprecatedBuiltinCode = min(code.builtinCode, 127)
-        code.version = {"DEPTHWISE_CONV_2D": 3, "CONV_2D": 3, "FULLY_CONNECTED": 4, "RESHAPE": 1}.get(kind, 2)
+        code.version = {"DEPTHWISE_CONV_2D": 3, "CONV_2D": 3, "FULLY_CONNECTED": 4, "RESHAPE": 1, "SHAPE": 1}.get(kind, 2)
         self.codes.append(code)
         o = schema.OperatorT()
         o.opcodeIndex = len(self.codes) - 1

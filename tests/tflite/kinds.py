@@ -115,4 +115,25 @@ def other_operators():
     return b.finish_many([x, ids], [_dense(b, h, [32, 64])])
 
 
+def mixed(n_inputs=40):
+    """A network that LiteRT runs: layers of 4 and of 8 bits, one whose weights serve another operator too, a second signature."""
+    b = Builder()
+    x = b.activation([1, n_inputs])
+    values = b.rng.integers(-7, 8, 64 * n_inputs) & 15
+    packed = (values[::2] | values[1::2] << 4).astype(np.uint8)
+    four = b.tensor([64, n_inputs], scale=np.full(64, 0.01), data=packed, kind="INT4")
+    none = schema.ActivationFunctionType.NONE
+    dense = lambda x, w, n: b.operator(  # noqa: E731
+        "FULLY_CONNECTED", [x, w, -1], b.activation([1, n]), "FullyConnectedOptions", fusedActivationFunction=none
+    )
+    h = dense(x, four, 64)
+    fixed = b.constant([64, 64], scale=0.003, zero=0)
+    h = dense(h, fixed, 64)
+    b.operator("SHAPE", [fixed], b.tensor([2], np.int32), "ShapeOptions", outType=schema.TensorType.INT32)
+    y = dense(h, b.constant([10, 64], scale=0.005, zero=0), 10)
+    b.end_subgraph([x], [y], "first")
+    x = b.activation([1, 64])
+    return b.finish_many([x], [dense(x, b.constant([48, 64], zero=0), 48)], "second")
+
+
 KINDS = (resource_variables, signatures, four_bits, half_floats, hybrid, sparse, floats, recurrent, other_operators)
