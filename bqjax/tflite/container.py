@@ -6,6 +6,7 @@ The file says at which byte each weight lies, so that restoring it needs no flat
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import lzma
@@ -132,7 +133,7 @@ def save_model(
         if sum(map(_cost, parts.values())) + math.log2(len(parts)) * len(numbers) / 8 < _cost(coded[name]):
             split[name] = parts
     known = {start for start, _ in spans.values()}
-    for name, c in _byte_weights(model.constants, len(content)).items():
+    for name, c in _byte_weights(model.constants).items():
         if c.start not in known and name not in spans:
             spans[name], coded[name] = (c.start, c.size), _leaf(content, c)
     names, packed = _best(content, spans, coded, compressed)
@@ -164,21 +165,25 @@ def save_lossless(
     Raises:
       ValueError: the content is no ``.tflite`` file, or a damaged one; as :func:`bqjax.codec.save`.
     """
-    found = _byte_weights(constants(content), len(content))
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"a .tflite file of {len(content):,} bytes: more than {_MAX_BYTES:,} cannot be stored in one file")
+    found = _byte_weights(constants(content))
     spans, coded = {name: (c.start, c.size) for name, c in found.items()}, {name: _leaf(content, c) for name, c in found.items()}
     names, packed = _best(content, spans, coded, set())
     parts = {"weights": {name: coded[name] for name in names}}
     return _write(path, content, spans, names, packed, parts, coder=coder, force=force, metadata=dict(metadata or {}))
 
 
-def _byte_weights(found: tuple[Constant, ...], size: int) -> dict[str, Constant]:
+def _byte_weights(found: tuple[Constant, ...]) -> dict[str, Constant]:
     """Constants that streams of their own may hold, by name: of layers or large, of one byte or less, none on top of another."""
-    free, chosen = np.ones(size, bool), {}
+    starts, ends, chosen = list[int](), list[int](), {}  # of the chosen ones, ascending
     for c in found:
-        span = slice(c.start, c.start + c.size)
         layer = not c.left or (c.type in ("INT8", "UINT8") and c.weight)
-        if c.type in BYTE_TYPES and (layer or c.size > LARGE) and free[span].all():
-            free[span] = False
+        at, end = bisect.bisect(starts, c.start), c.start + c.size
+        free = (not at or ends[at - 1] <= c.start) and (at == len(starts) or end <= starts[at])
+        if c.type in BYTE_TYPES and (layer or c.size > LARGE) and free:
+            starts.insert(at, c.start)
+            ends.insert(at, end)
             chosen[c.name] = c
     return chosen
 

@@ -25,7 +25,7 @@ from bqjax.tflite.task import _short_names, halves, quantized_task
 
 sys.path.insert(0, str(Path(__file__).parent))
 from builder import Builder, network
-from kinds import mixed
+from kinds import hybrid, mixed
 
 
 def with_logistic(per_channel=True):
@@ -80,6 +80,22 @@ def test_only_8_bit_layers_that_serve_no_other_operator_are_searched(tmp_path, c
     (last,) = [c for c in constants(content) if not c.left]
     differ = np.flatnonzero(np.frombuffer(restored, np.uint8) != np.frombuffer(content, np.uint8))
     assert len(differ) and last.start <= differ.min() and differ.max() < last.start + last.size
+
+
+def test_a_hybrid_model_is_searched_on_float_examples(tmp_path, capsys):
+    content = hybrid()
+    (tmp_path / "net.tflite").write_bytes(content)
+    x = np.random.default_rng(0).normal(0, 1, (40, 64)).astype(np.float32)
+    y = interpret(content, x).reshape(40, -1).argmax(1).astype(np.int32)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    np.savez(tmp_path / "other.npz", x=x.astype(np.int8), y=y)
+    arguments = ["compress", str(tmp_path / "net.tflite"), "--max-drop", "20", "--out", str(tmp_path / "a.bq"), "--data"]
+    assert main([*arguments, str(tmp_path / "data.npz")]) == 0
+    assert "FULLY_CONNECTED, is not quantized to 8 bits, which the JAX twin does not support" in capsys.readouterr().out
+    restored = parse_model(load_model(tmp_path / "a.bq"))
+    assert len(np.unique(restored.params["t2"]["codes"])) < len(np.unique(parse_model(content).params["t2"]["codes"]))
+    assert main([*arguments, str(tmp_path / "other.npz"), "--force"]) == 2
+    assert "other.npz must hold 'x' float32 [n, ...]" in capsys.readouterr().err
 
 
 def test_litert_and_the_twin_score_alike(unknown):

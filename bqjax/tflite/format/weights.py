@@ -49,9 +49,9 @@ def params(graph: Graph) -> dict[str, dict[str, np.ndarray]]:
     Returns:
       ``{name: {"codes", "scale", "zero_point", "bias"}}``: ``codes`` int8 or uint8 of the tensor's shape, as in the file;
       ``scale`` float32 and ``zero_point`` int32, both ``[1]`` or ``[channels]``; ``bias`` int32 ``[channels]``, absent
-      where the operator has no constant bias. A weight that several operators use has one entry, with the bias of the
-      first; the biases of the others are constants of the graph. Weights that are not quantized to 8 bits have none:
-      :func:`bqjax.tflite.format.constants.constants` says why.
+      where the operator has no constant bias of that type (beside float inputs it is float32). A weight that several
+      operators use has one entry, with the bias of the first; the biases of the others are constants of the graph. Weights
+      that are not quantized to 8 bits have none: :func:`bqjax.tflite.format.constants.constants` says why.
     """
     found: dict[str, dict[str, np.ndarray]] = {}
     names = weight_names(graph)
@@ -65,7 +65,7 @@ def params(graph: Graph) -> dict[str, dict[str, np.ndarray]]:
             "zero_point": np.broadcast_to(tensor.zero_point, tensor.scale.shape).astype(np.int32),
         }
         bias = graph.tensors[operator.inputs[2]].data if len(operator.inputs) > 2 and operator.inputs[2] >= 0 else None
-        if bias is not None:
+        if bias is not None and bias.dtype == np.int32:
             entry["bias"] = np.array(bias)
         found[names[index]] = entry
     return found
