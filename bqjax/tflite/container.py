@@ -216,7 +216,7 @@ def _best(
     _, names, packed = best if best is not None else (0, [], b"")
     # LZMA ignores what follows its end; bytes that no coder takes away keep the file within the ratio that is believed on reading.
     fewest = len(content) // _MAX_RATIO + 1
-    return names, packed if len(packed) > 2 * fewest else packed + hashlib.shake_256(b"").digest(fewest)
+    return names, packed if len(packed) > 64 * fewest else packed + hashlib.shake_256(b"").digest(fewest)
 
 
 def _write(
