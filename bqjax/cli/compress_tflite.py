@@ -16,7 +16,7 @@ from bqjax.methods.bins.gaussian import gaussian_bins
 from bqjax.methods.bins.quantize import bin_and_quant
 from bqjax.report.console import say
 from bqjax.tflite import CODES, IntegerBinAndQuant, QuantizedConfig, TFLiteStorage, read, tflite_task
-from bqjax.tflite.container import load_model
+from bqjax.tflite.container import load_model, save_lossless
 
 __all__ = ["compress_tflite", "tflite_experiment"]
 
@@ -33,10 +33,10 @@ def tflite_experiment(source: Path, examples: Path, *, max_drop: float) -> Exper
 def compress_tflite(
     source: Path, out: Path, *, method: str, bins: int, coder: str = "auto", force: bool = False, console: Console
 ) -> None:
-    """Compresses a quantized ``.tflite`` without data.
+    """Compresses a ``.tflite`` without data.
 
     Args:
-      source: the model.
+      source: the model; lossless, any ``.tflite`` file.
       out: the file.
       method: ``"lossless"``, which restores the model byte for byte, ``"gaussian-bins"`` or ``"kmeans"``.
       bins: values a layer, of the latter two.
@@ -47,17 +47,22 @@ def compress_tflite(
     if out.exists() and not force:
         raise ValueError(f"{out} exists: pass --force to overwrite it")
     refuse_same(source, out)
-    model = read(source)
-    tree: Any = model.params
-    if method == "gaussian-bins":
-        tree = bin_and_quant(tree, gaussian_bins(tree, bins, CODES))
-    elif method == "kmeans":
-        tree = kmeans_share(tree, bins, CODES)
-    write_checked(TFLiteStorage(model), out, tree, coder=coder, force=force, metadata={"method": method})
-    if method == "lossless" and load_model(out) != model.content:
-        raise RuntimeError(f"{out} does not restore {source}")
+    metadata = {"method": method}
+    content = source.read_bytes()
+    if method == "lossless":
+        try:
+            save_lossless(out, content, coder=coder, force=force, metadata=metadata)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        if load_model(out) != content:
+            raise RuntimeError(f"{out} does not restore {source}")
+    else:
+        model = read(source)
+        found: Any = model.changeable
+        new = kmeans_share(found, bins, CODES) if method == "kmeans" else bin_and_quant(found, gaussian_bins(found, bins, CODES))
+        write_checked(TFLiteStorage(model), out, {**model.params, **new}, coder=coder, force=force, metadata=metadata)
     inspect(out, console=console)
-    whole, size, plain = len(model.content), out.stat().st_size, zstd_bytes(model.content)
+    whole, size, plain = len(content), out.stat().st_size, zstd_bytes(content)
     say(
         console,
         f"{source.name} {whole:,} bytes; zstd -19 {plain:,} ({whole / plain:.2f}x); {out.name} {size:,} ({whole / size:.2f}x)",

@@ -14,7 +14,8 @@ from bqjax.experiment.entry import Comparison
 from bqjax.experiment.row import Row
 from bqjax.methods.bins import SearchInfo
 from bqjax.tflite.codes.search import QuantizedInfo
-from bqjax.tflite.container import kept_within, searched_layers
+from bqjax.tflite.container import searched_layers, stored_constants
+from bqjax.tflite.format.constants import WEIGHTED, Constant
 
 __all__ = ["Table", "file_table", "markdown", "results_table", "rich_table", "search_table"]
 
@@ -90,34 +91,54 @@ def _caption(comparison: Comparison, several: bool) -> str:
     return caption + "".join(f" Failed: {entry.label}: {entry.error}." for entry in comparison.failed)
 
 
+_LEFT = f"Left: stored as it is. Compression with loss changes 8-bit weights of {', '.join(WEIGHTED)} in the first subgraph."
+
+
 def file_table(info: codec.FileInfo, title: str) -> Table:
-    """What ``bqjax inspect`` shows: a line a leaf, then the total; of a ``.tflite`` model also what a search did to the layers."""
-    lines = []
+    """What ``bqjax inspect`` shows: a line a leaf, then the total.
+
+    Of a ``.tflite`` model, which is restored for it, also what a search did to the layers, and the constants that have no leaf of
+    their own; the total counts them all.
+    """
     model = info.metadata.get("kind") == "tflite"
+    stored = stored_constants(info.path) if model else []
+    by_leaf = {found.leaf: found.constant for found in stored}
+    lossless = info.metadata.get("method") == "lossless"
     searched = searched_layers(info.metadata)
     without = dict(searched)  # layers that have no leaf of their own
-    size = kept_within(info.metadata)[1]
+
+    def remarks(constant: Constant | None) -> tuple[str, str]:
+        name = constant.name if constant else ""
+        without.pop(name, None)
+        left = constant.left if constant and not lossless else ""
+        return _done(*searched[name]) if name in searched else ("", f"left: {left}" if left else "")
+
+    lines = []
     for leaf in info.leaves:
         values = "" if leaf.k is None else str(leaf.k)
-        weights = not model or leaf.name.startswith("weights/")  # the rest of a model is packed bytes
-        size += leaf.size if weights else 0
-        per_weight = f"{leaf.bits_per_weight:.3f}" if leaf.size and weights else ""
-        shape = "x".join(map(str, leaf.shape)) or "scalar"
-        layer = leaf.name.removeprefix("weights/")
-        layer = layer if layer in searched else layer.rpartition("/")[0]  # a class of its outputs
-        done = _done(*searched.get(layer, ("", None))) if weights else ("", "")
-        without.pop(layer, None)
-        stored = leaf.kind, values, leaf.coder or "", leaf.group or ""
-        lines.append((leaf.name, shape, leaf.dtype, *stored, per_weight, f"{leaf.bytes:,}", *done))
+        constant = by_leaf.get(leaf.name) or by_leaf.get(leaf.name.rpartition("/")[0])  # the latter of a class of its outputs
+        weights = constant.n_weights if constant and leaf.name in by_leaf else leaf.size
+        counts = weights and (constant is not None or not model)  # the rest of a model is packed bytes
+        per_weight = f"{8 * leaf.bytes / weights:.3f}" if counts else ""
+        shape = "x".join(map(str, constant.shape if constant and leaf.name in by_leaf else leaf.shape)) or "scalar"
+        dtype = constant.type.lower() if constant else leaf.dtype
+        how = leaf.kind, values, leaf.coder or "", leaf.group or ""
+        lines.append((leaf.name, shape, dtype, *how, per_weight, f"{leaf.bytes:,}", *remarks(constant)))
+    for constant, own in stored:
+        if own is None:
+            shape = "x".join(map(str, constant.shape)) or "scalar"
+            lines.append((constant.name, shape, constant.type.lower(), "within flatbuffer", "", "", "", "", "", *remarks(constant)))
     lines += [(name, "", "", "within flatbuffer", "", "", "", "", "", *_done(*what)) for name, what in without.items()]
     rest = info.file_bytes - sum(leaf.bytes for leaf in info.leaves)
     lines.append(("structure and header", "", "", "", "", "", "", "", f"{rest:,}", "", ""))
+    size = sum(found.constant.n_weights for found in stored) if model else sum(leaf.size for leaf in info.leaves)
     per_weight = f"{8 * info.file_bytes / size:.3f}" if size else ""
     lines.append(("total", f"{size:,} weights", "", "", "", "", "", per_weight, f"{info.file_bytes:,}", "", ""))
-    columns = ("leaf", "shape", "dtype", "stored as", "values", "coder", "group", "bits/weight", "bytes", "drop, points", "search")
+    columns = ("leaf", "shape", "dtype", "stored as", "values", "coder", "group", "bits/weight", "bytes", "drop, points", "why")
     # Columns that would be empty are left out.
-    shown = len(columns) if searched else len(columns) - 2
-    return Table(title, columns[:shown], [line[:shown] for line in lines])
+    shown = [i for i in range(len(columns)) if i < 9 or any(line[i] for line in lines)]
+    left = model and not lossless and any(found.constant.left for found in stored)
+    return Table(title, tuple(columns[i] for i in shown), [tuple(line[i] for i in shown) for line in lines], _LEFT if left else "")
 
 
 def _done(what: str, drop: float | None) -> tuple[str, str]:

@@ -1,10 +1,12 @@
-"""A quantized ``.tflite`` model in the container: coded weights, and the rest of the file in one compressed array.
+"""A ``.tflite`` model in the container: coded weights, and the rest of the file in one compressed array.
 
+Weights of one byte or less have streams of their own, whatever operator uses them; float weights and all else go into the array.
 The file says at which byte each weight lies, so that restoring it needs no flatbuffer code.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import lzma
@@ -12,29 +14,52 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bqjax import codec
 from bqjax.codec import entropy
 from bqjax.core.leaves import Clustered, decode, is_compressed
+from bqjax.tflite.format.constants import BYTE_TYPES, LARGE, Constant, constants, reported
 from bqjax.tflite.format.model import Model, rewritten
 
-__all__ = ["described", "exact", "kept_within", "load_model", "save_model", "searched_layers"]
+__all__ = [
+    "Stored",
+    "described",
+    "exact",
+    "load_model",
+    "save_lossless",
+    "save_model",
+    "searched_layers",
+    "stored_constants",
+]
 
 KIND = "tflite"
 # Biases and scales are 4-byte numbers: contexts by position within 4 bytes (lp, pb) make them and 8-bit codes smaller.
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "lp": 2, "pb": 2, "dict_size": 1 << 24}]
 _INLINE = (0, 2048, 8192, 1 << 31)  # plain weights of fewer bytes may cost less within the rest than with a table of their own
-_MAX_RATIO = 8192  # restored bytes to a stored one, beyond what LZMA reaches
+_ONE_TRY = 1 << 25  # bytes of a file that is packed once, at one limit: each try takes seconds for a few megabytes
+_MAX_RATIO = 8192  # restored bytes to a stored one; what compresses further is padded
 _MAX_BYTES = 1 << 31  # offsets of a flatbuffer have 31 bits
 
 
+class Stored(NamedTuple):
+    """A constant that a file restores, and the leaf that holds it: None where it lies within the leaf ``flatbuffer``."""
+
+    constant: Constant
+    leaf: str | None
+
+
 def exact(codes: np.ndarray) -> Clustered:
-    """Integer codes as a leaf that decodes to them: its codebook is the values that occur."""
-    values, indices = np.unique(codes, return_inverse=True)
-    return Clustered(indices.reshape(-1).astype(np.uint8), values[:, None], codes.shape, codes.dtype)
+    """8-bit integer codes as a leaf that decodes to them: its codebook is the values that occur."""
+    flat = codes.reshape(-1)
+    values = np.unique(flat) if flat.size < 256 else np.arange(256).astype(np.uint8).view(codes.dtype)
+    if flat.size >= 256:  # no sort of all codes, which large layers would feel
+        values = np.sort(values[np.bincount(flat.view(np.uint8), minlength=256) > 0])
+    index = np.zeros(256, np.uint8)
+    index[values.view(np.uint8)] = np.arange(len(values))
+    return Clustered(index[flat.view(np.uint8)], values[:, None], codes.shape, codes.dtype)
 
 
 def _cost(leaf: Any) -> int:
@@ -97,7 +122,7 @@ def save_model(
         span = model.spans[name, "codes"]
         if span not in spans.values():  # a shared buffer is stored once
             spans[name] = span
-    coded = {}
+    coded: dict[str, Any] = {}
     for name in spans:
         leaf = tree.get(name, model.params[name]).get("codes", model.params[name]["codes"])
         coded[name] = leaf if is_compressed(leaf) else exact(np.asarray(leaf))
@@ -107,9 +132,80 @@ def save_model(
         parts = _by_class(plain[name]["codes"], numbers := (classes or {})[name])
         if sum(map(_cost, parts.values())) + math.log2(len(parts)) * len(numbers) / 8 < _cost(coded[name]):
             split[name] = parts
+    known = {start for start, _ in spans.values()}
+    for name, c in _byte_weights(model.constants).items():
+        if c.start not in known and name not in spans:
+            spans[name], coded[name] = (c.start, c.size), _leaf(content, c)
+    names, packed = _best(content, spans, coded, compressed)
+    stored = dict(metadata or {})
+    if searched:
+        short = {name: (what, None if drop is None else round(drop, 4)) for name, (what, drop) in searched.items()}
+        stored["layers"] = json.dumps(short, separators=(",", ":"), allow_nan=False)
+    parts_of: dict[str, Any] = {"weights": {n: split.get(n, coded[n]) for n in names}}
+    if split:
+        parts_of["classes"] = exact(np.concatenate([(classes or {})[n] for n in names if n in split]).astype(np.uint8))
+    return _write(path, content, spans, names, packed, parts_of, coder=coder, force=force, metadata=stored)
+
+
+def save_lossless(
+    path: str | os.PathLike[str],
+    content: bytes,
+    *,
+    coder: str = "auto",
+    force: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> codec.FileInfo:
+    """Writes any ``.tflite`` file, to be restored byte for byte: any operators, types and number of subgraphs.
+
+    Args:
+      path: the file to write.
+      content: of the ``.tflite`` file.
+      coder, force, metadata: as :func:`save_model`.
+
+    Raises:
+      ValueError: the content is no ``.tflite`` file, or a damaged one; as :func:`bqjax.codec.save`.
+    """
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"a .tflite file of {len(content):,} bytes: more than {_MAX_BYTES:,} cannot be stored in one file")
+    found = _byte_weights(constants(content))
+    spans, coded = {name: (c.start, c.size) for name, c in found.items()}, {name: _leaf(content, c) for name, c in found.items()}
+    names, packed = _best(content, spans, coded, set())
+    parts = {"weights": {name: coded[name] for name in names}}
+    return _write(path, content, spans, names, packed, parts, coder=coder, force=force, metadata=dict(metadata or {}))
+
+
+def _byte_weights(found: tuple[Constant, ...]) -> dict[str, Constant]:
+    """Constants that streams of their own may hold, by name: of layers or large, of one byte or less, none on top of another."""
+    starts, ends, chosen = list[int](), list[int](), {}  # of the chosen ones, ascending
+    for c in found:
+        layer = not c.left or (c.type in ("INT8", "UINT8") and c.weight)
+        at, end = bisect.bisect(starts, c.start), c.start + c.size
+        free = (not at or ends[at - 1] <= c.start) and (at == len(starts) or end <= starts[at])
+        if c.type in BYTE_TYPES and (layer or c.size > LARGE) and free:
+            starts.insert(at, c.start)
+            ends.insert(at, end)
+            chosen[c.name] = c
+    return chosen
+
+
+def _leaf(content: bytes, c: Constant) -> Clustered:
+    """A constant's bytes as a leaf; two or four values of fewer bits are one symbol."""
+    codes = np.frombuffer(content, np.int8 if c.type == "INT8" else np.uint8, c.size, c.start)
+    whole = c.type in ("INT8", "UINT8") and c.n_weights == c.size == math.prod(c.shape)
+    return exact(codes.reshape(c.shape) if whole else codes)
+
+
+def _best(
+    content: bytes, spans: Mapping[str, tuple[int, int]], coded: Mapping[str, Any], compressed: set[str]
+) -> tuple[list[str], bytes]:
+    """Names of the weights that get leaves of their own, such that the file is smallest, and the rest, packed."""
     best: tuple[int, list[str], bytes] | None = None
-    for limit in _INLINE:
+    tried: list[list[str]] = []
+    for limit in _INLINE if len(content) < _ONE_TRY else (2048,):
         names = [name for name, (_, size) in spans.items() if name in compressed or size >= limit]
+        if names in tried:
+            continue
+        tried.append(names)
         keep = np.ones(len(content), bool)
         for name in names:
             keep[spans[name][0] : sum(spans[name])] = False
@@ -118,23 +214,36 @@ def save_model(
         if best is None or total < best[0]:
             best = total, names, packed
     _, names, packed = best if best is not None else (0, [], b"")
-    within = [name for name in spans if name not in names]
-    stored = {
-        **(metadata or {}),
+    # LZMA ignores what follows its end; bytes that no coder takes away keep the file within the ratio that is believed on reading.
+    fewest = len(content) // _MAX_RATIO + 1
+    return names, packed if len(packed) > 64 * fewest else packed + hashlib.shake_256(b"").digest(fewest)
+
+
+def _write(
+    path: str | os.PathLike[str],
+    content: bytes,
+    spans: Mapping[str, tuple[int, int]],
+    names: list[str],
+    packed: bytes,
+    parts: Mapping[str, Any],
+    *,
+    coder: str,
+    force: bool,
+    metadata: dict[str, str],
+) -> codec.FileInfo:
+    """Writes the container: leaves, the packed rest, and what restoring needs to know."""
+    within = [name for name in spans if name not in set(names)]
+    stated = {
         "kind": KIND,
         "content_sha256": hashlib.sha256(content).hexdigest(),
         "content_bytes": str(len(content)),
         "offsets": json.dumps([spans[name][0] for name in names], separators=(",", ":")),
     }
-    if within:
-        stored["within"] = f"{len(within)} {sum(spans[name][1] for name in within)}"
-    if searched:
-        short = {name: (what, None if drop is None else round(drop, 4)) for name, (what, drop) in searched.items()}
-        stored["layers"] = json.dumps(short, separators=(",", ":"), allow_nan=False)
-    parts_of = {"flatbuffer": np.frombuffer(packed, np.uint8), "weights": {n: split.get(n, coded[n]) for n in names}}
-    if split:
-        parts_of["classes"] = exact(np.concatenate([(classes or {})[n] for n in names if n in split]).astype(np.uint8))
-    return codec.save(path, parts_of, coder=coder, force=force, metadata=stored)
+    if within:  # for releases whose tables do not list them
+        stated["within"] = f"{len(within)} {sum(spans[name][1] for name in within)}"
+    layers = {"layers": metadata.pop("layers")} if "layers" in metadata else {}
+    tree = {"flatbuffer": np.frombuffer(packed, np.uint8), **parts}
+    return codec.save(path, tree, coder=coder, force=force, metadata={**metadata, **stated, **layers})
 
 
 def searched_layers(metadata: Mapping[str, str]) -> dict[str, tuple[str, float | None]]:
@@ -150,22 +259,11 @@ def searched_layers(metadata: Mapping[str, str]) -> dict[str, tuple[str, float |
         return {}
 
 
-def kept_within(metadata: Mapping[str, str]) -> tuple[int, int]:
-    """How many layers have no leaf of their own in a file, and how many weights they have together."""
-    layers, _, size = metadata.get("within", "").partition(" ")
-    stated = metadata.get("kind") == KIND and all(n.isascii() and n.isdecimal() and len(n) < 20 for n in (layers, size))
-    return (int(layers), int(size)) if stated else (0, 0)
-
-
 def described(metadata: Mapping[str, str]) -> dict[str, str]:
-    """A file's metadata as ``bqjax inspect`` shows them: without offsets, and with the layers that have no leaf of their own."""
+    """A file's metadata as ``bqjax inspect`` shows them: without what its table says."""
     if metadata.get("kind") != KIND:
         return dict(metadata)
-    shown = {name: value for name, value in metadata.items() if name not in ("offsets", "within", "layers")}
-    layers, size = kept_within(metadata)
-    if layers:
-        shown["kept within the rest"] = f"{layers} layers of {size:,} weights together, which the leaf flatbuffer holds"
-    return shown
+    return {name: value for name, value in metadata.items() if name not in ("offsets", "within", "layers")}
 
 
 def _layers(tree: Mapping[str, Any]) -> list[np.ndarray]:
@@ -191,6 +289,26 @@ def load_model(path: str | os.PathLike[str]) -> bytes:
       ValueError: naming the file, where it holds no ``.tflite`` model or is damaged.
       OSError: the file cannot be read.
     """
+    return _restored(path)[0]
+
+
+def stored_constants(path: str | os.PathLike[str]) -> list[Stored]:
+    """The constants that the model in a file has, as reports list them: those that are compressed with loss, and all large ones.
+
+    Raises:
+      ValueError: as :func:`load_model`.
+      OSError: the file cannot be read.
+    """
+    content, leaves = _restored(path)
+    try:
+        found = constants(content)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: restores what cannot be listed: {error}") from error
+    return [Stored(c, leaves.get(c.start)) for c in found if c.start in leaves or reported([c])]
+
+
+def _restored(path: str | os.PathLike[str]) -> tuple[bytes, dict[int, str]]:
+    """The ``.tflite`` file, and the names of the leaves by the first bytes of what they hold."""
     where = os.fspath(path)
     metadata = codec.inspect(path).metadata
     if metadata.get("kind") != KIND:
@@ -218,4 +336,4 @@ def load_model(path: str | os.PathLike[str]) -> bytes:
     restored = content.tobytes()
     if hashlib.sha256(restored).hexdigest() != metadata.get("content_sha256"):
         raise ValueError(f"{where}: does not restore the model that was saved (sha256 differs)")
-    return restored
+    return restored, {start: f"weights/{name}" for start, name in zip(offsets, tree["weights"], strict=True)}

@@ -11,7 +11,7 @@ import io
 import os
 import zipfile
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def read_examples(path: str | os.PathLike[str], source: Tensor) -> Examples:
       ValueError: the file cannot be read, or the model does not take images of this kind.
     """
     if os.fspath(path).endswith(".npz"):
-        x, y = read_spectra(path)
+        x, y = read_spectra(path, source.dtype)
         x = x.reshape(len(x), *source.shape[1:]) if x[0].size == int(np.prod(source.shape[1:])) else x
     else:
         if len(source.shape) != 4 or source.shape[1] != source.shape[2] or source.shape[3] not in (1, 3):
@@ -126,8 +126,8 @@ def _labels(archive: zipfile.ZipFile, zip_path: str | os.PathLike[str]) -> list[
     return rows
 
 
-def read_spectra(npz_path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Keyword-spotting inputs of an ``.npz`` file: its ``x`` int8 ``[n, ...]`` and ``y`` as int32 ``[n]``.
+def read_spectra(npz_path: str | os.PathLike[str], dtype: Any = np.int8) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs of an ``.npz`` file, as spectra of spoken words: its ``x`` ``[n, ...]`` of a dtype and ``y`` as int32 ``[n]``.
 
     Raises:
       ValueError: the file cannot be read, or a member is missing or of another kind; the message names it.
@@ -140,10 +140,9 @@ def read_spectra(npz_path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarr
             x, y = file["x"], file["y"]
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{npz_path} cannot be used: {error}") from error
-    if x.dtype != np.int8 or y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(
-            f"{npz_path} must hold 'x' int8 [n, ...] and 'y' integers [n], got {x.dtype} {x.shape}, {y.dtype} {y.shape}"
-        )
+    if x.dtype != dtype or not x.ndim or y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer):
+        got = f"{x.dtype} {x.shape}, {y.dtype} {y.shape}"
+        raise ValueError(f"{npz_path} must hold 'x' {np.dtype(dtype)} [n, ...] and 'y' integers [n], got {got}")
     return x, y.astype(np.int32)
 
 

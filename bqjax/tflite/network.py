@@ -17,6 +17,7 @@ from bqjax.core.classification import classification_score
 from bqjax.core.task import Predictions, Score
 from bqjax.tflite.codes.layer_stats import Measured, to_rows
 from bqjax.tflite.codes.search import QuantizedNetwork
+from bqjax.tflite.format.graph import Operator
 from bqjax.tflite.format.model import Model, rewritten
 from bqjax.tflite.format.weights import layers
 from bqjax.tflite.interpret import interpret
@@ -58,7 +59,17 @@ def twin_network(model: Model, scored_by: Scorer = "twin") -> QuantizedNetwork:
         return z.reshape(z.shape[0], -1) * batch["mask"][:, None]
 
     score = classification_score(apply) if scored_by == "twin" else litert_score(litert_predict(model))
-    return QuantizedNetwork(model.params, twin.layers, twin.layer_inputs, real, score, traceable=scored_by == "twin")
+    found = _searched(model, twin.layers)
+
+    def inputs(params: Any, x: Any) -> dict[str, jax.Array]:
+        return {name: value for name, value in twin.layer_inputs(params, x).items() if name in found}
+
+    return QuantizedNetwork(model.params, found, inputs, real, score, traceable=scored_by == "twin")
+
+
+def _searched(model: Model, found: Mapping[str, Operator]) -> dict[str, Operator]:
+    """The layers whose codes can change; weights that are not of 8 bits, and those that serve another operator too, stay."""
+    return {name: operator for name, operator in found.items() if name in model.changeable}
 
 
 def litert_predict(model: Model) -> Callable[[Any, Any], Predictions]:
@@ -103,7 +114,8 @@ def interpreted_network(model: Model) -> QuantizedNetwork:
     def absent(*_: Any) -> NoReturn:
         raise ValueError("a model that LiteRT scores gives no inputs of layers and no gradients: it needs an operator's JAX twin")
 
-    return QuantizedNetwork(model.params, layers(model.graph), absent, absent, litert_score(litert_predict(model)), traceable=False)
+    found = _searched(model, layers(model.graph))
+    return QuantizedNetwork(model.params, found, absent, absent, litert_score(litert_predict(model)), traceable=False)
 
 
 def unmeasured(network: QuantizedNetwork) -> dict[str, Measured]:

@@ -44,8 +44,9 @@ class TFLiteStorage:
         return self.model.content
 
     def n_weights(self, params: Any) -> int:
-        """Codes of all layers."""
-        return sum(int(np.size(layer["codes"])) for layer in params.values())
+        """Weights of the whole model, also those that no method changes (:attr:`bqjax.tflite.Model.n_weights`)."""
+        del params
+        return self.model.n_weights
 
     def save(
         self,

@@ -6,7 +6,13 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-CODES = {np.dtype(np.int8): "INT8", np.dtype(np.uint8): "UINT8", np.dtype(np.int32): "INT32"}
+CODES = {
+    np.dtype(np.int8): "INT8",
+    np.dtype(np.uint8): "UINT8",
+    np.dtype(np.int32): "INT32",
+    np.dtype(np.float32): "FLOAT32",
+    np.dtype(np.float16): "FLOAT16",
+}
 
 
 class Builder:
@@ -15,14 +21,14 @@ class Builder:
     def __init__(self, dtype=np.int8, seed=0):
         self.dtype = np.dtype(dtype)
         self.rng = np.random.default_rng(seed)
-        self.tensors, self.operators, self.codes = [], [], []
+        self.tensors, self.operators, self.codes, self.subgraphs, self.signatures = [], [], [], [], []
         self.buffers = [schema.BufferT()]
         self.shapes = []
 
-    def tensor(self, shape, dtype=None, scale=None, zero=None, data=None, axis=0):
+    def tensor(self, shape, dtype=None, scale=None, zero=None, data=None, axis=0, kind=None):
         t = schema.TensorT()
         t.shape = list(shape)
-        t.type = getattr(schema.TensorType, CODES[np.dtype(dtype or self.dtype)])
+        t.type = getattr(schema.TensorType, kind or CODES[np.dtype(dtype or self.dtype)])
         t.name = f"t{len(self.tensors)}".encode()
         t.buffer = 0
         if scale is not None:
@@ -43,7 +49,7 @@ class Builder:
         code = schema.OperatorCodeT()
         code.builtinCode = getattr(schema.BuiltinOperator, kind)
         code.deprecatedBuiltinCode = min(code.builtinCode, 127)
-        code.version = {"DEPTHWISE_CONV_2D": 3, "CONV_2D": 3, "FULLY_CONNECTED": 4, "RESHAPE": 1}.get(kind, 2)
+        code.version = {"DEPTHWISE_CONV_2D": 3, "CONV_2D": 3, "FULLY_CONNECTED": 4, "RESHAPE": 1, "SHAPE": 1}.get(kind, 2)
         self.codes.append(code)
         o = schema.OperatorT()
         o.opcodeIndex = len(self.codes) - 1
@@ -107,13 +113,33 @@ class Builder:
     def finish(self, x, y):
         return self.finish_many([x], [y])
 
-    def finish_many(self, inputs, outputs):
+    def constant(self, shape, dtype=None, scale=0.01, **settings):
+        """A tensor with random values, small ones more often."""
+        dtype = np.dtype(dtype or self.dtype)
+        data = self.rng.normal(0, 12 if dtype.kind in "iu" else 0.1, shape)
+        scale = scale if dtype.kind in "iu" else None
+        return self.tensor(shape, dtype, scale, data=(data + (128 if dtype == np.uint8 else 0)).astype(dtype), **settings)
+
+    def end_subgraph(self, inputs, outputs, signature=None):
+        """Closes the present subgraph; what follows is of the next."""
         subgraph = schema.SubGraphT()
         subgraph.tensors, subgraph.operators = self.tensors, self.operators
         subgraph.inputs, subgraph.outputs = inputs, outputs
+        if signature:
+            stated = schema.SignatureDefT()
+            stated.signatureKey, stated.subgraphIndex = signature.encode(), len(self.subgraphs)
+            stated.inputs = stated.outputs = []
+            self.signatures.append(stated)
+        self.subgraphs.append(subgraph)
+        self.tensors, self.operators = [], []
+
+    def finish_many(self, inputs, outputs, signature=None):
+        self.end_subgraph(inputs, outputs, signature)
         model = schema.ModelT()
         model.version = 3
-        model.operatorCodes, model.subgraphs, model.buffers = self.codes, [subgraph], self.buffers
+        model.operatorCodes, model.subgraphs, model.buffers = self.codes, self.subgraphs, self.buffers
+        if self.signatures:
+            model.signatureDefs = self.signatures
         builder = flatbuffers.Builder(1024)
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output())

@@ -15,7 +15,9 @@ pytest.importorskip("ai_edge_litert")
 from bqjax.cli.arguments import main
 from bqjax.core.classification import batches
 from bqjax.tflite.codes.search import QuantizedConfig, search_codes
+from bqjax.tflite.container import load_model
 from bqjax.tflite.examples import Examples
+from bqjax.tflite.format.constants import constants
 from bqjax.tflite.format.model import parse_model
 from bqjax.tflite.interpret import interpret
 from bqjax.tflite.network import interpreted_network, twin_network, unmeasured
@@ -23,6 +25,7 @@ from bqjax.tflite.task import _short_names, halves, quantized_task
 
 sys.path.insert(0, str(Path(__file__).parent))
 from builder import Builder, network
+from kinds import hybrid, mixed
 
 
 def with_logistic(per_channel=True):
@@ -60,6 +63,39 @@ def test_a_model_that_the_twin_does_not_know_is_compressed_by_litert(unknown, tm
     searched = halves(60, 0)[0]
     after = interpret(restored.read_bytes(), x[searched]).reshape(len(searched), -1).argmax(1)
     assert (after != y[searched]).mean() <= 0.1
+
+
+def test_only_8_bit_layers_that_serve_no_other_operator_are_searched(tmp_path, capsys):
+    content = mixed()
+    (tmp_path / "net.tflite").write_bytes(content)
+    x = np.random.default_rng(0).integers(-128, 128, (40, 40)).astype(np.int8)
+    np.savez(tmp_path / "data.npz", x=x, y=interpret(content, x).reshape(40, -1).argmax(1).astype(np.int32))
+    arguments = ["compress", str(tmp_path / "net.tflite"), "--data", str(tmp_path / "data.npz"), "--max-drop", "10"]
+    assert main([*arguments, "--out", str(tmp_path / "a.bq")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "has weights of type INT4, which the JAX twin does not support: layers are not measured" in shown
+    assert "left: INT4 weight of FULLY_CONNECTED" in shown and "in subgraph 1" in shown
+    assert "that shares its buffer with input 0 of SHAPE" in shown
+    restored = load_model(tmp_path / "a.bq")
+    (last,) = [c for c in constants(content) if not c.left]
+    differ = np.flatnonzero(np.frombuffer(restored, np.uint8) != np.frombuffer(content, np.uint8))
+    assert len(differ) and last.start <= differ.min() and differ.max() < last.start + last.size
+
+
+def test_a_hybrid_model_is_searched_on_float_examples(tmp_path, capsys):
+    content = hybrid()
+    (tmp_path / "net.tflite").write_bytes(content)
+    x = np.random.default_rng(0).normal(0, 1, (40, 64)).astype(np.float32)
+    y = interpret(content, x).reshape(40, -1).argmax(1).astype(np.int32)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    np.savez(tmp_path / "other.npz", x=x.astype(np.int8), y=y)
+    arguments = ["compress", str(tmp_path / "net.tflite"), "--max-drop", "20", "--out", str(tmp_path / "a.bq"), "--data"]
+    assert main([*arguments, str(tmp_path / "data.npz")]) == 0
+    assert "FULLY_CONNECTED, is not quantized to 8 bits, which the JAX twin does not support" in capsys.readouterr().out
+    restored = parse_model(load_model(tmp_path / "a.bq"))
+    assert len(np.unique(restored.params["t2"]["codes"])) < len(np.unique(parse_model(content).params["t2"]["codes"]))
+    assert main([*arguments, str(tmp_path / "other.npz"), "--force"]) == 2
+    assert "other.npz must hold 'x' float32 [n, ...]" in capsys.readouterr().err
 
 
 def test_litert_and_the_twin_score_alike(unknown):

@@ -25,20 +25,52 @@ _TABLES: dict[str, dict[int, int | str | list[str]]] = {
     "Operator": {1: 4, 2: 4, 5: 1, 6: 1, 8: 4},
 }
 
+# What files named .tflite turn out to be; in lower case, after white space.
+_MAGICS = (
+    (b"version https://git-lfs", "a git-lfs pointer: fetch the file itself by git lfs pull"),
+    (b"<", "a web page: the download gave an error or a preview; fetch the file itself"),
+    (b"pk\x03\x04", "a zip archive: unzip it and give the .tflite file that is in it"),
+    (b"\x1f\x8b", "gzip data: unpack it by gunzip"),
+    (b"\x28\xb5\x2f\xfd", "zstandard data: unpack it by unzstd"),
+    (b"\x89hdf", "an HDF5 file (.h5, Keras): convert it by LiteRT's converter"),
+    (b"gguf", "a GGUF file, which no LiteRT runs"),
+    (b"\x93numpy", "a NumPy array (.npy)"),
+    (b"\x80", "a Python pickle, as of PyTorch"),
+    (b"litertlm", "a LiteRT-LM bundle: give the .tflite file that is in it"),
+    (b"{", "JSON text"),
+)
+_LOOKED_AT = 256
+
 
 def verify(content: bytes) -> None:
     """Raises ``ValueError`` where the content is not a whole ``.tflite`` flatbuffer."""
     if len(content) < 8 or content[4:8] != b"TFL3":
-        raise ValueError("not a .tflite file: its identifier is not TFL3; for float weights use bqjax compress weights.safetensors")
+        raise ValueError(_not_ours(content))
     try:
         _walk(content)
     except struct.error as error:
         raise ValueError("the .tflite file is truncated or damaged: an offset points outside it; get a whole copy") from error
 
 
+def _not_ours(content: bytes) -> str:
+    """What a file is instead, and what to do with it."""
+    if not content:
+        return "not a .tflite file: it is empty; get a whole copy"
+    if content[4:7] == b"TFL":
+        found = content[4:8].decode(errors="replace")
+        return f"not a .tflite file of this schema: its identifier is {found}, not TFL3; convert the model again"
+    looks = next((what for magic, what in _MAGICS if content[:_LOOKED_AT].lstrip().lower().startswith(magic)), "")
+    if content[8:9] == b"{" and int.from_bytes(content[:8], "little") < len(content):
+        looks = "a safetensors file: name it .safetensors to compress its weights, or decompress it if it is one of bqjax"
+    if looks:
+        return f"not a .tflite file: it looks like {looks}"
+    return "not a .tflite file: it lacks the identifier TFL3 that flatbuffers of models have"
+
+
 def _walk(content: bytes) -> None:
     size = len(content)
     budget = size // 2  # tables and entries; real files take a fraction of this
+    names = 4 * size  # bytes of names and the like, which tables could share
 
     def number(form: str, at: int) -> int:
         if at < 0:
@@ -64,11 +96,13 @@ def _walk(content: bytes) -> None:
                 raise ValueError(
                     f"the .tflite file is truncated or damaged: a vector of {kind} has {count} entries; get a whole copy"
                 )
-            if isinstance(what, list):
+            if what == 1 and kind != "Buffer":
+                names -= count
+            if what != 1:
                 budget -= count
-                if budget >= 0:
-                    waiting += [(what[0], p + number("<I", p)) for p in range(target + 4, target + 4 + 4 * count, 4)]
-        if budget < 0:
+            if isinstance(what, list) and budget >= 0:
+                waiting += [(what[0], p + number("<I", p)) for p in range(target + 4, target + 4 + 4 * count, 4)]
+        if budget < 0 or names < 0:
             raise ValueError(
                 "the .tflite file is damaged: its tables point to more entries than it has bytes for; get a whole copy"
             )

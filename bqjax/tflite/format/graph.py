@@ -48,8 +48,9 @@ class Tensor:
       scale: float32 ``[1]`` per tensor or ``[channels]``, None where the tensor is not quantized.
       zero_point: int64 of the shape of ``scale``, or None.
       axis: the dimension that ``scale`` runs along where it has more than one entry.
-      data: the constant's values (a read-only view of the file), None for activations.
+      data: the constant's values (a read-only view of the file), None for activations and where ``unread`` says why.
       buffer: index of its buffer; 0 means none.
+      unread: what keeps it from being a NumPy array (a type of 4 bits, sparse values, values behind the flatbuffer), or empty.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Tensor:
     axis: int | None
     data: np.ndarray | None
     buffer: int
+    unread: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Graph:
-    """The one subgraph of a model, operators in order of execution."""
+    """The first subgraph of a model, which an interpreter runs; operators in order of execution."""
 
     tensors: tuple[Tensor, ...]
     operators: tuple[Operator, ...]
@@ -126,26 +128,26 @@ def _graph(schema: Any, content: bytes) -> Graph:
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     codes, types = _names(schema.BuiltinOperator), _names(schema.TensorType)
     paddings, activations = _names(schema.Padding), _names(schema.ActivationFunctionType)
-    if len(model.subgraphs) != 1:
-        raise ValueError(f"the model has {len(model.subgraphs)} subgraphs: convert it to one without control flow")
+    if not model.subgraphs:
+        raise ValueError("the model has no subgraph: get a whole copy")
     subgraph = model.subgraphs[0]
     tensors, repaired = [], list[str]()
     for t in subgraph.tensors:
         q = t.quantization
         quantized = q is not None and q.scale is not None and len(q.scale)
         name = t.name.decode(errors="replace") if t.name else ""
-        if t.sparsity is not None:
-            raise ValueError(f"tensor {name!r} is sparse: densify the model first")
         if not 0 <= t.buffer < len(model.buffers):
             raise ValueError(f"tensor {name!r} names buffer {t.buffer} of {len(model.buffers)}: the file is damaged")
-        if model.buffers[t.buffer].offset > 1:
-            raise ValueError(f"tensor {name!r} has its data outside the flatbuffer: convert the model to below 2 GB")
-        raw = model.buffers[t.buffer].data
-        if types.get(t.type) not in _DTYPES:
-            if raw is None:
-                raise ValueError(f"tensor {name!r} is of type {types.get(t.type, t.type)}, which is not supported")
-            raise ValueError(f"tensor {name!r} is of type {types.get(t.type, t.type)}: only 8-bit weights are supported")
-        dtype = np.dtype(_DTYPES[types[t.type]])
+        kind = types.get(t.type, f"type {t.type}")
+        raw, unread = model.buffers[t.buffer].data, ""
+        if t.sparsity is not None:
+            unread = "sparse"
+        elif model.buffers[t.buffer].offset > 1:
+            unread = "behind the flatbuffer"
+        elif kind not in _DTYPES:
+            unread = f"of type {kind}"
+        raw = None if unread else raw
+        dtype = np.dtype(_DTYPES.get(kind, np.void))
         shape = tuple(int(n) for n in (t.shape if t.shape is not None else ()))
         if raw is not None and (min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(raw)):
             raise ValueError(f"tensor {name!r}: {dtype} of shape {shape} does not fit {len(raw)} bytes: the file is damaged")
@@ -162,6 +164,7 @@ def _graph(schema: Any, content: bytes) -> Graph:
                 else None,
                 data=data,
                 buffer=int(t.buffer),
+                unread=unread,
             )
         )
     if repaired:

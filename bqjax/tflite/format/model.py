@@ -16,6 +16,7 @@ import numpy as np
 
 from bqjax.core.files import atomic_write
 from bqjax.tflite.format import weights
+from bqjax.tflite.format.constants import Constant, constants, reported
 from bqjax.tflite.format.graph import Graph, parse
 
 __all__ = ["Model", "parse_model", "read", "rewritten", "write"]
@@ -30,7 +31,8 @@ class Model:
       graph: its tensors and operators.
       params: ``{name: {"codes", "scale", "zero_point", "bias"}}``, see :func:`bqjax.tflite.format.weights.params`.
       spans: by ``(name, "codes" or "bias")``, the first byte and the number of bytes in ``content``.
-      fixed: first bytes of the spans that hold other constants of the graph too: these cannot change.
+      fixed: first bytes of the spans that hold other constants of the file too: these cannot change.
+      constants: all that the file holds, weights or not.
     """
 
     content: bytes
@@ -38,35 +40,64 @@ class Model:
     params: dict[str, dict[str, np.ndarray]]
     spans: dict[tuple[str, str], tuple[int, int]]
     fixed: frozenset[int] = frozenset()
+    constants: tuple[Constant, ...] = ()
+
+    @property
+    def changeable(self) -> dict[str, dict[str, np.ndarray]]:
+        """Those of ``params`` whose codes can change: no other constant shares their buffer."""
+        return {name: layer for name, layer in self.params.items() if self.spans[name, "codes"][0] not in self.fixed}
+
+    @property
+    def n_weights(self) -> int:
+        """Values of all weights, those that cannot be compressed with loss included (:func:`~.constants.reported`)."""
+        return sum(c.n_weights for c in reported(self.constants))
 
 
 def parse_model(content: bytes) -> Model:
     """As :func:`read`, from the bytes of a file."""
+    found = constants(content)
     graph = parse(content)
     names = weights.weight_names(graph)
-    if names and all(graph.tensors[i].dtype.kind == "f" for i in names):
-        raise ValueError(
-            "a float model: bqjax compress weights.safetensors takes float weights, .tflite must be quantized to 8 bits"
-        )
     params = weights.params(graph)
     if not params:
-        raise ValueError("the model has no convolution or dense layer with constant weights: there is nothing to compress")
+        raise ValueError(_nothing(graph, found))
     places = _places(content)
     spans, tensors, roles = {}, set(), set()
     for index, name in names.items():
+        if name not in params:
+            continue
         user = next(o for o in graph.operators if o.kind in weights.WEIGHTED and len(o.inputs) > 1 and o.inputs[1] == index)
         for field, tensor in (("codes", index), *([("bias", user.inputs[2])] if "bias" in params[name] else [])):
             spans[name, field] = places[graph.tensors[tensor].buffer]
             tensors.add(tensor)
             roles.add((id(user), tensor))
     # Constants that are no entry of params, and entries that an operator uses in another way than params say.
-    constants = {i for i, t in enumerate(graph.tensors) if t.data is not None} - tensors
+    others = {i for i, t in enumerate(graph.tensors) if t.data is not None or t.unread} - tensors
     for o in graph.operators:
         weight = o.inputs[1] if o.kind in weights.WEIGHTED and len(o.inputs) > 1 else -1
         entries = [o.inputs[i] for i in (1, 2) if i < len(o.inputs)] if (id(o), weight) in roles else [weight]
-        constants |= {i for i in o.inputs if o.inputs.count(i) > entries.count(i) and i in tensors}
-    others = {places[graph.tensors[i].buffer][0] for i in constants}
-    return Model(content, graph, params, spans, frozenset(others & {start for start, _ in spans.values()}))
+        others |= {i for i in o.inputs if o.inputs.count(i) > entries.count(i) and i in tensors}
+    fixed = {places[graph.tensors[i].buffer][0] for i in others}
+    # Other subgraphs may have the same weights and biases, as those of further signatures do, but not use them for anything else.
+    roles_of = {start: {"codes": 1, "bias": 2}[field] for (_, field), (start, _) in spans.items()}
+    for c in found:
+        other = any(use.subgraph and (use.kind not in weights.WEIGHTED or use.operand != roles_of.get(c.start)) for use in c.uses)
+        fixed |= {c.start} if other else set()
+    return Model(content, graph, params, spans, frozenset(fixed & set(roles_of)), found)
+
+
+def _nothing(graph: Graph, found: tuple[Constant, ...]) -> str:
+    """Why a model has nothing to compress with loss."""
+    remedy = "--lossless makes any .tflite file smaller, without changing it"
+    if any(graph.tensors[i].dtype.kind == "f" for i in weights.weight_names(graph)):
+        return (
+            "a float model: compression with loss needs convolutions or dense layers that are quantized to 8 bits; quantize it, "
+            f"or compress its weights as .safetensors before converting; {remedy}"
+        )
+    largest = max(found, key=lambda c: c.size, default=None)
+    what = f" (its largest constant is {largest.name!r}, {largest.left})" if largest else ""
+    missing = "the model has no convolution or dense layer with constant 8-bit weights: there is nothing to compress with loss"
+    return f"{missing}{what}; {remedy}"
 
 
 def _places(content: bytes) -> list[tuple[int, int]]:

@@ -11,12 +11,10 @@ from collections import Counter
 
 import numpy as np
 
+from bqjax.tflite.format.constants import WEIGHTED
 from bqjax.tflite.format.graph import Graph, Operator
 
 __all__ = ["WEIGHTED", "layers", "params", "weight_names"]
-
-WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-"""Operators whose input 1 is a weight and whose input 2, where there is one, is a bias."""
 
 
 def _uses(graph: Graph) -> dict[int, Operator]:
@@ -51,25 +49,23 @@ def params(graph: Graph) -> dict[str, dict[str, np.ndarray]]:
     Returns:
       ``{name: {"codes", "scale", "zero_point", "bias"}}``: ``codes`` int8 or uint8 of the tensor's shape, as in the file;
       ``scale`` float32 and ``zero_point`` int32, both ``[1]`` or ``[channels]``; ``bias`` int32 ``[channels]``, absent
-      where the operator has no constant bias. A weight that several operators use has one entry, with the bias of the
-      first; the biases of the others are constants of the graph.
-
-    Raises:
-      ValueError: a weight is not quantized to 8 bits.
+      where the operator has no constant bias of that type (beside float inputs it is float32). A weight that several
+      operators use has one entry, with the bias of the first; the biases of the others are constants of the graph. Weights
+      that are not quantized to 8 bits have none: :func:`bqjax.tflite.format.constants.constants` says why.
     """
     found: dict[str, dict[str, np.ndarray]] = {}
     names = weight_names(graph)
     for index, operator in _uses(graph).items():
         tensor = graph.tensors[index]
         if tensor.data is None or tensor.scale is None or tensor.zero_point is None or tensor.dtype not in (np.int8, np.uint8):
-            raise ValueError(f"weight {names[index]!r} must be quantized to int8 or uint8, it is {tensor.dtype}")
+            continue
         entry = {
             "codes": np.array(tensor.data),
             "scale": np.array(tensor.scale, np.float32),
             "zero_point": np.broadcast_to(tensor.zero_point, tensor.scale.shape).astype(np.int32),
         }
         bias = graph.tensors[operator.inputs[2]].data if len(operator.inputs) > 2 and operator.inputs[2] >= 0 else None
-        if bias is not None:
+        if bias is not None and bias.dtype == np.int32:
             entry["bias"] = np.array(bias)
         found[names[index]] = entry
     return found

@@ -186,8 +186,14 @@ def unsupported(graph: Graph) -> str | None:
             return f"operator {position}, {operator.kind}, is not supported by the JAX twin"
         if operator.kind in WEIGHTED and (len(operator.inputs) < 2 or operator.inputs[1] < 0):
             return f"operator {position}, {operator.kind}, has no weights"
-        if operator.kind in WEIGHTED and graph.tensors[operator.inputs[1]].data is None:
-            return f"operator {position}, {operator.kind}, computes its weights, which the JAX twin does not support"
+        if operator.kind in WEIGHTED:
+            source, weight = graph.tensors[operator.inputs[0]], graph.tensors[operator.inputs[1]]
+            if weight.unread:
+                return f"operator {position}, {operator.kind}, has weights {weight.unread}, which the JAX twin does not support"
+            if weight.data is None:
+                return f"operator {position}, {operator.kind}, computes its weights, which the JAX twin does not support"
+            if weight.dtype not in (np.int8, np.uint8) or weight.scale is None or source.scale is None:
+                return f"operator {position}, {operator.kind}, is not quantized to 8 bits, which the JAX twin does not support"
     return None
 
 

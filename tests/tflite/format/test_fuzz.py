@@ -11,10 +11,13 @@ import pytest
 
 pytest.importorskip("ai_edge_litert")
 
+import kinds
+from ai_edge_litert import schema_py_generated as schema
 from builder import Builder
 
 from bqjax.codec import header
-from bqjax.tflite.container import load_model, save_model
+from bqjax.tflite.container import load_model, save_lossless, save_model, stored_constants
+from bqjax.tflite.format.constants import constants
 from bqjax.tflite.format.model import parse_model, rewritten
 
 SECONDS = 2  # of one file
@@ -71,6 +74,50 @@ def test_damaged_models_are_refused():
     content = small()
     refused = sum(attempt(i, lambda c=c: read_and_rewrite(c)) for i, c in enumerate(mutations(content, 1500, 0)))
     assert 500 < refused < 1500  # the rest has other weights or names
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS, ids=lambda kind: kind.__name__)
+def test_damaged_files_of_any_kind_are_refused_or_listed(kind):
+    content = kind()
+
+    def read(c):
+        for constant in constants(c):
+            assert 0 <= constant.start <= constant.start + constant.size <= len(c)
+
+    refused = sum(attempt(i, lambda c=c: read(c)) for i, c in enumerate(mutations(content, 300, 3)))
+    assert 100 <= refused < 300
+
+
+def test_damaged_files_are_refused_or_restored_without_loss(tmp_path):
+    path = tmp_path / "a.bq.safetensors"
+
+    def keep(c):
+        save_lossless(path, c, coder="ans", force=True)
+        assert load_model(path) == c
+        stored_constants(path)
+
+    for kind in (kinds.signatures, kinds.four_bits, kinds.recurrent):
+        for i, c in enumerate(mutations(kind(), 20, 4)):
+            attempt(i, lambda c=c: keep(c))
+
+
+@pytest.mark.parametrize(
+    ("tables", "field"), [("Tensors", 10), ("Tensors", 4), ("Operators", 6)], ids=["names", "shapes", "inputs"]
+)
+def test_vectors_that_tables_share_are_refused_soon(tables, field):
+    """Many tables may point to one long vector: its bytes are there once, but each table would read them again."""
+    b = Builder(np.int8)
+    for _ in range(2000):
+        b.operator("ADD", [b.tensor([1])], b.tensor([1]))
+    content = bytearray(b.finish_many([], []))
+    long = len(content)
+    content += (50_000).to_bytes(4, "little") + bytes(200_000)
+    subgraph = schema.Model.GetRootAs(content).Subgraphs(0)
+    for i in range(2000):
+        tab = getattr(subgraph, tables)(i)._tab
+        place = tab.Pos + tab.Offset(field)
+        content[place : place + 4] = (long - place).to_bytes(4, "little")
+    assert attempt(tables, lambda: constants(bytes(content)))
 
 
 @pytest.mark.data
