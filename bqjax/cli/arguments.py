@@ -47,7 +47,7 @@ class Compress:
     coder: Literal["auto", "raw", "zstd", "ans", "huffman"] = "auto"
     """How the indices of WEIGHTS are coded."""
     lossless: bool = False
-    """Of a .tflite model: entropy-code only, so that it is restored byte for byte."""
+    """Entropy-code only: WEIGHTS come back bit for bit, a .tflite model byte for byte."""
     target_size: str | None = None
     """With --config: plan every layer for a file of at most this size, as 200KB, doing the least distortion."""
     max_drop: float | None = None
@@ -87,6 +87,8 @@ class Compress:
         if self.config is not None:
             return ("config", "data", "report", "table", "method", "target_size", "max_drop", "confidence"), "--config"
         if self.weights is None or self.weights.suffix != ".tflite":
+            if self.lossless:
+                return ("weights", "lossless"), "--lossless"
             return ("weights", "method", "bins", "sigma_scale", "only", "skip", "coder"), "WEIGHTS"
         if self.data is not None:
             return ("weights", "data", "report", "table", "max_drop"), "a .tflite model and --data"
@@ -122,7 +124,7 @@ class Compress:
 
     def _weights(self, source: Path, console: Console) -> None:
         from bqjax.cli.compress_tflite import compress_tflite
-        from bqjax.cli.compress_weights import compress_weights
+        from bqjax.cli.compress_weights import compress_lossless, compress_weights
 
         out, method = self.out or source.with_suffix(".bq.safetensors"), self.method or "gaussian-bins"
         if method not in ("gaussian-bins", "kmeans"):
@@ -130,6 +132,8 @@ class Compress:
         common: dict[str, Any] = {"bins": self.bins, "coder": self.coder, "force": self.force, "console": console}
         if source.suffix == ".tflite":
             compress_tflite(source, out, method="lossless" if self.lossless else method, **common)
+        elif self.lossless:
+            compress_lossless(source, out, force=self.force, console=console)
         else:
             compress_weights(source, out, method=method, sigma_scale=self.sigma_scale, only=self.only, skip=self.skip, **common)
 

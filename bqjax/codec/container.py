@@ -81,7 +81,7 @@ def save(
       force: overwrite an existing file.
       metadata: strings by name to keep in the file.
       thorough: take for each array leaf the smallest of itself, zstandard (level 19 up to 1 MB, then 3) and byte planes
-        (:mod:`bqjax.codec.planes`). False: byte planes alone for floating-point arrays above 64 kB, at hundreds of MB/s.
+        (:mod:`bqjax.codec.planes`). False: byte planes at hundreds of MB/s, and zstandard at level 3 for integers.
 
     Returns:
       What was written.

@@ -16,7 +16,7 @@ from bqjax.core.leaves import Affine, Clustered, CompressedLeaf, Factored, Resid
 __all__ = ["ReadGroup", "WrittenGroup", "decode_leaf", "encode_leaf"]
 
 _THOROUGH_BYTES = 1 << 20  # up to which zstandard's level 19 takes less than a second
-_SMALL_BYTES = 1 << 16  # up to which it takes no time
+_SMALL_BYTES = 1 << 12  # up to which any coder takes no time
 _RECORD_BYTES = 16  # what naming another coder in the leaf's record costs, at most
 
 _Table = tuple[str, tuple[int, ...], bytes]  # dtype and shape of a codebook, and its bytes with scale and offset
@@ -92,7 +92,8 @@ def _encode_array(name: str, array: np.ndarray, thorough: bool) -> tuple[LeafInf
     used, parts, size, least = "raw", [plain], array.nbytes, entropy.min_bytes(array.nbytes)
     if thorough or array.nbytes <= _SMALL_BYTES or array.dtype.kind in "biu":
         # Float weights hardly shrink; level 19 would spend a minute on 100 MB of them.
-        small = entropy.zstd(plain, level=19 if array.nbytes <= _THOROUGH_BYTES else 3).ljust(least, b"\0")
+        level = 19 if thorough and array.nbytes <= _THOROUGH_BYTES else 3
+        small = entropy.zstd(plain, level=level).ljust(least, b"\0")
         if len(small) < size:
             used, parts, size = "zstd", [small], len(small)
         del small

@@ -64,6 +64,23 @@ def test_compress_then_decompress(method, weights, tmp_path, capsys):
         assert back[name].tobytes() == WEIGHTS[name].tobytes()
 
 
+def test_lossless(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    trained = {name: (rng.normal(size=(300, 70)) * 0.03).astype(ml_dtypes.bfloat16) for name in "ab"}
+    write_weights(tmp_path / "large.safetensors", trained | WEIGHTS)
+    before = (tmp_path / "large.safetensors").stat().st_size
+    assert run("compress", "large.safetensors", "--lossless") == 0
+    printed = capsys.readouterr().out
+    assert "bit for bit" in printed and "planes" in printed
+    assert (tmp_path / "large.bq.safetensors").stat().st_size < 0.7 * before
+    assert run("decompress", "large.bq.safetensors", "--out", "back.safetensors") == 0
+    back = read_weights("back.safetensors")
+    assert {n: (a.dtype, a.shape, a.tobytes()) for n, a in back.items()} == {
+        n: (a.dtype, a.shape, a.tobytes()) for n, a in (trained | WEIGHTS).items()
+    }
+    assert "exists: pass --force" in refused(capsys, "compress", "large.safetensors", "--lossless")
+
+
 def test_the_relative_error_is_that_of_the_compressed_leaves(weights, tmp_path, capsys):
     assert run("compress", weights, "--bins", 4) == 0
     (shown,) = re.findall(r"Relative error of compressed\s+leaves\s+([\d.]+)\s+%", capsys.readouterr().out)
@@ -166,7 +183,7 @@ def test_inspect(tmp_path, capsys):
         (("compress", "w.safetensors", "--only", "mask"), "leaf 'mask' holds 1 NaN or infinite values of 2"),
         (("compress", "w.safetensors", "--skip", "*"), "nothing is left to compress: '*' skip every leaf"),
         (("compress", "w.safetensors", "--report", "r.html", "--table", "t.md"), "--report, --table cannot go with WEIGHTS"),
-        (("compress", "w.safetensors", "--lossless"), "--lossless cannot go with WEIGHTS"),
+        (("compress", "w.safetensors", "--lossless", "--bins", "4"), "--bins cannot go with --lossless"),
         (("compress", "w.safetensors", "--method", "magic"), "--method 'magic': weights without a model are compressed by"),
         (("compress", "--config", "nothing.py", "--bins", "4"), "--bins cannot go with --config"),
         (("compress", "--config", "absent.py"), "no config file absent.py"),
