@@ -3,10 +3,10 @@
     python benchmarks/lossless.py WEIGHTS.safetensors ...
 
 Every floating-point tensor of a file is taken in its own dtype, and rounded to bfloat16 and float16 as well, so that a float32 file
-gives three rows of each coder. ``planes`` is :mod:`bqjax.codec.planes`, as ``bqjax compress --lossless`` writes it; ``planes +`` names
-other coders on the same planes; ``zstd`` is zstandard on the bytes as they are; ``zipnn`` appears where that package is installed.
-Small tensors are put end to end, so that a call works on megabytes. Speeds are megabytes of weights by a second of processor time, the
-best of several (of ``zstd -19`` the only one). The last line is one JSON object.
+gives three rows of each coder. ``planes`` is :mod:`bqjax.codec.planes`, as ``bqjax compress --lossless`` writes it; ``planes +``
+names other coders on the same planes; ``zstd`` is zstandard on the bytes as they are; ``zipnn`` appears where that package is
+installed. Small tensors are put end to end, so that a call works on megabytes. Speeds are megabytes of weights by a second of
+processor time, the best of several (of ``zstd -19`` the only one). The last line is one JSON object.
 """
 
 from __future__ import annotations

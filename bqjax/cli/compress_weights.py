@@ -145,7 +145,8 @@ def compress_lossless(source: Path, out: Path, *, force: bool = False, console: 
 
 
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    return (a.dtype, a.shape) == (b.dtype, b.shape) and np.array_equal(*(x.reshape(-1).view(np.uint8) for x in (a, b)))
+    bits, others = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and np.array_equal(bits, others)
 
 
 def _single(leaf: np.ndarray) -> np.ndarray:
