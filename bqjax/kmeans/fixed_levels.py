@@ -20,7 +20,7 @@ _ZEROS = 0.05  # share of zeros from which they are meant
 _FAR = 100.0  # how many times as large as all other weights a sentinel is
 _SENTINELS = 8  # at most so many distinct magnitudes
 _FEWEST = 64  # weights: among fewer, none is far from the others
-_PIECE = 2**20
+_PIECE = 2**18
 
 
 def _pieces(values: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
@@ -90,7 +90,8 @@ def _near(values: Sequence[np.ndarray], above: float, below: float, most: int) -
     """The distinct magnitudes between two bounds; none where they are more than ``most``."""
     found: set[float] = set()
     for a in map(np.abs, _pieces(values)):
-        found |= set(np.unique(a[(a > above) & (a < below)].astype(np.float64)).tolist())
+        distinct = np.unique(a[(a > above) & (a < below)].astype(np.float64))
+        found |= set(distinct[: most + 1].tolist())
         if len(found) > most:
             return set()
     return found
