@@ -171,7 +171,7 @@ def _even(weight: np.ndarray, config: EvenConfig) -> Any:
             codes.astype(np.int8).reshape(weight.shape), np.asarray(step), np.zeros((), np.int32), None, weight.dtype, bits
         )
     values = _values(np.arange(-largest, largest + 1), step, weight.dtype)
-    codebook, indices = trim_codebook(values, codes.astype(np.int64) + largest)
+    codebook, indices = trim_codebook(values, codes.astype(np.int32) + largest)
     if free is not None:
         codebook, indices = trim_codebook(*joined(flat, levels, free, codebook, indices))
     return Clustered(indices, codebook[:, None], weight.shape, weight.dtype)
