@@ -16,7 +16,7 @@ from bqjax.core.leaves import Affine, Clustered, CompressedLeaf, Factored, Resid
 __all__ = ["ReadGroup", "WrittenGroup", "decode_leaf", "encode_leaf"]
 
 _THOROUGH_BYTES = 1 << 20  # up to which zstandard's level 19 takes less than a second
-_SMALL_BYTES = 1 << 12  # up to which any coder takes no time
+_SMALL_BYTES = 1 << 12  # up to which any coder takes no time, and planes hardly pay
 _RECORD_BYTES = 16  # what naming another coder in the leaf's record costs, at most
 
 _Table = tuple[str, tuple[int, ...], bytes]  # dtype and shape of a codebook, and its bytes with scale and offset
@@ -97,7 +97,9 @@ def _encode_array(name: str, array: np.ndarray, thorough: bool) -> tuple[LeafInf
         if len(small) < size:
             used, parts, size = "zstd", [small], len(small)
         del small
-    if array.dtype.itemsize > 1 or not thorough or array.nbytes > _THOROUGH_BYTES:  # of bytes, level 19 leaves little
+    # Of single bytes level 19 leaves little, and of small arrays planes save no more than their lengths take.
+    wide = array.dtype.itemsize > 1 and array.nbytes > _SMALL_BYTES
+    if wide or not thorough or array.nbytes > _THOROUGH_BYTES:
         planes: list[bytes | memoryview] = [*encode_planes(plain, array.dtype)]
         taken = sum(map(len, planes))
         planes.append(bytes(max(0, least - taken)))
