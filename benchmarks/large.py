@@ -138,7 +138,19 @@ def stream(megabytes: int, limit: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         source, out = Path(folder) / "w.safetensors", Path(folder) / "w.bq.safetensors"
         write_synthetic(source, megabytes)
-        command = [sys.executable, "-m", "bqjax", "compress", str(source), "--out", str(out), "--coder", "ans"]
+        command = [
+            sys.executable,
+            "-m",
+            "bqjax",
+            "compress",
+            str(source),
+            "--method",
+            "gaussian-bins",
+            "--out",
+            str(out),
+            "--coder",
+            "ans",
+        ]
         start = time.perf_counter()
         subprocess.run(command, check=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit * MIB, limit * MIB)))
         seconds = time.perf_counter() - start

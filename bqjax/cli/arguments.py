@@ -35,11 +35,17 @@ class Compress:
     table: Path | None = None
     """Write the results as Markdown here (with --config, or a .tflite model and --data)."""
     method: str | None = None
-    """With --config: the label of the method, in place of the first. Of WEIGHTS: gaussian-bins (the default) or kmeans."""
-    bins: int = 16
-    """Values a leaf, for WEIGHTS."""
+    """With --config: the label of the method, in place of the first. Of WEIGHTS: even (the default: even levels at a relative
+    error, entropy-coded), kmeans, gaussian-bins, int8, int4, pq or rq. Of a .tflite model: gaussian-bins (the default), kmeans."""
+    bins: int | None = None
+    """Values a leaf, of kmeans and gaussian-bins; default: 16."""
     sigma_scale: float = 1.0
-    """Factor on each leaf's standard deviation when Gaussian bins are placed."""
+    """Of gaussian-bins: factor on each leaf's standard deviation when bins are placed."""
+    rtol: float | None = None
+    """Of WEIGHTS: bound on each leaf's relative error. Even levels have the widest step that keeps it (default: 0.05), kmeans as
+    few values; other methods leave a leaf as it was that they cannot keep within it."""
+    lmbda: float | None = None
+    """Of even levels: Lagrangian weight of a bit, in squared steps; default: 0.1."""
     only: tuple[str, ...] = ()
     """Patterns of the leaves of WEIGHTS to compress; default: floating point, two or more dimensions."""
     skip: tuple[str, ...] = ()
@@ -47,9 +53,10 @@ class Compress:
     coder: Literal["auto", "raw", "zstd", "ans", "huffman"] = "auto"
     """How the indices of WEIGHTS are coded."""
     lossless: bool = False
-    """Of a .tflite model: entropy-code only, so that it is restored byte for byte."""
+    """Entropy-code only: WEIGHTS come back bit for bit, a .tflite model byte for byte."""
     target_size: str | None = None
-    """With --config: plan every layer for a file of at most this size, as 200KB, doing the least distortion."""
+    """A file of at most this size, as 200KB: with --config, plan every layer, doing the least distortion; of WEIGHTS, even levels
+    of the least relative error, the same for all leaves."""
     max_drop: float | None = None
     """With --config: plan every layer for the smallest file whose metric drops by at most so many points on calibration data.
     Of a .tflite model with --data: at most so many predictions in a hundred change on the half of the examples that is searched
@@ -71,7 +78,8 @@ class Compress:
             raise ValueError("--target-size cannot go with --max-drop: name one of the two")
         if self.max_drop is None and self.confidence != 0.5:
             raise ValueError("--confidence is one of keeping a drop: name it by --max-drop")
-        if self.method is not None and (self.target_size is not None or (self.max_drop is not None and self.config is not None)):
+        planned = self.target_size is not None or self.max_drop is not None
+        if self.method is not None and self.config is not None and planned:
             raise ValueError("--method cannot go with a plan for --target-size or --max-drop")
         if self.config is not None:
             self._experiment(self.config, console, command)
@@ -87,7 +95,10 @@ class Compress:
         if self.config is not None:
             return ("config", "data", "report", "table", "method", "target_size", "max_drop", "confidence"), "--config"
         if self.weights is None or self.weights.suffix != ".tflite":
-            return ("weights", "method", "bins", "sigma_scale", "only", "skip", "coder"), "WEIGHTS"
+            if self.lossless:
+                return ("weights", "lossless"), "--lossless"
+            allowed = "weights", "method", "bins", "sigma_scale", "rtol", "lmbda", "target_size", "only", "skip", "coder"
+            return allowed, "WEIGHTS"
         if self.data is not None:
             return ("weights", "data", "report", "table", "max_drop"), "a .tflite model and --data"
         if self.lossless:
@@ -122,16 +133,44 @@ class Compress:
 
     def _weights(self, source: Path, console: Console) -> None:
         from bqjax.cli.compress_tflite import compress_tflite
-        from bqjax.cli.compress_weights import compress_weights
+        from bqjax.cli.compress_weights import compress_lossless, compress_weights
 
-        out, method = self.out or source.with_suffix(".bq.safetensors"), self.method or "gaussian-bins"
-        if method not in ("gaussian-bins", "kmeans"):
-            raise ValueError(f"--method {method!r}: weights without a model are compressed by gaussian-bins or kmeans")
-        common: dict[str, Any] = {"bins": self.bins, "coder": self.coder, "force": self.force, "console": console}
+        out = self.out or source.with_suffix(".bq.safetensors")
         if source.suffix == ".tflite":
-            compress_tflite(source, out, method="lossless" if self.lossless else method, **common)
+            method = self.method or "gaussian-bins"
+            if method not in ("gaussian-bins", "kmeans"):
+                raise ValueError(f"--method {method!r}: a .tflite model without data is compressed by gaussian-bins or kmeans")
+            compress_tflite(
+                source,
+                out,
+                method="lossless" if self.lossless else method,
+                bins=16 if self.bins is None else self.bins,
+                coder=self.coder,
+                force=self.force,
+                console=console,
+            )
+        elif self.lossless:
+            compress_lossless(source, out, force=self.force, console=console)
         else:
-            compress_weights(source, out, method=method, sigma_scale=self.sigma_scale, only=self.only, skip=self.skip, **common)
+            compress_weights(
+                source,
+                out,
+                method=self._weight_method(),
+                target_size=self.target_size,
+                only=self.only,
+                skip=self.skip,
+                coder=self.coder,
+                force=self.force,
+                console=console,
+            )
+
+    def _weight_method(self) -> Any:
+        from bqjax.cli.weights_methods import WeightMethod
+
+        if self.target_size is not None and (self.method not in (None, "even") or self.rtol is not None):
+            raise ValueError("--target-size chooses the error of even levels itself: it cannot go with --rtol or another --method")
+        name = self.method or "even"
+        return WeightMethod(name=name, bins=self.bins, sigma_scale=self.sigma_scale, rtol=self.rtol, lmbda=self.lmbda)
 
 
 @dataclass(frozen=True)

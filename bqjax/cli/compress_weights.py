@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import zstandard
 from rich.console import Console
 
 from bqjax import codec
 from bqjax.adapters.safetensors import StoredTensor, open_weights
+from bqjax.cli.compress_budget import parse_size
 from bqjax.cli.files import refuse_same
+from bqjax.cli.weights_methods import WeightMethod
+from bqjax.cli.weights_report import LeafError, error_table, measured, total_error, warnings
+from bqjax.cli.weights_run import Run, fingerprint, single, within
 from bqjax.codec import Deferred
 from bqjax.core.leaves import is_compressed
 from bqjax.core.rules import Rule, select
-from bqjax.methods.baselines.weight_sharing import kmeans_share
-from bqjax.methods.bins.gaussian import BinConfig, gaussian_bins
-from bqjax.methods.bins.quantize import bin_and_quant
-from bqjax.report.console import progress_bar, say
+from bqjax.report.console import say
 from bqjax.report.tables import Table, file_table, rich_table
 
-__all__ = ["compress_weights"]
+__all__ = ["compress_lossless", "compress_weights"]
 
 # Above, level 19 would take minutes for the one line of the table that it gives.
 _THOROUGH_BYTES = 1 << 26
@@ -53,9 +52,8 @@ def compress_weights(
     source: Path,
     out: Path,
     *,
-    method: str,
-    bins: int,
-    sigma_scale: float = 1.0,
+    method: WeightMethod | None = None,
+    target_size: str | None = None,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     coder: str = "auto",
@@ -66,6 +64,7 @@ def compress_weights(
 
     Leaves are read, compressed and written one by one, and read back one by one: memory holds what one leaf needs.
     """
+    method = method or WeightMethod()
     if out.exists() and not force:
         raise ValueError(f"{out} exists: pass --force to overwrite it")
     refuse_same(source, out)
@@ -73,33 +72,22 @@ def compress_weights(
     selection = select(params, _rules(params, only, skip))
     if not selection.taken:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in list(selection.left.items())[:5])
-        raise ValueError(f"{source} has no leaf to compress: {reasons}; name leaves by --only")
+        raise ValueError(f"{source} has no leaf to compress: {reasons}; name leaves by --only, or take --lossless")
     for name in selection.taken:
         if params[name].dtype == np.float64:
             # Without 64-bit mode, JAX has no float64 to decode to.
             say(console, f"from float64 to float32: {name}")
     start = time.monotonic()
-    written: dict[str, bytes] = {}
-    with progress_bar(console, "compressing") as progress:
-
-        def make(name: str) -> Any:
-            leaf: Any = params[name].read()
-            if name in selection.taken:
-                one, rules = {name: _single(leaf)}, [Rule[Any](glob.escape(name))]
-                if method == "gaussian-bins":
-                    stats = gaussian_bins(one, BinConfig(n_bins=bins, sigma_scale=sigma_scale), rules)
-                    leaf = bin_and_quant(one, stats)[name]
-                else:
-                    leaf = kmeans_share(one, bins, rules)[name]
-            written[name] = _fingerprint(leaf)
-            progress(len(written), len(params), name)
-            return leaf
-
-        tree = {name: Deferred(lambda name=name: make(name)) for name in params}  # type: ignore[misc]
-        info = codec.save(out, tree, coder=coder, force=force, metadata={"method": method})
+    if target_size is None:
+        run = Run(params, selection.taken, method)
+        info = run.write(out, coder, force, console)
+    else:
+        run, info = within(parse_size(target_size), params, selection.taken, method, out, coder, force, console)
     seconds = time.monotonic() - start
-    error = _checked(out, params, selection.taken, written)
+    errors = _checked(out, params, selection.taken, run.written)
     console.print(rich_table(file_table(info, out.name)))
+    if errors:
+        console.print(rich_table(error_table(errors, run.notes)))
     whole, size = source.stat().st_size, out.stat().st_size
     level, lossless = _zstd_bytes(source)
     console.print(rich_table(Table(
@@ -110,47 +98,64 @@ def compress_weights(
             (f"{source.name}, zstd -{level} (lossless)", f"{lossless:,}", f"{whole / lossless:.2f}"),
             (out.name, f"{size:,}", f"{whole / size:.2f}"),
         ],
-        f"Relative error of compressed leaves {100 * error:.2f} %; accuracy was not measured. "
-        f"Compressed {len(selection.taken)} leaves in {seconds:.1f} s; the file decodes to exactly what was written.",
+        f"By {run.method.described}. Relative error of compressed leaves {100 * total_error(errors):.2f} %; accuracy was not "
+        f"measured. Compressed {len(errors)} leaves in {seconds:.1f} s; the file decodes to exactly what was written.",
     )))  # fmt: skip
     for name, reason in selection.left.items():
         say(console, f"left as it was: {name} ({reason})")
+    for name in set(run.notes) - {e.name for e in errors}:
+        say(console, f"{name}: {run.notes[name]}")
+    for warning in warnings(errors):
+        say(console, warning)
 
 
-def _single(leaf: np.ndarray) -> np.ndarray:
-    return leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf
+def compress_lossless(source: Path, out: Path, *, force: bool = False, console: Console) -> None:
+    """Entropy-codes any safetensors weights tensor by tensor, so that they come back bit for bit, and checks that they do."""
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists: pass --force to overwrite it")
+    refuse_same(source, out)
+    params = open_weights(source)
+    start = time.process_time()
+    tree = {name: Deferred(lambda name=name: params[name].read()) for name in params}  # type: ignore[misc]
+    info = codec.save(out, tree, force=force, metadata={"method": "lossless"}, thorough=False)
+    written, start = time.process_time() - start, time.process_time()
+    for name, leaf in codec.read_leaves(out):
+        if not _same_bits(leaf, params[name].read()):
+            raise RuntimeError(f"{out}: leaf {name!r} does not decode to what was written into it")
+    checked = time.process_time() - start
+    console.print(rich_table(file_table(info, out.name)))
+    whole, size = source.stat().st_size, out.stat().st_size
+    level, other = _zstd_bytes(source)
+    rows = [
+        (source.name, f"{whole:,}", "1.00", "1.000"),
+        (f"{source.name}, zstd -{level}", f"{other:,}", f"{whole / other:.2f}", f"{other / whole:.3f}"),
+        (out.name, f"{size:,}", f"{whole / size:.2f}", f"{size / whole:.3f}"),
+    ]
+    speeds = f"Written at {whole / written / 1e6:.0f} MB and read back at {whole / checked / 1e6:.0f} MB a second of processor time"
+    caption = f"{speeds}; all {len(params)} tensors are what they were, bit for bit."
+    console.print(rich_table(Table("Size", ("file", "bytes", "ratio", "of the size"), rows, caption)))
 
 
-def _fingerprint(leaf: Any) -> bytes:
-    """Of everything that a leaf is: its arrays bit for bit, and its shape, dtype and order of axes."""
-    arrays, structure = jax.tree.flatten(leaf)
-    digest = hashlib.sha256(repr(structure).encode() if is_compressed(leaf) else b"")
-    for array in map(np.asarray, arrays):
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.digest()
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    bits, others = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and np.array_equal(bits, others)
 
 
-def _checked(out: Path, params: Mapping[str, StoredTensor], taken: Mapping[str, Any], written: Mapping[str, bytes]) -> float:
-    """Reads the file back, compares each leaf with what was written, and returns the relative error of those compressed."""
-    error = power = 0.0
+def _checked(
+    out: Path, params: Mapping[str, StoredTensor], taken: Mapping[str, Any], written: Mapping[str, bytes]
+) -> list[LeafError]:
+    """Reads the file back, compares each leaf with what was written, and measures those compressed."""
+    errors = []
     read = set()
     for name, leaf in codec.read_leaves(out):
-        if _fingerprint(leaf) != written[name]:
+        if fingerprint(leaf) != written[name]:
             raise RuntimeError(f"{out}: leaf {name!r} does not decode to what was written into it")
         read.add(name)
-        if name not in taken:
-            continue
-        # Both methods give one value a weight, in the order of the weights. In pieces, so that the copies stay small.
-        codebook, indices = np.asarray(leaf.codebook)[:, 0].astype(np.float64), np.asarray(leaf.indices)
-        w = _single(params[name].read()).reshape(-1)
-        for i in range(0, w.size, _CHUNK):
-            piece = w[i : i + _CHUNK].astype(np.float64)
-            error += float(np.square(codebook[indices[i : i + _CHUNK]] - piece).sum())
-            power += float(np.square(piece).sum())
+        if name in taken and is_compressed(leaf):
+            errors.append(measured(name, single(params[name].read()), leaf))
     if read != set(written):
         raise RuntimeError(f"{out} lacks leaves that were written into it: {', '.join(sorted(set(written) - read))}")
-    return (error / power) ** 0.5 if power else 0.0
+    return errors
 
 
 def _zstd_bytes(path: Path) -> tuple[int, int]:

@@ -22,7 +22,7 @@ class LeafInfo:
       kind: ``"array"``, ``"clustered"``, ``"affine"``, ``"residual"`` or ``"factored"``; ``"bits"`` for a part.
       shape: shape of the weight.
       dtype: name of the weight's dtype.
-      coder: coder of the codes; of an array ``"raw"`` or ``"zstd"``; those of all parts.
+      coder: coder of the codes; of an array ``"raw"``, ``"zstd"`` or ``"planes"``; those of all parts.
       code_bytes: bytes of the codes, or of the array.
       table_bytes: bytes of codebook, scales, offset and zero points; 0 where an earlier leaf of the group holds them.
       k: how many different codes there can be; None for arrays and sums, the middle dimension of factors.

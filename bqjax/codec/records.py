@@ -1,7 +1,8 @@
 """The JSON of what a file says about each leaf: records of short keys, and their checks.
 
 A record leaves out what has its default. ``x`` kind (array; ``c`` clustered, ``a`` affine, ``r`` residual, ``f`` factored),
-``s`` shape, ``t`` dtype of the weight (float32). Arrays: ``n`` bytes of the zstandard frame (stored as they are).
+``s`` shape, ``t`` dtype of the weight (float32). Arrays: ``n`` bytes of what is stored (as they are), ``e`` its coder where that is
+``planes`` (:mod:`bqjax.codec.planes`; a zstandard frame).
 Compressed leaves: ``e`` coder (ans), ``n`` bytes of the codes, ``q`` dtype of codebook or scale (float32). Clustered: ``k``
 codebook entries, ``d`` weights a block (1), ``o`` axis order (0, 1, ...), ``g`` group; a group's first leaf holds the
 codebook and the others have neither ``k``, ``d`` nor ``q``. An integer codebook of floating-point weights is followed by
@@ -29,7 +30,8 @@ _MAX_DIMS = 64
 _LINE_BYTES = 8  # scale and offset of an integer codebook
 _TAGS = {"array": "", "clustered": "c", "affine": "a", "residual": "r", "factored": "f"}
 _KINDS = {tag: kind for kind, tag in _TAGS.items()}
-_KEYS = {"array": "stn", "clustered": "xstenqkdog", "affine": "xstenqcab", "residual": "xstop", "factored": "xstqwp"}
+_ARRAY_CODERS = ("planes",)  # that a record names
+_KEYS = {"array": "sten", "clustered": "xstenqkdog", "affine": "xstenqcab", "residual": "xstop", "factored": "xstqwp"}
 _PART_KEYS = {"residual": "enqkd", "factored": "en"}
 
 
@@ -91,6 +93,8 @@ def to_record(info: LeafInfo) -> dict[str, Any]:
         fields["n"] = (info.code_bytes, info.weight_bytes if info.kind == "array" else 0)
     if info.kind in ("clustered", "affine"):
         fields["e"] = (info.coder, "ans")
+    if info.kind == "array" and info.coder in _ARRAY_CODERS:
+        fields["e"] = (info.coder, "")
     if info.kind == "affine":
         fields |= {
             "c": (info.code_dtype, "int8"),
@@ -181,7 +185,10 @@ def _parse(name: str, record: Any, groups: dict[str, LeafInfo]) -> LeafInfo:
     if kind == "array":
         size = math.prod(shape) * DTYPES[dtype].itemsize
         n = _number(record, "n", size, high=size)
-        info = LeafInfo(name, kind=kind, shape=shape, dtype=dtype, coder="raw" if n == size else "zstd", code_bytes=n)
+        coder = "raw" if n == size else "zstd"
+        if "e" in record:
+            coder = _choice(record, "e", "", _ARRAY_CODERS, "coder of an array (a later version may know it)")
+        info = LeafInfo(name, kind=kind, shape=shape, dtype=dtype, coder=coder, code_bytes=n)
         return _check_count(info, size)
     if kind == "affine":
         return _parse_affine(name, record, shape, dtype)

@@ -9,12 +9,15 @@ import numpy as np
 from bqjax.codec import entropy, structure
 from bqjax.codec.header import read_exactly
 from bqjax.codec.info import LeafInfo
+from bqjax.codec.planes import decode_planes, encode_planes
 from bqjax.codec.records import factored_info, residual_info
 from bqjax.core.leaves import Affine, Clustered, CompressedLeaf, Factored, Residual, is_compressed
 
 __all__ = ["ReadGroup", "WrittenGroup", "decode_leaf", "encode_leaf"]
 
-_THOROUGH_BYTES = 1 << 20
+_THOROUGH_BYTES = 1 << 20  # up to which zstandard's level 19 takes less than a second
+_SMALL_BYTES = 1 << 12  # up to which any coder takes no time, and planes hardly pay
+_RECORD_BYTES = 16  # what naming another coder in the leaf's record costs, at most
 
 _Table = tuple[str, tuple[int, ...], bytes]  # dtype and shape of a codebook, and its bytes with scale and offset
 
@@ -48,7 +51,9 @@ def _bytes_of(array: np.ndarray) -> memoryview:
     return array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data
 
 
-def encode_leaf(name: str, leaf: Any, coder: str, groups: dict[str, WrittenGroup]) -> tuple[LeafInfo, list[bytes | memoryview]]:
+def encode_leaf(
+    name: str, leaf: Any, coder: str, groups: dict[str, WrittenGroup], thorough: bool = True
+) -> tuple[LeafInfo, list[bytes | memoryview]]:
     """A leaf's description and its bytes: codes (or values), then table.
 
     Args:
@@ -56,19 +61,13 @@ def encode_leaf(name: str, leaf: Any, coder: str, groups: dict[str, WrittenGroup
       leaf: an array or a compressed leaf.
       coder: for codes.
       groups: those of the leaves so far; grows.
+      thorough: look for repetitions in all arrays. False: in those of integers and in small ones only.
 
     Raises:
       ValueError: naming the leaf, where it is not valid or cannot be stored.
     """
     if not is_compressed(leaf):
-        array = structure.as_array(name, leaf)
-        plain = _bytes_of(array)
-        # Float weights hardly shrink; level 19 would spend a minute on 100 MB of them.
-        small = entropy.zstd(plain, level=19 if array.nbytes <= _THOROUGH_BYTES else 3)
-        small = small.ljust(entropy.min_bytes(array.nbytes), b"\0")
-        data = small if len(small) < array.nbytes else plain
-        used = "zstd" if data is small else "raw"
-        return LeafInfo(name, shape=array.shape, dtype=array.dtype.name, coder=used, code_bytes=len(data)), [data]
+        return _encode_array(name, structure.as_array(name, leaf), thorough)
     if leaf.dtype.name not in structure.DTYPES:
         raise ValueError(f"leaf {name!r} decodes to dtype {leaf.dtype}, which cannot be stored")
     if isinstance(leaf, Clustered):
@@ -84,6 +83,29 @@ def encode_leaf(name: str, leaf: Any, coder: str, groups: dict[str, WrittenGroup
     if isinstance(leaf, Factored):
         return _encode_factored(name, leaf, coder)
     raise ValueError(f"leaf {name!r} is a {type(leaf).__name__}, which this version of the format cannot store")
+
+
+def _encode_array(name: str, array: np.ndarray, thorough: bool) -> tuple[LeafInfo, list[bytes | memoryview]]:
+    """The smallest of an array as it is, its zstandard frame and its byte planes."""
+    plain = _bytes_of(array)
+    parts: list[bytes | memoryview]
+    used, parts, size, least = "raw", [plain], array.nbytes, entropy.min_bytes(array.nbytes)
+    if thorough or array.nbytes <= _SMALL_BYTES or array.dtype.kind in "biu":
+        # Float weights hardly shrink; level 19 would spend a minute on 100 MB of them.
+        level = 19 if thorough and array.nbytes <= _THOROUGH_BYTES else 3
+        small = entropy.zstd(plain, level=level).ljust(least, b"\0")
+        if len(small) < size:
+            used, parts, size = "zstd", [small], len(small)
+        del small
+    # Of single bytes level 19 leaves little, and of small arrays planes save no more than their lengths take.
+    wide = array.dtype.itemsize > 1 and array.nbytes > _SMALL_BYTES
+    if wide or not thorough or array.nbytes > _THOROUGH_BYTES:
+        planes: list[bytes | memoryview] = [*encode_planes(plain, array.dtype)]
+        taken = sum(map(len, planes))
+        planes.append(bytes(max(0, least - taken)))
+        if (taken := max(taken, least)) + _RECORD_BYTES < size:
+            used, parts, size = "planes", planes, taken
+    return LeafInfo(name, shape=array.shape, dtype=array.dtype.name, coder=used, code_bytes=size), parts
 
 
 def _encode_clustered(
@@ -171,9 +193,10 @@ def _read_array(file: BinaryIO, dtype: str, shape: tuple[int, ...]) -> np.ndarra
     return _from_bytes(read_exactly(file, kind.itemsize * int(np.prod(shape, dtype=object))), kind, shape)
 
 
-def _from_bytes(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    # A copy, because arrays on top of bytes are read-only.
-    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
+def _from_bytes(data: bytes | bytearray, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    # A copy where arrays on top of bytes would be read-only.
+    stored = np.frombuffer(data, dtype.newbyteorder("<"))
+    return stored.astype(dtype, copy=isinstance(data, bytes)).reshape(shape)
 
 
 def decode_leaf(file: BinaryIO, info: LeafInfo, groups: dict[str, ReadGroup]) -> np.ndarray | CompressedLeaf:
@@ -190,7 +213,10 @@ def decode_leaf(file: BinaryIO, info: LeafInfo, groups: dict[str, ReadGroup]) ->
     if info.kind == "array":
         data = read_exactly(file, info.code_bytes)
         try:
-            plain = entropy.unzstd(data, info.weight_bytes) if info.coder == "zstd" else data
+            if info.coder == "planes":
+                plain: bytes | bytearray = decode_planes(data, info.weight_bytes, structure.DTYPES[info.dtype])
+            else:
+                plain = entropy.unzstd(data, info.weight_bytes) if info.coder == "zstd" else data
         except ValueError as error:
             raise ValueError(f"leaf {info.name!r}: {error}") from error
         return _from_bytes(plain, structure.DTYPES[info.dtype], info.shape)

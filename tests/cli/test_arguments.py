@@ -64,8 +64,25 @@ def test_compress_then_decompress(method, weights, tmp_path, capsys):
         assert back[name].tobytes() == WEIGHTS[name].tobytes()
 
 
+def test_lossless(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    trained = {name: (rng.normal(size=(300, 70)) * 0.03).astype(ml_dtypes.bfloat16) for name in "ab"}
+    write_weights(tmp_path / "large.safetensors", trained | WEIGHTS)
+    before = (tmp_path / "large.safetensors").stat().st_size
+    assert run("compress", "large.safetensors", "--lossless") == 0
+    printed = capsys.readouterr().out
+    assert "bit for bit" in printed and "planes" in printed
+    assert (tmp_path / "large.bq.safetensors").stat().st_size < 0.7 * before
+    assert run("decompress", "large.bq.safetensors", "--out", "back.safetensors") == 0
+    back = read_weights("back.safetensors")
+    assert {n: (a.dtype, a.shape, a.tobytes()) for n, a in back.items()} == {
+        n: (a.dtype, a.shape, a.tobytes()) for n, a in (trained | WEIGHTS).items()
+    }
+    assert "exists: pass --force" in refused(capsys, "compress", "large.safetensors", "--lossless")
+
+
 def test_the_relative_error_is_that_of_the_compressed_leaves(weights, tmp_path, capsys):
-    assert run("compress", weights, "--bins", 4) == 0
+    assert run("compress", weights, "--method", "kmeans", "--bins", 4) == 0
     (shown,) = re.findall(r"Relative error of compressed\s+leaves\s+([\d.]+)\s+%", capsys.readouterr().out)
     decoded, error, power = decode(codec.load(tmp_path / "w.bq.safetensors")), 0.0, 0.0
     for name in ("conv.weight", "fc[0].weight", "half"):
@@ -89,7 +106,7 @@ def test_only_and_skip(weights, tmp_path):
     out = tmp_path / "o"
 
     def taken(*args):
-        assert run("compress", weights, "--out", out, "--force", "--bins", 2, *args) == 0
+        assert run("compress", weights, "--out", out, "--force", *args) == 0
         return {name for name, (_, k) in kinds(out).items() if k is not None}
 
     assert taken("--only", "conv*", "fc*bias") == {"conv.weight", "fc[0].bias"}
@@ -100,10 +117,10 @@ def test_only_and_skip(weights, tmp_path):
 
 
 def test_coder_and_sigma_scale_reach_the_file(weights, tmp_path):
-    assert run("compress", weights, "--coder", "huffman", "--bins", 8) == 0
+    assert run("compress", weights, "--coder", "huffman", "--method", "gaussian-bins", "--bins", 8) == 0
     coders = {leaf.coder for leaf in codec.inspect("w.bq.safetensors").leaves if leaf.k}
     assert coders == {"huffman"}
-    assert run("compress", weights, "--out", "wide", "--sigma-scale", 3, "--bins", 8, "--coder", "raw") == 0
+    assert run("compress", weights, "--out", "wide", "--method", "gaussian-bins", "--sigma-scale", 3, "--bins", 8) == 0
     narrow, wide = (codec.load(p)["conv.weight"] for p in ("w.bq.safetensors", "wide"))
     # Wider bins: more weights share the one in the middle.
     assert np.bincount(wide.indices).max() > np.bincount(narrow.indices).max()
@@ -157,16 +174,25 @@ def test_inspect(tmp_path, capsys):
         (("compress", "text"), "text is not a safetensors file"),
         (("compress",), "name either WEIGHTS.safetensors or --config FILE"),
         (("compress", "w.safetensors", "--config", "c.py"), "name either WEIGHTS.safetensors or --config FILE"),
-        (("compress", "w.safetensors", "--bins", "0"), "n_bins must be at least 1, got 0"),
+        (("compress", "w.safetensors", "--bins", "0", "--method", "gaussian-bins"), "n_bins must be at least 1, got 0"),
         (("compress", "w.safetensors", "--bins", "0", "--method", "kmeans"), "k must be an integer of at least 1, got 0"),
-        (("compress", "w.safetensors", "--sigma-scale", "-1"), "sigma_scale must be positive and finite, got -1.0"),
+        (
+            ("compress", "w.safetensors", "--method", "gaussian-bins", "--sigma-scale", "-1"),
+            "sigma_scale must be positive and finite, got -1.0",
+        ),
         (("compress", "w.safetensors", "--only", "cnv.weight"), "rule 'cnv.weight' matches no leaf; did you mean 'conv.weight'"),
         (("compress", "w.safetensors", "--skip", "cnv.*"), "rule 'cnv.*' matches no leaf"),
         (("compress", "w.safetensors", "--only", "steps"), "leaf 'steps', which cannot be compressed: int64"),
         (("compress", "w.safetensors", "--only", "mask"), "leaf 'mask' holds 1 NaN or infinite values of 2"),
         (("compress", "w.safetensors", "--skip", "*"), "nothing is left to compress: '*' skip every leaf"),
         (("compress", "w.safetensors", "--report", "r.html", "--table", "t.md"), "--report, --table cannot go with WEIGHTS"),
-        (("compress", "w.safetensors", "--lossless"), "--lossless cannot go with WEIGHTS"),
+        (("compress", "w.safetensors", "--lossless", "--bins", "4"), "--bins cannot go with --lossless"),
+        (("compress", "w.safetensors", "--bins", "8"), "--bins is a setting of --method kmeans or gaussian-bins, not of even"),
+        (("compress", "w.safetensors", "--lmbda", "1", "--method", "int8"), "--lmbda is a setting of --method even, not of int8"),
+        (("compress", "w.safetensors", "--rtol", "2"), "rtol must be a relative error between 0 and 1, got 2.0"),
+        (("compress", "w.safetensors", "--target-size", "1KB", "--method", "pq"), "--target-size chooses the error of even levels"),
+        (("compress", "w.safetensors", "--target-size", "much"), "--target-size 'much' is no size"),
+        (("compress", "w.safetensors", "--target-size", "10"), "no file of at most 10 bytes was found"),
         (("compress", "w.safetensors", "--method", "magic"), "--method 'magic': weights without a model are compressed by"),
         (("compress", "--config", "nothing.py", "--bins", "4"), "--bins cannot go with --config"),
         (("compress", "--config", "absent.py"), "no config file absent.py"),
@@ -289,6 +315,6 @@ def test_another_method_of_a_config_by_its_label(config, tmp_path, capsys):
 
 
 def test_the_command_of_this_process_is_the_default(weights, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["bqjax", "compress", str(weights), "--bins", "2"])
+    monkeypatch.setattr(sys, "argv", ["bqjax", "compress", str(weights), "--rtol", "0.2"])
     assert main() == 0
-    assert codec.load("w.bq.safetensors")["conv.weight"].k == 2
+    assert codec.load("w.bq.safetensors")["conv.weight"].bits == 3

@@ -46,6 +46,7 @@ TREE = {
         (2, 2, 6),
     ),
     "bn": (np.zeros((100,), np.float32), np.ones(3, np.int32)),
+    "left": RNG.normal(size=1000).astype(np.float32),
 }
 
 

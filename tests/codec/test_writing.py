@@ -85,7 +85,7 @@ def test_memory_is_bounded_by_a_leaf(tmp_path):
         import sys, tracemalloc
         import numpy as np
         from bqjax import codec
-        leaf = np.random.default_rng(0).integers(0, 2**62, 500_000)
+        leaf = np.random.default_rng(0).integers(-(2**63), 2**63, 500_000)
         tracemalloc.start()
         codec.save(sys.argv[1], {str(i): leaf for i in range(10)})
         print(tracemalloc.get_traced_memory()[1])

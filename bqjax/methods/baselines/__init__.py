@@ -3,6 +3,7 @@
 from bqjax.methods.baselines.deep_compression import DeepCompressionConfig, deep_compress, share_nonzero, shared_gradients
 from bqjax.methods.baselines.diba import DiBAConfig, diba_factorize
 from bqjax.methods.baselines.dkm import DKMConfig, dkm_forward, dkm_harden, dkm_start
+from bqjax.methods.baselines.even import EvenConfig, even_levels
 from bqjax.methods.baselines.methods import (
     PTQ,
     Binary,
@@ -28,6 +29,7 @@ __all__ = [
     "DeepCompressionConfig",
     "DiBA",
     "DiBAConfig",
+    "EvenConfig",
     "GradualPruning",
     "KMeans",
     "PTQConfig",
@@ -42,6 +44,7 @@ __all__ = [
     "dkm_forward",
     "dkm_harden",
     "dkm_start",
+    "even_levels",
     "gradual_pruning",
     "kmeans_share",
     "magnitude_masks",

@@ -26,6 +26,7 @@ from bqjax.core.leaves import Clustered, decode, round_to, trim_codebook
 from bqjax.core.rules import Rule, group_setting, grouped, select
 from bqjax.core.tree import by_size, check_finite, named_leaves, replace
 from bqjax.kmeans import scalar as kmeans
+from bqjax.kmeans.fixed_levels import fixed_levels, joined, loose
 
 __all__ = ["ShareChoice", "kmeans_share", "search_k"]
 
@@ -33,7 +34,9 @@ __all__ = ["ShareChoice", "kmeans_share", "search_k"]
 def kmeans_share(params: Any, k: int = 16, rules: Sequence[Rule[int]] | None = None) -> Any:
     """Palettization: replaces the weights of each chosen leaf by their ``k`` best values in the sense of squared error.
 
-    Leaves with at most ``k`` distinct values come out exact. On concrete parameters codebooks are trimmed to the entries in use.
+    Zeros of pruned leaves and sentinels keep levels of their own, out of the ``k``; see
+    :func:`bqjax.kmeans.fixed_levels.fixed_levels` (concrete parameters only). Leaves with at most ``k`` distinct values come out
+    exact. On concrete parameters codebooks are trimmed to the entries in use.
     Traceable with static ``k``; codebooks then keep ``k`` entries, of which surplus ones repeat the largest value.
 
     Args:
@@ -93,8 +96,22 @@ def _size(name: str, k: Any) -> int:
     return size
 
 
-def _share(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def _share(values: jax.Array, k: int) -> tuple[Any, Any]:
     """Codebook ``[k]`` in the dtype of the values, and indices ``[n]``."""
+    if not isinstance(values, jax.core.Tracer):
+        host = np.asarray(values)
+        levels = fixed_levels([host])
+        if 0 < levels.size < k:
+            free = loose(host, levels)
+            if free.any():
+                codebook, indices = map(np.asarray, _fitted(jnp.asarray(host[free]), k - levels.size))
+                codebook, indices = joined(host, levels, free, codebook, indices)
+                return jnp.asarray(codebook), jnp.asarray(indices)
+    return _fitted(values, k)
+
+
+def _fitted(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """Of values that may all move."""
     if jnp.issubdtype(values.dtype, jnp.integer):
         real = values.astype(jnp.float32)
         rounded = round_to(kmeans.kmeans_scalar(real, k).codebook, values.dtype)

@@ -15,6 +15,7 @@ import numpy as np
 from bqjax.core.leaves import index_dtype
 from bqjax.core.rules import Rule, group_setting, grouped, select
 from bqjax.core.tree import check_finite, named_leaves
+from bqjax.kmeans.fixed_levels import fixed_levels, loose
 
 __all__ = ["BinConfig", "BinStats", "Bins", "bin_indices", "gaussian_bins", "gaussian_edges", "occupied"]
 
@@ -134,6 +135,33 @@ def start_edges(values: Sequence[np.ndarray], config: BinConfig) -> np.ndarray:
     return occupied(edges, values)
 
 
+def fixed_edges(values: Sequence[np.ndarray], config: BinConfig) -> np.ndarray | None:
+    """Gaussian edges with bins for fixed levels alone; None where no level is fixed or there are too few bins.
+
+    The sentinels' bins are cut off at both ends, that of zero is ``[0, smallest normal number)``, and the others are placed by the
+    moments of the weights that stand at no level. There are ``n_bins`` in all, or one less.
+    """
+    levels = fixed_levels(values)
+    sentinels = levels[levels != 0]
+    n_bins = config.n_bins - sentinels.size
+    with_zero = sentinels.size < levels.size
+    rest = [v[loose(v, levels)] for v in values]
+    if not levels.size or n_bins < (3 if with_zero else 1) or not any(v.size for v in rest):
+        return None
+    mean, sigma = moments(rest)
+    mean = mean if config.mean is None else config.mean
+    sigma = config.sigma_scale * (sigma if config.sigma is None else config.sigma)
+    # An even number of bins for the rest has an edge near zero, which the two edges around zero replace.
+    inner = gaussian_edges((n_bins - 1) // 2 * 2 if with_zero else n_bins, mean, sigma)
+    if with_zero:
+        inner = np.append(np.delete(inner, np.abs(inner).argmin()), [0.0, float(np.finfo(values[0].dtype).tiny)])
+    low, high = (np.sort(sentinels[sign * sentinels > 0].astype(np.float64)) for sign in (-1, 1))
+    # A bin reaches from its own value up: the last one below ends halfway to zero, far from all other weights.
+    outer = [*low[1:], *(low[-1:] / 2), *(high[:1] / 2), *high[1:]]
+    edges = np.unique(np.append(inner, outer).astype(values[0].dtype))
+    return occupied(edges, values)
+
+
 def host_weights(params: Any, names: Sequence[str]) -> list[np.ndarray]:
     """The named leaves as concrete, finite NumPy arrays in their compute dtype."""
     leaves = named_leaves(params)
@@ -155,7 +183,8 @@ def gaussian_bins(
 
     Returns:
       Stats for :func:`bin_and_quant`. Bins that hold no weight are dropped, so a leaf never has more bins than
-      distinct values, and a constant leaf has one.
+      distinct values, and a constant leaf has one. Zeros of pruned leaves and sentinels have bins of their own, out of the
+      ``n_bins`` (:func:`bqjax.kmeans.fixed_levels.fixed_levels`).
 
     Raises:
       ValueError: fewer than one bin; NaN or infinite weights; a rule that matches nothing or does not fit.
@@ -174,6 +203,8 @@ def gaussian_bins(
         setting = group_setting(group, names, taken)
         setting = n_bins if setting is None else setting
         config = setting if isinstance(setting, BinConfig) else BinConfig(n_bins=setting)
-        edges = start_edges(host_weights(params, names), config)
+        weights = host_weights(params, names)
+        edges = fixed_edges(weights, config)
+        edges = start_edges(weights, config) if edges is None else edges
         stats.update({name: Bins(edges, group) for name in names})
     return stats
