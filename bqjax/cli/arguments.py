@@ -23,7 +23,7 @@ class Compress:
     """
 
     weights: Annotated[Path | None, tyro.conf.Positional] = None
-    """Any .safetensors weights, compressed without a model and without data; or a quantized .tflite model."""
+    """Any .safetensors weights, as a file, a folder or an index, compressed without model and data; or a .tflite model."""
     config: Path | None = None
     """A Python file that defines `config = Experiment(...)`; see configs/. Its first method makes the file."""
     data: Path | None = None
@@ -124,7 +124,7 @@ class Compress:
         from bqjax.cli.compress_tflite import compress_tflite
         from bqjax.cli.compress_weights import compress_weights
 
-        out, method = self.out or source.with_suffix(".bq.safetensors"), self.method or "gaussian-bins"
+        out, method = self.out or _beside(source), self.method or "gaussian-bins"
         if method not in ("gaussian-bins", "kmeans"):
             raise ValueError(f"--method {method!r}: weights without a model are compressed by gaussian-bins or kmeans")
         common: dict[str, Any] = {"bins": self.bins, "coder": self.coder, "force": self.force, "console": console}
@@ -132,6 +132,15 @@ class Compress:
             compress_tflite(source, out, method="lossless" if self.lossless else method, **common)
         else:
             compress_weights(source, out, method=method, sigma_scale=self.sigma_scale, only=self.only, skip=self.skip, **common)
+
+
+def _beside(source: Path) -> Path:
+    """Where a compressed checkpoint goes that is given no name: beside the file, or beside the folder."""
+    if source.is_dir():
+        source = source.resolve()
+        return source.with_name(f"{source.name}.bq.safetensors")
+    stem = source.name.removesuffix(".safetensors.index.json")
+    return source.with_suffix(".bq.safetensors") if stem == source.name else source.with_name(f"{stem}.bq.safetensors")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
-"""``bqjax compress WEIGHTS.safetensors``: any weights, leaf by leaf, so that a file larger than memory can be compressed."""
+"""``bqjax compress WEIGHTS``: any weights, leaf by leaf, so that a file larger than memory can be compressed."""
 
 from __future__ import annotations
 
-import fnmatch
-import glob
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -16,11 +14,14 @@ import zstandard
 from rich.console import Console
 
 from bqjax import codec
-from bqjax.adapters.safetensors import StoredTensor, open_weights
+from bqjax.adapters.checkpoints import open_checkpoint
+from bqjax.adapters.origin import origin_metadata
+from bqjax.adapters.quantized import quantizer_tensors
+from bqjax.adapters.safetensors import StoredTensor
 from bqjax.cli.files import refuse_same
 from bqjax.codec import Deferred
 from bqjax.core.leaves import is_compressed
-from bqjax.core.rules import Rule, select
+from bqjax.core.rules import Rule, Selection, select
 from bqjax.methods.baselines.weight_sharing import kmeans_share
 from bqjax.methods.bins.gaussian import BinConfig, gaussian_bins
 from bqjax.methods.bins.quantize import bin_and_quant
@@ -34,19 +35,22 @@ _THOROUGH_BYTES = 1 << 26
 _CHUNK = 1 << 20
 
 
-def _rules(params: Any, only: Sequence[str], skip: Sequence[str]) -> list[Rule[Any]] | None:
-    if not only and not skip:
-        return None
+def _choose(tensors: Mapping[str, StoredTensor], only: Sequence[str], skip: Sequence[str]) -> Selection[Any]:
+    """The leaves to compress: those that are named, or those of the default that are not skipped and scale no codes."""
     skipped = [Rule[Any](pattern, skip=True) for pattern in skip]
     if only:
-        return skipped + [Rule(pattern) for pattern in only]
-    # What the default rule takes, less what is skipped.
-    for pattern in skip:
-        select(params, [Rule(pattern, skip=True)])  # refuses a pattern that matches nothing
-    kept = [name for name in select(params).taken if not any(fnmatch.fnmatchcase(name, pattern) for pattern in skip)]
-    if not kept:
+        return select(tensors, skipped + [Rule(pattern) for pattern in only])
+    default: Selection[Any] = select(tensors)
+    left = dict(default.left)
+    left |= {name: f"{tensors[name].type.stored}, a dtype that is not known" for name in left if tensors[name].dtype.kind == "V"}
+    for name, codes in quantizer_tensors(tensors).items():
+        left[name] = f"it belongs to {codes}, which is quantized already; --only {name} compresses it all the same"
+    if skip:
+        left |= {name: why for name, why in select(tensors, skipped).left.items() if why.startswith("skipped")}
+    taken = {name: rule for name, rule in default.taken.items() if name not in left}
+    if not taken and skip:
         raise ValueError(f"nothing is left to compress: {', '.join(map(repr, skip))} skip every leaf")
-    return [*skipped, *(Rule(glob.escape(name)) for name in kept)]
+    return Selection(taken, {name: left[name] for name in tensors if name in left})
 
 
 def compress_weights(
@@ -62,15 +66,18 @@ def compress_weights(
     force: bool = False,
     console: Console,
 ) -> None:
-    """Compresses any safetensors weights with no model and no data, and checks the file by decoding it.
+    """Compresses a checkpoint of safetensors files with no model and no data, and checks the file by decoding it.
 
     Leaves are read, compressed and written one by one, and read back one by one: memory holds what one leaf needs.
     """
     if out.exists() and not force:
         raise ValueError(f"{out} exists: pass --force to overwrite it")
     refuse_same(source, out)
-    params = open_weights(source)
-    selection = select(params, _rules(params, only, skip))
+    checkpoint = open_checkpoint(source)
+    params = checkpoint.tensors
+    for path in checkpoint.files:
+        refuse_same(path, out)
+    selection = _choose(params, only, skip)
     if not selection.taken:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in list(selection.left.items())[:5])
         raise ValueError(f"{source} has no leaf to compress: {reasons}; name leaves by --only")
@@ -85,7 +92,7 @@ def compress_weights(
         def make(name: str) -> Any:
             leaf: Any = params[name].read()
             if name in selection.taken:
-                one, rules = {name: _single(leaf)}, [Rule[Any](glob.escape(name))]
+                one, rules = {name: _single(leaf)}, [Rule[Any](name)]
                 if method == "gaussian-bins":
                     stats = gaussian_bins(one, BinConfig(n_bins=bins, sigma_scale=sigma_scale), rules)
                     leaf = bin_and_quant(one, stats)[name]
@@ -96,12 +103,14 @@ def compress_weights(
             return leaf
 
         tree = {name: Deferred(lambda name=name: make(name)) for name in params}  # type: ignore[misc]
-        info = codec.save(out, tree, coder=coder, force=force, metadata={"method": method})
+        info = codec.save(
+            out, tree, coder=coder, force=force, metadata={"method": method} | origin_metadata(params, checkpoint.metadata)
+        )
     seconds = time.monotonic() - start
     error = _checked(out, params, selection.taken, written)
     console.print(rich_table(file_table(info, out.name)))
-    whole, size = source.stat().st_size, out.stat().st_size
-    level, lossless = _zstd_bytes(source)
+    whole, size = checkpoint.file_bytes, out.stat().st_size
+    level, lossless = _zstd_bytes(checkpoint.files)
     console.print(rich_table(Table(
         "Size",
         ("file", "bytes", "ratio"),
@@ -115,6 +124,8 @@ def compress_weights(
     )))  # fmt: skip
     for name, reason in selection.left.items():
         say(console, f"left as it was: {name} ({reason})")
+    for name, reason in checkpoint.passed_over.items():
+        say(console, f"not in the file: {name} ({reason})")
 
 
 def _single(leaf: np.ndarray) -> np.ndarray:
@@ -153,12 +164,13 @@ def _checked(out: Path, params: Mapping[str, StoredTensor], taken: Mapping[str, 
     return (error / power) ** 0.5 if power else 0.0
 
 
-def _zstd_bytes(path: Path) -> tuple[int, int]:
-    """Level of zstandard, and the size of the file after it."""
-    size = path.stat().st_size
+def _zstd_bytes(paths: Sequence[Path]) -> tuple[int, int]:
+    """Level of zstandard, and the size of the files after it, one after the other."""
+    size = sum(path.stat().st_size for path in paths)
     level, total = 19 if size <= _THOROUGH_BYTES else 3, 0
     compressor = zstandard.ZstdCompressor(level=level).compressobj(size=size)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            total += len(compressor.compress(chunk))
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                total += len(compressor.compress(chunk))
     return level, total + len(compressor.flush())

@@ -8,7 +8,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from bqjax.adapters.safetensors import open_weights, read_weights, stream_weights, write_weights
+from bqjax.adapters.safetensors import TensorType, open_weights, read_weights, stream_weights, write_weights
 
 INTEGERS = [f"{sign}int{size}" for sign in ("", "u") for size in (8, 16, 32, 64)]
 DTYPES = ["bool", *INTEGERS, "float16", "float32", "float64", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
@@ -61,7 +61,7 @@ def test_what_is_no_such_file_is_refused_by_name(tmp_path):
     whole = safetensors.numpy.save({"w": np.zeros(5, np.float32)})
     for damaged in (b"", b"not weights at all", whole[:-1], whole[:20], whole + b"\0"):
         (tmp_path / "damaged").write_bytes(damaged)
-        with pytest.raises(ValueError, match="damaged is not a safetensors file, or is damaged"):
+        with pytest.raises(ValueError, match="damaged is not a safetensors file"):
             read_weights(tmp_path / "damaged")
 
 
@@ -104,7 +104,7 @@ def test_what_is_not_opened(tmp_path):
 def test_arrays_are_written_one_by_one(tmp_path):
     rng = np.random.default_rng(0)
     weights = {"b": rng.normal(size=(3, 4)).astype(np.float32), "a": np.int64(7), "half": jnp.ones((2, 3), jnp.bfloat16)}
-    shapes = {name: (np.shape(array), np.dtype(array.dtype)) for name, array in weights.items()}
+    shapes = {name: TensorType.of(name, np.shape(array), np.dtype(array.dtype)) for name, array in weights.items()}
     stream_weights(tmp_path / "w", shapes, iter(weights.items()))
     back = read_weights(tmp_path / "w")
     assert set(back) == set(weights)
@@ -114,7 +114,7 @@ def test_arrays_are_written_one_by_one(tmp_path):
 
 
 def test_what_was_not_announced_is_not_written(tmp_path):
-    shapes = {"a": ((2,), np.dtype(np.float32)), "b": ((1,), np.dtype(np.float32))}
+    shapes = {"a": TensorType("F32", (2,), 8), "b": TensorType("F32", (1,), 4)}
     a, b = ("a", np.zeros(2, np.float32)), ("b", np.zeros(1, np.float32))
     for arrays, message in (
         ([b, a], "'b' of shape"),
@@ -124,6 +124,6 @@ def test_what_was_not_announced_is_not_written(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             stream_weights(tmp_path / "w", shapes, arrays)
-    with pytest.raises(ValueError, match="'c' has dtype complex64, which safetensors cannot hold"):
-        stream_weights(tmp_path / "w", {"c": ((1,), np.dtype(np.complex64))}, [])
+    with pytest.raises(ValueError, match="'c' has dtype complex128, which safetensors cannot hold"):
+        TensorType.of("c", (1,), np.dtype(np.complex128))
     assert not list(tmp_path.iterdir())
