@@ -42,7 +42,7 @@ def _choose(tensors: Mapping[str, StoredTensor], only: Sequence[str], skip: Sequ
         return select(tensors, skipped + [Rule(pattern) for pattern in only])
     default: Selection[Any] = select(tensors)
     left = dict(default.left)
-    left |= {name: f"{tensors[name].type.stored}, a dtype that is not known" for name in left if tensors[name].dtype.kind == "V"}
+    left |= {name: f"{tensors[name].type.stored}, a dtype that is not known" for name in left if tensors[name].dtype == "V1"}
     for name, codes in quantizer_tensors(tensors).items():
         left[name] = f"it belongs to {codes}, which is quantized already; --only {name} compresses it all the same"
     if skip:
