@@ -11,14 +11,50 @@ import numpy as np
 
 # Every dtype of the format, with the bits of an entry, and one that is still to come.
 BITS = {
-    **{"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64},
-    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8},
-    **{"F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64, "F5_TO_COME": 8},
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "U16": 16,
+    "I16": 16,
+    "U32": 32,
+    "I32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F16": 16,
+    "BF16": 16,
+    "F32": 32,
+    "F64": 64,
+    "C64": 64,
+    "F5_TO_COME": 8,
 }
 COMPRESSIBLE = ("F16", "BF16", "F32", "F64")
 _CHARACTERS = st.characters(codec="utf-8", exclude_characters="\0")
 NAMES = st.sampled_from(
-    ["", ".", "a", "a/b", "/", "layers.0.weight", "a[0].weight", "['params']['Dense_0']['kernel']", "*", "w?", "[a-c]", "[!a]", "[", "gewicht-ß", "重み"]
+    [
+        "",
+        ".",
+        "a",
+        "a/b",
+        "/",
+        "layers.0.weight",
+        "a[0].weight",
+        "['params']['Dense_0']['kernel']",
+        "*",
+        "w?",
+        "[a-c]",
+        "[!a]",
+        "[",
+        "gewicht-ß",
+        "重み",
+    ]
 ) | st.text(_CHARACTERS, max_size=8)
 
 
@@ -46,7 +82,9 @@ def parsed(content: bytes) -> File:
     length = int.from_bytes(content[:8], "little")
     entries, data = json.loads(content[8 : 8 + length]), content[8 + length :]
     metadata = entries.pop("__metadata__", {})
-    return File({name: Tensor(e["dtype"], tuple(e["shape"]), data[slice(*e["data_offsets"])]) for name, e in entries.items()}, metadata)
+    return File(
+        {name: Tensor(e["dtype"], tuple(e["shape"]), data[slice(*e["data_offsets"])]) for name, e in entries.items()}, metadata
+    )
 
 
 @st.composite

@@ -22,7 +22,10 @@ from bqjax.core.rules import Rule, select
 
 W = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
 SETTINGS = hypothesis.settings(
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow], deadline=None, max_examples=30, phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate]
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+    deadline=None,
+    max_examples=30,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
 )
 
 
@@ -74,7 +77,9 @@ def test_a_dtype_that_is_not_compressed_blocks_nothing(dtype, tmp_path):
 def test_a_rule_for_a_dtype_that_cannot_be_compressed_names_the_leaf(tmp_path):
     for dtype in ("F8_E4M3", "F4"):
         file = File({"w": Tensor("F32", (8, 6), W.tobytes()), "small": Tensor(dtype, (2, 4), bytes(BITS[dtype]))}, {})
-        with pytest.raises(ValueError, match=f"leaf 'small', which cannot be compressed: float{BITS[dtype]}.* bits already: convert it"):
+        with pytest.raises(
+            ValueError, match=f"leaf 'small', which cannot be compressed: float{BITS[dtype]}.* bits already: convert it"
+        ):
             through(tmp_path, file, only=["small"])
 
 

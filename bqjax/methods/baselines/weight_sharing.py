@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from bqjax.core.gather import beside, end_to_end
-from bqjax.core.gather import beside, end_to_end
 from bqjax.core.leaves import Clustered, decode, round_to, trim_codebook
 from bqjax.core.rules import Rule, group_setting, grouped, select
 from bqjax.core.tree import by_size, check_finite, named_leaves, replace
