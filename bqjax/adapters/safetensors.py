@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from bqjax.core.files import atomic_write
-from bqjax.core.recognize import recognize
+from bqjax.core.recognize import refuse_other
 
 __all__ = [
     "StoredTensor",
@@ -169,9 +169,7 @@ def open_file(path: str | os.PathLike[str]) -> WeightsFile:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is a folder, not a file" if path.is_dir() else f"no file {path}")
-    kind = recognize(path)
-    if kind is not None and kind.name != "safetensors":
-        raise ValueError(f"{path} is not a safetensors file of weights, it is {kind.what}: {kind.remedy}")
+    refuse_other(path, "a safetensors file of weights", "safetensors")
     try:
         return _parse(path)
     except ValueError as error:

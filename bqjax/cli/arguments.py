@@ -73,6 +73,10 @@ class Compress:
             raise ValueError("--confidence is one of keeping a drop: name it by --max-drop")
         if self.method is not None and (self.target_size is not None or (self.max_drop is not None and self.config is not None)):
             raise ValueError("--method cannot go with a plan for --target-size or --max-drop")
+        if self.weights is not None and self.weights.suffix == ".tflite":
+            from bqjax.core.recognize import refuse_other
+
+            refuse_other(self.weights, "a .tflite model", "tflite", "text", "empty")
         if self.config is not None:
             self._experiment(self.config, console, command)
         elif self.weights is not None and self.weights.suffix == ".tflite" and self.data is not None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import zstandard
 from rich.console import Console
@@ -20,7 +18,7 @@ from bqjax.adapters.quantized import quantizer_tensors
 from bqjax.adapters.safetensors import StoredTensor
 from bqjax.cli.files import refuse_same
 from bqjax.codec import Deferred
-from bqjax.core.leaves import is_compressed
+from bqjax.codec.same import fingerprint
 from bqjax.core.rules import Rule, Selection, select
 from bqjax.methods.baselines.weight_sharing import kmeans_share
 from bqjax.methods.bins.gaussian import BinConfig, gaussian_bins
@@ -98,7 +96,7 @@ def compress_weights(
                     leaf = bin_and_quant(one, stats)[name]
                 else:
                     leaf = kmeans_share(one, bins, rules)[name]
-            written[name] = _fingerprint(leaf)
+            written[name] = fingerprint(name, leaf)
             progress(len(written), len(params), name)
             return leaf
 
@@ -132,22 +130,12 @@ def _single(leaf: np.ndarray) -> np.ndarray:
     return leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf
 
 
-def _fingerprint(leaf: Any) -> bytes:
-    """Of everything that a leaf is: its arrays bit for bit, and its shape, dtype and order of axes."""
-    arrays, structure = jax.tree.flatten(leaf)
-    digest = hashlib.sha256(repr(structure).encode() if is_compressed(leaf) else b"")
-    for array in map(np.asarray, arrays):
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.digest()
-
-
 def _checked(out: Path, params: Mapping[str, StoredTensor], taken: Mapping[str, Any], written: Mapping[str, bytes]) -> float:
     """Reads the file back, compares each leaf with what was written, and returns the relative error of those compressed."""
     error = power = 0.0
     read = set()
     for name, leaf in codec.read_leaves(out):
-        if _fingerprint(leaf) != written[name]:
+        if fingerprint(name, leaf) != written[name]:
             raise RuntimeError(f"{out}: leaf {name!r} does not decode to what was written into it")
         read.add(name)
         if name not in taken:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["FileKind", "recognize", "recognize_bytes"]
+__all__ = ["FileKind", "recognize", "recognize_bytes", "refuse_other"]
 
 _START = 4096
 
@@ -48,6 +48,7 @@ _INDEX = FileKind("index", "the index of a checkpoint of several files", "name i
 _PICKLE = FileKind("pickle", "a Python pickle (an old PyTorch file, .pkl)", _SAVE)
 
 _SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
+    (4, b"TFL3", FileKind("tflite", "a .tflite model", "give it the ending .tflite, and `bqjax compress` reads it")),
     (
         0,
         b"version https://git-lfs",
@@ -68,7 +69,6 @@ _SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
     (0, b"GGUF", FileKind("gguf", "a GGUF file", "compress the safetensors files that it was made of")),
     (0, b"lmgg", FileKind("ggml", "a GGML file", "compress the weights that it was made of")),
     (0, b"PAR1", FileKind("parquet", "a Parquet table", "it holds data, no weights")),
-    (4, b"TFL3", FileKind("tflite", "a .tflite model", "give it the ending .tflite, and `bqjax compress` reads it")),
     *((0, b"\x80" + bytes([protocol]), _PICKLE) for protocol in range(2, 6)),
 )
 
@@ -88,6 +88,19 @@ def recognize(path: str | os.PathLike[str]) -> FileKind | None:
         if kind is not None and kind.name == "json" and b'"weight_map"' in start + file.read(1 << 20):
             return _INDEX
     return kind
+
+
+def refuse_other(path: str | os.PathLike[str], wanted: str, *names: str) -> None:
+    """Raises ``ValueError`` where a file is recognized as something else than what is wanted, with what it is and what to do.
+
+    Args:
+      path: the file; where there is none, or it is of no known kind, nothing is said.
+      wanted: in words, with an article.
+      names: of the kinds that may be it.
+    """
+    kind = recognize(path) if Path(path).is_file() else None
+    if kind is not None and kind.name not in names:
+        raise ValueError(f"{path} is not {wanted}, it is {kind.what}: {kind.remedy}")
 
 
 def recognize_bytes(start: bytes, suffix: str = "") -> FileKind | None:

@@ -107,7 +107,8 @@ def file_table(info: codec.FileInfo, title: str) -> Table:
         layer = layer if layer in searched else layer.rpartition("/")[0]  # a class of its outputs
         done = _done(*searched.get(layer, ("", None))) if weights else ("", "")
         without.pop(layer, None)
-        stored = leaf.kind, values, leaf.coder or "", leaf.group or ""
+        kind = leaf.kind if leaf.same_as is None else f"as {leaf.same_as}"
+        stored = kind, values, leaf.coder or "", leaf.group or ""
         lines.append((leaf.name, shape, leaf.dtype, *stored, per_weight, f"{leaf.bytes:,}", *done))
     lines += [(name, "", "", "within flatbuffer", "", "", "", "", "", *_done(*what)) for name, what in without.items()]
     rest = info.file_bytes - sum(leaf.bytes for leaf in info.leaves)
