@@ -24,8 +24,10 @@ _COMPARING_MAX_K = 16
 CHUNK = 2**14
 LANES = 64
 _SCATTER_ROWS = 64
-# Sizes of the largest value between which nothing overflows or vanishes in float32.
-_USUAL = (2.0**-60, 2.0**60)
+# Sizes of the largest value between which nothing overflows or vanishes in float32, and the power of two that a larger one gets:
+# no smaller than need be, since what is small beside it loses digits.
+_USUAL = (2.0**-60, 2.0**100)
+_LARGE = 30
 # Values that a pass works on at a time: what it holds of them is small beside the values.
 _PIECE = 2**18
 
@@ -68,12 +70,12 @@ def exponent_of(x: Any) -> Any:
     if not concrete(x):
         largest = jnp.nanmax(jnp.abs(x))
         outside = (largest > _USUAL[1]) | ((largest < _USUAL[0]) & (largest > 0))
-        return jnp.where(outside, jnp.frexp(largest)[1], 0)
+        return jnp.where(outside, jnp.frexp(largest)[1] - jnp.where(largest > 1, _LARGE, 0), 0)
     few = x.size <= 2**15
     if _USUAL[0] <= float(np.nanmax(np.abs(np.asarray(x))) if few else _largest(x)) <= _USUAL[1]:
         return 0
     largest = np.nanmax(np.abs(np.asarray(x)))  # XLA takes denormals for zeros
-    return int(np.frexp(largest)[1]) if largest > 0 else 0
+    return int(np.frexp(largest)[1]) - (_LARGE if largest > 1 else 0) if largest > 0 else 0
 
 
 @jax.jit
