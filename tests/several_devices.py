@@ -21,6 +21,7 @@ FUNCTIONS = {
     "curvature": ("sensitivity/test_curvature.py", "on_all_devices"),
     "engine": ("sensitivity/test_evaluator_engine.py", "on_devices_twice"),
     "sweeps": ("sensitivity/test_multi_device.py", "on_all_devices"),
+    "groups": ("core/test_gather.py", "on_different_devices"),
     "rows": ("experiment/test_side_by_side.py", "side_by_side"),
 }
 

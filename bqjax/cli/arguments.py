@@ -23,7 +23,7 @@ class Compress:
     """
 
     weights: Annotated[Path | None, tyro.conf.Positional] = None
-    """Any .safetensors weights, compressed without a model and without data; or a quantized .tflite model."""
+    """Any .safetensors weights, as a file, a folder or an index, compressed without model and data; or a .tflite model."""
     config: Path | None = None
     """A Python file that defines `config = Experiment(...)`; see configs/. Its first method makes the file."""
     data: Path | None = None
@@ -81,6 +81,10 @@ class Compress:
         planned = self.target_size is not None or self.max_drop is not None
         if self.method is not None and self.config is not None and planned:
             raise ValueError("--method cannot go with a plan for --target-size or --max-drop")
+        if self.weights is not None and self.weights.suffix == ".tflite":
+            from bqjax.core.recognize import refuse_other
+
+            refuse_other(self.weights, "a .tflite model", "tflite", "text", "empty")
         if self.config is not None:
             self._experiment(self.config, console, command)
         elif self.weights is not None and self.weights.suffix == ".tflite" and self.data is not None:
@@ -135,7 +139,7 @@ class Compress:
         from bqjax.cli.compress_tflite import compress_tflite
         from bqjax.cli.compress_weights import compress_lossless, compress_weights
 
-        out = self.out or source.with_suffix(".bq.safetensors")
+        out = self.out or _beside(source)
         if source.suffix == ".tflite":
             method = self.method or "gaussian-bins"
             if method not in ("gaussian-bins", "kmeans"):
@@ -171,6 +175,15 @@ class Compress:
             raise ValueError("--target-size chooses the error of even levels itself: it cannot go with --rtol or another --method")
         name = self.method or "even"
         return WeightMethod(name=name, bins=self.bins, sigma_scale=self.sigma_scale, rtol=self.rtol, lmbda=self.lmbda)
+
+
+def _beside(source: Path) -> Path:
+    """Where a compressed checkpoint goes that is given no name: beside the file, or beside the folder."""
+    if source.is_dir():
+        source = source.resolve()
+        return source.with_name(f"{source.name}.bq.safetensors")
+    stem = source.name.removesuffix(".safetensors.index.json")
+    return source.with_suffix(".bq.safetensors") if stem == source.name else source.with_name(f"{stem}.bq.safetensors")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
-"""``bqjax compress WEIGHTS.safetensors``: any weights, leaf by leaf, so that a file larger than memory can be compressed."""
+"""``bqjax compress WEIGHTS``: any weights, leaf by leaf, so that a file larger than memory can be compressed."""
 
 from __future__ import annotations
 
-import fnmatch
-import glob
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,15 +12,19 @@ import zstandard
 from rich.console import Console
 
 from bqjax import codec
-from bqjax.adapters.safetensors import StoredTensor, open_weights
+from bqjax.adapters.checkpoints import open_checkpoint
+from bqjax.adapters.origin import origin_metadata
+from bqjax.adapters.quantized import quantizer_tensors
+from bqjax.adapters.safetensors import StoredTensor
 from bqjax.cli.compress_budget import parse_size
 from bqjax.cli.files import refuse_same
 from bqjax.cli.weights_methods import WeightMethod
 from bqjax.cli.weights_report import LeafError, error_table, measured, total_error, warnings
-from bqjax.cli.weights_run import Run, fingerprint, single, within
+from bqjax.cli.weights_run import Run, single, within
 from bqjax.codec import Deferred
+from bqjax.codec.same import fingerprint
 from bqjax.core.leaves import is_compressed
-from bqjax.core.rules import Rule, select
+from bqjax.core.rules import Rule, Selection, select
 from bqjax.report.console import say
 from bqjax.report.tables import Table, file_table, rich_table
 
@@ -33,19 +35,22 @@ _THOROUGH_BYTES = 1 << 26
 _CHUNK = 1 << 20
 
 
-def _rules(params: Any, only: Sequence[str], skip: Sequence[str]) -> list[Rule[Any]] | None:
-    if not only and not skip:
-        return None
+def _choose(tensors: Mapping[str, StoredTensor], only: Sequence[str], skip: Sequence[str]) -> Selection[Any]:
+    """The leaves to compress: those that are named, or those of the default that are not skipped and scale no codes."""
     skipped = [Rule[Any](pattern, skip=True) for pattern in skip]
     if only:
-        return skipped + [Rule(pattern) for pattern in only]
-    # What the default rule takes, less what is skipped.
-    for pattern in skip:
-        select(params, [Rule(pattern, skip=True)])  # refuses a pattern that matches nothing
-    kept = [name for name in select(params).taken if not any(fnmatch.fnmatchcase(name, pattern) for pattern in skip)]
-    if not kept:
+        return select(tensors, skipped + [Rule(pattern) for pattern in only])
+    default: Selection[Any] = select(tensors)
+    left = dict(default.left)
+    left |= {name: f"{tensors[name].type.stored}, a dtype that is not known" for name in left if tensors[name].dtype == "V1"}
+    for name, codes in quantizer_tensors(tensors).items():
+        left[name] = f"it belongs to {codes}, which is quantized already; --only {name} compresses it all the same"
+    if skip:
+        left |= {name: why for name, why in select(tensors, skipped).left.items() if why.startswith("skipped")}
+    taken = {name: rule for name, rule in default.taken.items() if name not in left}
+    if not taken and skip:
         raise ValueError(f"nothing is left to compress: {', '.join(map(repr, skip))} skip every leaf")
-    return [*skipped, *(Rule(glob.escape(name)) for name in kept)]
+    return Selection(taken, {name: left[name] for name in tensors if name in left})
 
 
 def compress_weights(
@@ -60,7 +65,7 @@ def compress_weights(
     force: bool = False,
     console: Console,
 ) -> None:
-    """Compresses any safetensors weights with no model and no data, and checks the file by decoding it.
+    """Compresses a checkpoint of safetensors files with no model and no data, and checks the file by decoding it.
 
     Leaves are read, compressed and written one by one, and read back one by one: memory holds what one leaf needs.
     """
@@ -68,8 +73,12 @@ def compress_weights(
     if out.exists() and not force:
         raise ValueError(f"{out} exists: pass --force to overwrite it")
     refuse_same(source, out)
-    params = open_weights(source)
-    selection = select(params, _rules(params, only, skip))
+    checkpoint = open_checkpoint(source)
+    params = checkpoint.tensors
+    for path in checkpoint.files:
+        refuse_same(path, out)
+    metadata = origin_metadata(params, checkpoint.metadata)
+    selection = _choose(params, only, skip)
     if not selection.taken:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in list(selection.left.items())[:5])
         raise ValueError(f"{source} has no leaf to compress: {reasons}; name leaves by --only, or take --lossless")
@@ -79,17 +88,17 @@ def compress_weights(
             say(console, f"from float64 to float32: {name}")
     start = time.monotonic()
     if target_size is None:
-        run = Run(params, selection.taken, method)
+        run = Run(params, selection.taken, method, metadata)
         info = run.write(out, coder, force, console)
     else:
-        run, info = within(parse_size(target_size), params, selection.taken, method, out, coder, force, console)
+        run, info = within(parse_size(target_size), Run(params, selection.taken, method, metadata), out, coder, force, console)
     seconds = time.monotonic() - start
     errors = _checked(out, params, selection.taken, run.written)
     console.print(rich_table(file_table(info, out.name)))
     if errors:
         console.print(rich_table(error_table(errors, run.notes)))
-    whole, size = source.stat().st_size, out.stat().st_size
-    level, lossless = _zstd_bytes(source)
+    whole, size = checkpoint.file_bytes, out.stat().st_size
+    level, lossless = _zstd_bytes(checkpoint.files)
     console.print(rich_table(Table(
         "Size",
         ("file", "bytes", "ratio"),
@@ -103,6 +112,8 @@ def compress_weights(
     )))  # fmt: skip
     for name, reason in selection.left.items():
         say(console, f"left as it was: {name} ({reason})")
+    for name, reason in checkpoint.passed_over.items():
+        say(console, f"not in the file: {name} ({reason})")
     for name in set(run.notes) - {e.name for e in errors}:
         say(console, f"{name}: {run.notes[name]}")
     for warning in warnings(errors):
@@ -110,22 +121,27 @@ def compress_weights(
 
 
 def compress_lossless(source: Path, out: Path, *, force: bool = False, console: Console) -> None:
-    """Entropy-codes any safetensors weights tensor by tensor, so that they come back bit for bit, and checks that they do."""
+    """Entropy-codes a checkpoint of safetensors files tensor by tensor, and checks that it comes back bit for bit."""
     if out.exists() and not force:
         raise ValueError(f"{out} exists: pass --force to overwrite it")
     refuse_same(source, out)
-    params = open_weights(source)
+    checkpoint = open_checkpoint(source)
+    params = checkpoint.tensors
+    for path in checkpoint.files:
+        refuse_same(path, out)
     start = time.process_time()
     tree = {name: Deferred(lambda name=name: params[name].read()) for name in params}  # type: ignore[misc]
-    info = codec.save(out, tree, force=force, metadata={"method": "lossless"}, thorough=False)
+    info = codec.save(
+        out, tree, force=force, metadata={"method": "lossless"} | origin_metadata(params, checkpoint.metadata), thorough=False
+    )
     written, start = time.process_time() - start, time.process_time()
     for name, leaf in codec.read_leaves(out):
         if not _same_bits(leaf, params[name].read()):
             raise RuntimeError(f"{out}: leaf {name!r} does not decode to what was written into it")
     checked = time.process_time() - start
     console.print(rich_table(file_table(info, out.name)))
-    whole, size = source.stat().st_size, out.stat().st_size
-    level, other = _zstd_bytes(source)
+    whole, size = checkpoint.file_bytes, out.stat().st_size
+    level, other = _zstd_bytes(checkpoint.files)
     rows = [
         (source.name, f"{whole:,}", "1.00", "1.000"),
         (f"{source.name}, zstd -{level}", f"{other:,}", f"{whole / other:.2f}", f"{other / whole:.3f}"),
@@ -134,6 +150,8 @@ def compress_lossless(source: Path, out: Path, *, force: bool = False, console: 
     speeds = f"Written at {whole / written / 1e6:.0f} MB and read back at {whole / checked / 1e6:.0f} MB a second of processor time"
     caption = f"{speeds}; all {len(params)} tensors are what they were, bit for bit."
     console.print(rich_table(Table("Size", ("file", "bytes", "ratio", "of the size"), rows, caption)))
+    for name, reason in checkpoint.passed_over.items():
+        say(console, f"not in the file: {name} ({reason})")
 
 
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
@@ -148,7 +166,7 @@ def _checked(
     errors = []
     read = set()
     for name, leaf in codec.read_leaves(out):
-        if fingerprint(leaf) != written[name]:
+        if fingerprint(name, leaf) != written[name]:
             raise RuntimeError(f"{out}: leaf {name!r} does not decode to what was written into it")
         read.add(name)
         if name in taken and is_compressed(leaf):
@@ -158,12 +176,13 @@ def _checked(
     return errors
 
 
-def _zstd_bytes(path: Path) -> tuple[int, int]:
-    """Level of zstandard, and the size of the file after it."""
-    size = path.stat().st_size
+def _zstd_bytes(paths: Sequence[Path]) -> tuple[int, int]:
+    """Level of zstandard, and the size of the files after it, one after the other."""
+    size = sum(path.stat().st_size for path in paths)
     level, total = 19 if size <= _THOROUGH_BYTES else 3, 0
     compressor = zstandard.ZstdCompressor(level=level).compressobj(size=size)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            total += len(compressor.compress(chunk))
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                total += len(compressor.compress(chunk))
     return level, total + len(compressor.flush())

@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from bqjax import codec
+from bqjax.adapters.origin import described as origin_described
+from bqjax.adapters.origin import origin
 from bqjax.adapters.safetensors import stream_weights
-from bqjax.codec.structure import DTYPES
 from bqjax.core.files import atomic_write
 from bqjax.core.leaves import decode
 from bqjax.report.console import say
@@ -34,14 +35,16 @@ def decompress(source: Path, out: Path, *, force: bool = False, console: Console
             file.write(content)
         say(console, f"wrote {out}: a .tflite model, {len(content):,} bytes")
         return
-    shapes = {leaf.name: (leaf.shape, DTYPES[leaf.dtype]) for leaf in info.leaves}
-    stream_weights(out, shapes, ((name, decode(leaf)) for name, leaf in codec.read_leaves(source)), force=force)
-    say(console, f"wrote {out}: {len(shapes)} tensors, {out.stat().st_size:,} bytes")
+    types, metadata = origin(info)
+    leaves = ((name, decode(leaf)) for name, leaf in codec.read_leaves(source))
+    stream_weights(out, types, leaves, force=force, metadata=metadata)
+    say(console, f"wrote {out}: {len(types)} tensors, {out.stat().st_size:,} bytes")
 
 
 def inspect(source: Path, *, console: Console) -> None:
     """Shows what a file holds, leaf by leaf, without decoding it."""
     info = codec.inspect(source)
     console.print(rich_table(file_table(info, source.name)))
-    for name, value in described(info.metadata).items():
+    metadata = described(info.metadata) if info.metadata.get("kind") == "tflite" else origin_described(info)
+    for name, value in metadata.items():
         say(console, f"{name}: {value}")

@@ -34,6 +34,7 @@ from bqjax.codec import entropy, header, structure
 from bqjax.codec.header import read_exactly
 from bqjax.codec.info import FileInfo, LeafInfo
 from bqjax.codec.records import parse_records, to_record
+from bqjax.codec.same import Written, again, check_repeated, fingerprint
 from bqjax.codec.streams import ReadGroup, WrittenGroup, decode_leaf, encode_leaf
 from bqjax.core.files import atomic_write
 from bqjax.core.leaves import is_compressed
@@ -75,7 +76,9 @@ def save(
       tree: nested dicts with ``str`` or ``int`` keys, lists, tuples and None are restored as they are; other nodes
         (NamedTuple, dataclass) come back as dicts unless :func:`load` is given ``like``. Leaves are compressed leaves
         and arrays of numbers or booleans, including NumPy scalars. Python numbers are refused, since they have no dtype.
-        A :class:`Deferred` leaf is made when its turn comes, so that a tree need not fit into memory.
+        A :class:`Deferred` leaf is made when its turn comes, so that a tree need not fit into memory. Leaves that are one
+        object, or have equal content, are written once: one object (tied weights) is one again when the file is read, equals
+        are read as objects of their own.
       coder: for the codes of all compressed leaves, see :mod:`bqjax.codec.entropy`. ``"auto"`` tries all of them leaf by leaf,
         at about 1 s per million codes; ``"ans"`` is nearly always as small and takes a fiftieth of that.
       force: overwrite an existing file.
@@ -116,12 +119,19 @@ def save(
             file.write(data)
 
         file.write(header.placeholder())
+        written = Written()
         for name, leaf in leaves.items():
-            info, parts = encode_leaf(name, leaf.make() if isinstance(leaf, Deferred) else leaf, coder, groups, thorough)
-            for part in parts:
-                write(part)
+            if (info := written.object(name, leaf)) is None:
+                made = leaf.make() if isinstance(leaf, Deferred) else leaf
+                mark = fingerprint(name, made)
+                if (info := written.equal(name, mark)) is None:
+                    info, parts = encode_leaf(name, made, coder, groups, thorough)
+                    for part in parts:
+                        write(part)
+                    written.add(info, leaf, mark)
+                    del parts  # before the next leaf is made
+                del made
             infos.append(info)
-            del parts  # before the next leaf is made
         data_bytes = sum(info.bytes for info in infos)
         described = {"t": document, "l": [to_record(info) for info in infos], **({"m": metadata} if metadata else {})}
         text = json.dumps(described, separators=(",", ":"), allow_nan=False).encode()
@@ -160,14 +170,16 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
         _verify(file, head)
         file.seek(head.data_offset)
         groups: dict[str, ReadGroup] = {}
-        leaves = {info.name: decode_leaf(file, info, groups) for info in infos}
+        leaves: dict[str, Any] = {}
+        for info in infos:
+            leaves[info.name] = again(leaves[info.same_as], info) if info.same_as is not None else decode_leaf(file, info, groups)
         if like is None:
             return structure.unflatten(document, leaves.__getitem__)
         return _into(like, leaves)
 
 
 def read_leaves(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
-    """The leaves of a file one by one, as :func:`load` gives them: memory holds one at a time.
+    """The leaves of a file one by one, as :func:`load` gives them: memory holds one at a time, and those that come again.
 
     The checksum of the whole file is verified before the first.
 
@@ -183,8 +195,19 @@ def read_leaves(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
         _verify(file, head)
         file.seek(head.data_offset)
         groups: dict[str, ReadGroup] = {}
-        for info in infos:
-            yield info.name, decode_leaf(file, info, groups)
+        last = {info.same_as: i for i, info in enumerate(infos) if info.same_as is not None}
+        kept: dict[str, Any] = {}  # leaves that come again, as long as they do
+        for i, info in enumerate(infos):
+            if info.same_as is None:
+                leaf = decode_leaf(file, info, groups)
+                if info.name in last:
+                    kept[info.name] = leaf
+            else:
+                leaf = again(kept[info.same_as], info)
+                if last[info.same_as] == i:
+                    del kept[info.same_as]
+            yield info.name, leaf
+            del leaf
 
 
 def inspect(path: str | os.PathLike[str]) -> FileInfo:
@@ -246,6 +269,7 @@ def _read_tree(file: BinaryIO, head: header.Header) -> tuple[Any, tuple[LeafInfo
     stored = sum(info.bytes for info in infos)
     if stored != head.data_bytes:
         raise ValueError(f"the leaves take {stored} bytes, the data section has {head.data_bytes}")
+    check_repeated(infos)
     return described["t"], infos, metadata
 
 

@@ -1,4 +1,4 @@
-"""The safetensors header of a file of ours, and what other files are when they are not ours."""
+"""The safetensors header of a file of ours."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from bqjax.core.recognize import recognize_bytes
+
 __all__ = ["VERSION", "Header", "placeholder", "read", "read_exactly"]
 
 VERSION = "1"
@@ -14,18 +16,7 @@ VERSION = "1"
 _LENGTH_BYTES = 8
 _MAX_HEADER = 1 << 16  # ours are below 400 bytes, but another writer may format the same JSON at more length
 _SIZE = 320  # of the JSON we write: fixed, because it is filled in after the data have been written
-_MAGICS = (
-    (b"PK\x03\x04", "a zip archive (.npz, a PyTorch file)"),
-    (b"\x93NUMPY", "a NumPy array (.npy)"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"\x28\xb5\x2f\xfd", "zstandard data"),
-    (b"\x1f\x8b", "gzip data"),
-    (b"GGUF", "a GGUF file"),
-    (b"\x80\x02", "a Python pickle"),
-    (b"\x80\x04", "a Python pickle"),
-    (b"\x80\x05", "a Python pickle"),
-    (b"{", "JSON text"),
-)
+_START = 4096  # what tells one kind of file from another
 
 
 @dataclass(frozen=True)
@@ -81,14 +72,14 @@ def read(file: BinaryIO) -> Header:
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    start = file.read(_LENGTH_BYTES + 1)
+    start = file.read(_START)
     length = int.from_bytes(start[:_LENGTH_BYTES], "little")
-    if start[_LENGTH_BYTES:] != b"{":
+    if start[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":
         raise ValueError(_not_ours(start, size))
     if length > size - _LENGTH_BYTES:
         raise ValueError(_not_ours(start, size) + f": a header of {length} bytes does not fit into {size} bytes (truncated?)")
     if length > _MAX_HEADER:
-        raise ValueError("not a bqjax file: it looks like a safetensors file of many tensors")
+        raise ValueError("not a bqjax file: it looks like a plain safetensors file of many tensors: `bqjax compress` reads it")
     file.seek(_LENGTH_BYTES)
     try:
         parsed = json.loads(read_exactly(file, length))
@@ -96,7 +87,7 @@ def read(file: BinaryIO) -> Header:
         raise ValueError(f"not a bqjax file, or a damaged one: its header is not JSON ({error})") from error
     metadata = parsed.get("__metadata__") if type(parsed) is dict else None
     if type(metadata) is not dict or metadata.get("format") != "bqjax":
-        raise ValueError("not a bqjax file: it looks like a plain safetensors file")
+        raise ValueError("not a bqjax file: it looks like a plain safetensors file: `bqjax compress` reads it")
     if (version := metadata.get("version")) != VERSION:
         raise ValueError(
             f"it has format version {str(version)[:20]!r}, this release reads version {VERSION!r}: install a newer one"
@@ -130,7 +121,6 @@ def _section(entry: Any, begin: int) -> int:
 def _not_ours(start: bytes, size: int) -> str:
     if not size:
         return "not a bqjax file: it is empty"
-    if start[4:8] == b"TFL3":
-        return "not a bqjax file: it looks like a .tflite model"
-    looks = next((f": it looks like {what}" for magic, what in _MAGICS if start.startswith(magic)), "")
+    kind = recognize_bytes(start)
+    looks = "" if kind is None or kind.name == "bqjax" else f": it looks like {kind.what}, {kind.remedy}"
     return "not a bqjax file" + looks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 from bqjax.codec.structure import DTYPES
@@ -34,6 +34,8 @@ class LeafInfo:
         whose number of columns, or rows, is ``k``. Bytes of the leaf are those of its parts together, and of its own table.
       axis: axis of affine scales.
       axis_order: axis order of clustered leaves.
+      same_as: name of an earlier leaf that holds the bytes of this one, too, which then takes none; None where it has its own.
+      tied: whether the two were one object, as they are again when the file is read.
     """
 
     name: str
@@ -52,6 +54,13 @@ class LeafInfo:
     axis: int | None = None
     axis_order: tuple[int, ...] = ()
     parts: tuple[LeafInfo, ...] = ()
+    same_as: str | None = None
+    tied: bool = False
+
+    def again(self, name: str, *, tied: bool) -> LeafInfo:
+        """The description of a leaf that equals this one."""
+        parts = tuple(replace(part, code_bytes=0, table_bytes=0) for part in self.parts)
+        return replace(self, name=name, code_bytes=0, table_bytes=0, parts=parts, same_as=self.name, tied=tied)
 
     @property
     def size(self) -> int:

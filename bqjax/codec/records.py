@@ -9,6 +9,8 @@ codebook and the others have neither ``k``, ``d`` nor ``q``. An integer codebook
 scale and offset in float32. Affine: ``c`` dtype of the codes (int8), ``a`` axis of the scales (none), ``b`` bits of a code (8).
 Residual: ``o``, and ``p``, a list of the stages with ``n``, ``e``, ``k``, ``d`` and ``q`` each. Factored: ``w`` middle dimension,
 ``q`` dtype of the outer diagonals, and ``p`` with ``n`` and ``e`` of the two binary matrices.
+Kind ``s`` is a leaf equal to an earlier one, whose name is ``r``, and has no bytes; with ``i: 1`` the two were one object.
+(Releases that do not know it refuse a file that has one as of an unknown leaf kind; others are not changed by it.)
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ _TAGS = {"array": "", "clustered": "c", "affine": "a", "residual": "r", "factore
 _KINDS = {tag: kind for kind, tag in _TAGS.items()}
 _ARRAY_CODERS = ("planes",)  # that a record names
 _KEYS = {"array": "sten", "clustered": "xstenqkdog", "affine": "xstenqcab", "residual": "xstop", "factored": "xstqwp"}
+_SAME = "s"
 _PART_KEYS = {"residual": "enqkd", "factored": "en"}
 
 
@@ -79,6 +82,8 @@ def factored_info(
 
 def to_record(info: LeafInfo) -> dict[str, Any]:
     """The JSON object of a leaf. Of a group's leaves, those with ``table_bytes = 0`` refer to the one before."""
+    if info.same_as is not None:
+        return {"x": _SAME, "r": info.same_as} | ({"i": 1} if info.tied else {})
     order = (list(info.axis_order), list(range(len(info.shape))))
     fields: dict[str, tuple[Any, Any]] = {
         "x": (_TAGS[info.kind], ""),
@@ -135,13 +140,22 @@ def parse_records(names: Sequence[str], records: Any) -> tuple[LeafInfo, ...]:
     if len(set(names)) < len(names):
         raise ValueError("two leaves of the tree have one name")
     groups: dict[str, LeafInfo] = {}
-    leaves = []
+    leaves: dict[str, LeafInfo] = {}
     for name, record in zip(names, records, strict=True):
         try:
-            leaves.append(_parse(name, record, groups))
+            again = type(record) is dict and record.get("x") == _SAME
+            leaves[name] = _parse_same(name, record, leaves) if again else _parse(name, record, groups)
         except ValueError as error:
             raise ValueError(f"leaf {name!r}: {error}") from error
-    return tuple(leaves)
+    return tuple(leaves.values())
+
+
+def _parse_same(name: str, record: dict[str, Any], earlier: dict[str, LeafInfo]) -> LeafInfo:
+    _known(record, "xri")
+    first = record.get("r")
+    if type(first) is not str or first not in earlier or earlier[first].same_as is not None:
+        raise ValueError(f"it is said to equal {_short(first)}, which is no earlier leaf with bytes of its own")
+    return earlier[first].again(name, tied=bool(_number(record, "i", 0, high=1)))
 
 
 def _number(record: dict[str, Any], key: str, default: int | None, low: int = 0, high: int = _MAX_SIZE) -> int:

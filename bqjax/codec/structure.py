@@ -57,6 +57,15 @@ def as_array(name: str, leaf: Any) -> np.ndarray:
         )
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise ValueError(f"leaf {name!r} is a ShapeDtypeStruct: it has no values to store")
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        raise ValueError(
+            f"leaf {name!r} was deleted, by donation to a jitted function or by delete(): save the array that the function returned"
+        )
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            f"leaf {name!r} holds random keys ({leaf.dtype}), which cannot be stored: store jax.random.key_data of them, "
+            "and make keys of that again by jax.random.wrap_key_data"
+        )
     if getattr(leaf.dtype, "name", None) not in DTYPES:
         raise ValueError(f"leaf {name!r} is of dtype {leaf.dtype}, which cannot be stored: arrays of numbers and booleans can")
     array = np.asarray(leaf, order="C")
@@ -89,7 +98,7 @@ def _flatten(node: Any, path: tuple[str, ...], leaves: dict[str, Any]) -> Any:
         return [tag, *(_flatten(child, (*path, str(i)), leaves) for i, child in enumerate(node))]
     if type(node) is dict:
         return _flatten_dict(node, path, leaves)
-    name = "/".join(path) or "."
+    name = "/".join(path) if path else "."
     if is_compressed(node) or jax.tree_util.all_leaves([node]):
         if name in leaves:
             raise ValueError(f"two leaves are named {name!r}: rename a key that contains '/'")
@@ -140,7 +149,7 @@ def _unflatten(document: Any, path: tuple[str, ...], make: Callable[[str], Any])
     if document is None:
         return None
     if type(document) is int and document == 0:
-        return make("/".join(path) or ".")
+        return make("/".join(path) if path else ".")
     if type(document) is dict:
         return {key: _unflatten(child, (*path, key), make) for key, child in document.items()}
     tag = document[0] if type(document) is list and document else None

@@ -10,21 +10,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bqjax.core.gather import devices_of, gathered
+
 __all__ = ["by_shape"]
 
 
 def by_shape(function: Callable[..., Any], arguments: Mapping[Any, tuple[Any, ...]]) -> dict[Any, Any]:
-    """Applies a function to many tuples of arrays, compiled once for all those of the same shapes.
+    """Applies a function to many tuples of arrays, compiled once for all those of the same shapes on the same device.
 
     ``function`` must be the same object from call to call: it is a static argument.
     """
-    alike: dict[Any, list[Any]] = {}
+    alike: dict[Any, dict[Any, Any]] = {}
     for key, args in arguments.items():
         leaves, structure = jax.tree.flatten(args)
-        alike.setdefault((structure, tuple((x.shape, str(x.dtype)) for x in leaves)), []).append(key)
+        leaves = gathered(leaves)
+        kind = structure, devices_of(leaves), tuple((x.shape, str(x.dtype)) for x in leaves)
+        alike.setdefault(kind, {})[key] = jax.tree.unflatten(structure, leaves)
     results: dict[Any, Any] = {}
-    for keys in alike.values():
-        results.update(zip(keys, _mapped(function, [arguments[key] for key in keys]), strict=True))
+    for same in alike.values():
+        results.update(zip(same, _mapped(function, list(same.values())), strict=True))
     return results
 
 

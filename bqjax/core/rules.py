@@ -6,15 +6,16 @@ with the reason.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Generic
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bqjax.core.leaves import is_compressed
+from bqjax.core.names import NameIndex
 from bqjax.core.tree import T, named_leaves, suggest
 
 __all__ = ["Rule", "Selection", "check_compressible", "select"]
@@ -41,7 +42,8 @@ class Rule(Generic[T]):
     """What to do with the leaves whose name matches a pattern.
 
     Attributes:
-      pattern: a shell-style pattern for the whole name; ``*`` also matches ``/`` (``"*/kernel"``, ``"conv?/*"``).
+      pattern: the leaf's name as it is, or a shell-style pattern for the whole name; ``*`` also matches ``/`` (``"*/kernel"``,
+        ``"conv?/*"``). A name is tried first, so that those with brackets can be written as they are (``"a[0].weight"``).
       setting: the method's own setting for these leaves (a number of bins, a config); None takes the method's default.
       group: leaves of one group share their bins or codebook.
       skip: leave these leaves as they are.
@@ -68,6 +70,12 @@ def _unfit(leaf: Any, integers: bool = True) -> str | None:
         return "already compressed"
     if not hasattr(leaf, "dtype"):
         return f"a {type(leaf).__name__}, not an array"
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
+        return "deleted, by donation to a jitted function or by delete(): take the array that the function returned, or a copy"
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return f"random keys ({leaf.dtype}), not numbers"
+    if jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits <= 8:
+        return f"{leaf.dtype} has {jnp.finfo(leaf.dtype).bits} bits already: convert it to float32 first to compress it further"
     if not jnp.issubdtype(leaf.dtype, jnp.floating) and not (integers and leaf.dtype in (np.int8, np.uint8)):
         return f"{leaf.dtype} is not floating point"
     if leaf.size == 0:
@@ -103,17 +111,17 @@ def select(tree: Any, rules: Sequence[Rule[T]] | None = None) -> Selection[T]:
                 taken[name] = rule
         return Selection(taken, left)
 
-    matched = dict.fromkeys(range(len(rules)), False)
-    decided = dict.fromkeys(range(len(rules)), False)
+    index = NameIndex(leaves)
+    matches = [index.matching(rule.pattern) for rule in rules]
+    decider: dict[str, int] = {}
+    for i, names in enumerate(matches):
+        for name in names:
+            decider.setdefault(name, i)
     for name, leaf in leaves.items():
-        hits = [i for i, r in enumerate(rules) if fnmatch.fnmatchcase(name, r.pattern)]
-        for i in hits:
-            matched[i] = True
-        if not hits:
+        if name not in decider:
             left[name] = "no rule matches it"
             continue
-        rule = rules[hits[0]]
-        decided[hits[0]] = True
+        rule = rules[decider[name]]
         if rule.skip:
             left[name] = f"skipped by rule {rule.pattern!r}"
         elif reason := _unfit(leaf):
@@ -123,10 +131,11 @@ def select(tree: Any, rules: Sequence[Rule[T]] | None = None) -> Selection[T]:
             )
         else:
             taken[name] = rule
-    for i, r in enumerate(rules):
-        if not matched[i]:
+    decided = set(decider.values())
+    for i, (r, names) in enumerate(zip(rules, matches, strict=True)):
+        if not names:
             raise ValueError(f"rule {r.pattern!r} matches no leaf{suggest(r.pattern, list(leaves))}")
-        if not decided[i]:
+        if i not in decided:
             raise ValueError(f"rule {r.pattern!r} has no effect: earlier rules decide for every leaf that it matches")
     return Selection(taken, left)
 

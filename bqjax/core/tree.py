@@ -1,7 +1,8 @@
 """Named leaves of parameter pytrees.
 
 A leaf's name is its path with ``/`` between the keys: ``{"conv": {"kernel": w}}`` has the leaf ``conv/kernel``, a
-tuple's third entry under ``layers`` is ``layers/2``.
+tuple's third entry under ``layers`` is ``layers/2``. A tree that is one leaf names it ``.``;
+``{"": w}`` has a leaf of an empty name.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     """
     named: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compressed)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator="/") or "."
+        name = jax.tree_util.keystr(path, simple=True, separator="/") if path else "."
         if name in named:
             raise ValueError(f"two leaves are named {name!r}: rename a key that contains '/'")
         named[name] = leaf
@@ -47,10 +48,10 @@ def replace(tree: Any, new: Mapping[str, Any]) -> Any:
     Raises:
       ValueError: a name that the tree does not have.
     """
-    names = list(named_leaves(tree))
+    names = named_leaves(tree)
     for name in new:
         if name not in names:
-            raise ValueError(f"no leaf is named {name!r}{suggest(name, names)}")
+            raise ValueError(f"no leaf is named {name!r}{suggest(name, list(names))}")
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_compressed)
     return jax.tree.unflatten(treedef, [new.get(name, leaf) for name, leaf in zip(names, leaves, strict=True)])
 
@@ -72,6 +73,10 @@ def check_finite(name: str, leaf: Any) -> None:
     """Raises ``ValueError`` where a concrete floating-point array holds NaN or infinities; tracers pass unchecked."""
     if isinstance(leaf, jax.core.Tracer):
         return
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        raise ValueError(
+            f"leaf {name!r} was deleted, by donation to a jitted function or by delete(): take what the function returned"
+        )
     if isinstance(leaf, np.ndarray):  # in pieces and without a copy: leaves may be large
         flat = leaf.reshape(-1)
         finite = sum(int(np.count_nonzero(np.isfinite(flat[i : i + _PIECE]))) for i in range(0, flat.size, _PIECE))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bqjax.core.progress import Progress
+from bqjax.core.recognize import refuse_other
 from bqjax.core.task import Task
 from bqjax.experiment.figures import Figure
 from bqjax.methods.base import Method
@@ -24,6 +25,7 @@ def load_config(path: Path, *kinds: type) -> Any:
     """The ``config`` of one of some kinds that a Python file defines. The file is run: use files you trust."""
     if not path.is_file():
         raise ValueError(f"no config file {path}")
+    refuse_other(path, "a Python file", "text", "json", "empty")
     config = runpy.run_path(str(path)).get("config")
     if not isinstance(config, kinds):
         wanted = " or ".join(f"`config = {kind.__name__}(...)`" for kind in kinds)

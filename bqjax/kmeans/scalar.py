@@ -31,9 +31,11 @@ from bqjax.kmeans.segments import (
     check_values,
     check_weights,
     concrete,
+    exponent_of,
     lane_sums,
     map_pieces,
     over_pieces,
+    times_power,
     total_of,
     total_of_lanes,
     uniform_if_zero,
@@ -59,7 +61,8 @@ class ScalarKMeans(NamedTuple):
       codebook: ``[k]``, ascending, float32 or float64. With fewer than ``k`` distinct values to be had, the surplus
         entries stand at the end and repeat the largest value; no index points to them.
       indices: ``[n]``, the smallest unsigned type for ``k``: the nearest codebook entry of every value.
-      mse: ``[]``, the (weighted) mean of the squared distances of values from their entries.
+      mse: ``[]``, the (weighted) mean of the squared distances of values from their entries; infinite, or zero, where that is
+        beyond the dtype.
       iterations: ``[]`` int32, Lloyd iterations done, on the histogram and on all values together.
     """
 
@@ -89,9 +92,13 @@ def nearest(values: Any, codebook: Any) -> jax.Array:
       [0, 1, 2]
     """
     x, centres = check_values(values), check_values(codebook, "codebook")
-    if concrete(centres) and bool((centres[1:] < centres[:-1]).any()):
+    # NumPy's comparison: XLA's takes the smallest numbers (denormals) for zeros.
+    if concrete(centres) and bool((np.asarray(centres)[1:] < np.asarray(centres)[:-1]).any()):
         raise ValueError("codebook must be in ascending order")
-    return _nearest(x, centres.astype(x.dtype))
+    centres = centres.astype(x.dtype)
+    if concrete(x) and concrete(centres) and (exponent := max(map(exponent_of, (x, centres)))):
+        x, centres = times_power(x, -exponent), times_power(centres, -exponent)
+    return _nearest(x, centres)
 
 
 @jax.jit
@@ -184,7 +191,13 @@ def kmeans_scalar(
         # Small inputs are sorted together with weights anyway.
         weights = np.ones(n, x.dtype) if concrete(x) else jnp.ones(n, x.dtype)
     x, weights = _pad(x, padded, np.nan), None if weights is None else _pad(weights, padded, 0)
-    result = _kmeans_scalar(x, k, weights, max_iterations, tolerance)
+    exponent = exponent_of(x)
+    if concrete(x) and not exponent:
+        result = _kmeans_scalar(x, k, weights, max_iterations, tolerance)
+    else:
+        result = _kmeans_scalar(times_power(x, -exponent), k, weights, max_iterations, tolerance)
+        codebook, mse = times_power(result.codebook, exponent), times_power(result.mse, 2 * exponent)
+        result = result._replace(codebook=codebook, mse=mse)
     return result if n == padded else result._replace(indices=_cut(result.indices, n))
 
 

@@ -24,6 +24,10 @@ _COMPARING_MAX_K = 16
 CHUNK = 2**14
 LANES = 64
 _SCATTER_ROWS = 64
+# Sizes of the largest value between which nothing overflows or vanishes in float32, and the power of two that a larger one gets:
+# no smaller than need be, since what is small beside it loses digits.
+_USUAL = (2.0**-60, 2.0**100)
+_LARGE = 30
 # Values that a pass works on at a time: what it holds of them is small beside the values.
 _PIECE = 2**18
 
@@ -56,6 +60,36 @@ def check_values(values: Any, what: str = "values") -> jax.Array:
     if concrete(values) and not bool(finite.all()):
         raise ValueError(f"{what} holds {int((~finite).sum())} NaN or infinite entries of {values.size}")
     return values if values.dtype == jnp.float64 else values.astype(jnp.float32)
+
+
+def exponent_of(x: Any) -> Any:
+    """Power of two to divide values by, so that their squares and sums stay within the dtype; 0 for all but extreme values.
+
+    NaN (padding) counts nowhere. While tracing, extreme values are told by a comparison, and the smallest (denormals) not at all.
+    """
+    if not concrete(x):
+        largest = jnp.nanmax(jnp.abs(x))
+        outside = (largest > _USUAL[1]) | ((largest < _USUAL[0]) & (largest > 0))
+        return jnp.where(outside, jnp.frexp(largest)[1] - jnp.where(largest > 1, _LARGE, 0), 0)
+    few = x.size <= 2**15
+    if _USUAL[0] <= float(np.nanmax(np.abs(np.asarray(x))) if few else _largest(x)) <= _USUAL[1]:
+        return 0
+    largest = np.nanmax(np.abs(np.asarray(x)))  # XLA takes denormals for zeros
+    return int(np.frexp(largest)[1]) - (_LARGE if largest > 1 else 0) if largest > 0 else 0
+
+
+@jax.jit
+def _largest(x: jax.Array) -> jax.Array:
+    return jnp.nanmax(jnp.abs(x))
+
+
+def times_power(x: Any, exponent: Any) -> Any:
+    """``x * 2 ** exponent``, exact where the result has the digits; of concrete arrays also where it is denormal."""
+    if not concrete(x) or not concrete(exponent):
+        return jnp.ldexp(x, exponent)
+    with np.errstate(over="ignore", under="ignore"):
+        scaled = np.ldexp(np.asarray(x), exponent)
+    return jnp.asarray(scaled) if isinstance(x, np.ndarray) else jax.device_put(scaled, x.sharding)
 
 
 def check_weights(weights: Any, values: jax.Array) -> jax.Array | None:
@@ -235,7 +269,11 @@ def segment_means(values: Any, segments: Any, k: int, weights: Any | None = None
         low, high = int(segments.min()), int(segments.max())
         if low < 0 or high >= k:
             raise ValueError(f"segments must lie in [0, {k}), got numbers from {low} to {high}")
-    return _segment_means(x, segments, check_weights(weights, x), k, fill)
+    weights = check_weights(weights, x)
+    if all(map(concrete, (x, segments, weights, fill))) and (exponent := exponent_of(x)):
+        means = _segment_means(times_power(x, -exponent), segments, weights, k, np.nan)
+        return jnp.where(jnp.isnan(means), jnp.asarray(fill, x.dtype), times_power(means, exponent))
+    return _segment_means(x, segments, weights, k, fill)
 
 
 @functools.partial(jax.jit, static_argnames="k")

@@ -33,7 +33,7 @@ from bqjax.kmeans.prepare import (
     widened,
 )
 from bqjax.kmeans.seeding import Points, seeds, thin
-from bqjax.kmeans.segments import check_k, over_pieces
+from bqjax.kmeans.segments import check_k, concrete, exponent_of, over_pieces, times_power
 from bqjax.kmeans.tiles import Tiles, nearest_and_error, reseed, table
 
 __all__ = ["VectorKMeans", "kmeans_tiles", "kmeans_vector"]
@@ -259,4 +259,10 @@ def kmeans_vector(
         start = matrix(start, "start")
         if start.shape != (k, x.shape[1]):
             raise ValueError(f"start must have shape {(k, x.shape[1])}, got {start.shape}")
-    return _kmeans_vector(x, weights, mask, start, key, k, iterations, sampling, tolerance)
+    exponent = exponent_of(x) if concrete(x) and x.size and (start is None or concrete(start)) else 0
+    if not exponent:
+        return _kmeans_vector(x, weights, mask, start, key, k, iterations, sampling, tolerance)
+    x, start = times_power(x, -exponent), None if start is None else times_power(start, -exponent)
+    result = _kmeans_vector(x, weights, mask, start, key, k, iterations, sampling, tolerance)
+    codebook, mse = (times_power(each, power) for each, power in ((result.codebook, exponent), (result.mse, 2 * exponent)))
+    return result._replace(codebook=codebook, mse=mse)

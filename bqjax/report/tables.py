@@ -122,7 +122,8 @@ def file_table(info: codec.FileInfo, title: str) -> Table:
         per_weight = f"{8 * leaf.bytes / weights:.3f}" if counts else ""
         shape = "x".join(map(str, constant.shape if constant and leaf.name in by_leaf else leaf.shape)) or "scalar"
         dtype = constant.type.lower() if constant else leaf.dtype
-        how = leaf.kind, values, leaf.coder or "", leaf.group or ""
+        kind = leaf.kind if leaf.same_as is None else f"as {leaf.same_as}"
+        how = kind, values, leaf.coder or "", leaf.group or ""
         lines.append((leaf.name, shape, dtype, *how, per_weight, f"{leaf.bytes:,}", *remarks(constant)))
     for constant, own in stored:
         if own is None:

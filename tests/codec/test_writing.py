@@ -86,8 +86,9 @@ def test_memory_is_bounded_by_a_leaf(tmp_path):
         import numpy as np
         from bqjax import codec
         leaf = np.random.default_rng(0).integers(-(2**63), 2**63, 500_000)
+        tree = {str(i): leaf ^ i for i in range(10)}
         tracemalloc.start()
-        codec.save(sys.argv[1], {str(i): leaf for i in range(10)})
+        codec.save(sys.argv[1], tree)
         print(tracemalloc.get_traced_memory()[1])
         """
     done = run(script, tmp_path / "f")

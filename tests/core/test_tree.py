@@ -186,3 +186,41 @@ def test_finite_and_traced_leaves_pass():
         return x
 
     assert np.isnan(f(jnp.array(np.nan)))
+
+
+def test_what_cannot_be_computed_with_is_left_by_name_or_refused_by_name():
+    gone = jnp.ones((2, 2))
+    gone.delete()
+    tree = {
+        "keys": jax.random.split(jax.random.key(0), 4).reshape(2, 2),
+        "gone": gone,
+        "small": np.ones((2, 2), jnp.float8_e4m3fn),
+        "smaller": np.ones((2, 2), jnp.float4_e2m1fn),
+        "w": np.ones((2, 2), np.float32),
+    }
+    selection = select(tree)
+    assert list(selection.taken) == ["w"]
+    reasons = {
+        "gone": "deleted, by donation to a jitted function",
+        "keys": "random keys",
+        "small": "float8_e4m3fn has 8 bits already: convert it to float32 first",
+        "smaller": "float4_e2m1fn has 4 bits already",
+    }
+    for name, reason in reasons.items():
+        assert selection.left[name].startswith(reason)
+        with pytest.raises(ValueError, match=f"leaf '{name}', which cannot be compressed: {reason}"):
+            select(tree, [Rule(name)])
+    with pytest.raises(ValueError, match="leaf 'gone' was deleted"):
+        check_finite("gone", gone)
+
+
+def test_the_empty_name_is_not_the_root():
+    assert list(named_leaves({"": 1, ".": 2})) == ["", "."]
+    assert replace({"": 1, ".": 2}, {"": 5}) == {"": 5, ".": 2}
+    assert list(select({"": np.ones((2, 2))}, [Rule("")]).taken) == [""]
+
+
+def test_a_name_is_tried_before_the_pattern():
+    tree = {"a[0]": np.ones((2, 2)), "a0": np.ones((2, 2))}
+    assert list(select(tree, [Rule("a[0]")]).taken) == ["a[0]"]
+    assert list(select(tree, [Rule("a[01]")]).taken) == ["a0"]

@@ -148,6 +148,23 @@ def test_scale_changes_nothing(n, scale):
     assert mse(scaled, kmeans_scalar(scaled, 16)) / scale**2 <= 1.001 * mse(x, kmeans_scalar(x, 16))
 
 
+@pytest.mark.parametrize("power", [-130, -126, 120, 125])
+def test_the_ends_of_the_range_of_floats(power):
+    """Sums that overflow, and numbers (denormals) that the arithmetic of XLA takes for zeros."""
+    x = sample("normal", SMALL, seed=6)
+    extreme, usual = np.ldexp(x, power), kmeans_scalar(x, 8)
+    found = kmeans_scalar(extreme, 8)
+    np.testing.assert_allclose(np.ldexp(np.float64(found.codebook), -power), usual.codebook, rtol=1e-3)
+    assert (np.asarray(found.indices) == np.asarray(usual.indices)).mean() > 0.999  # the smallest numbers have fewer digits
+    np.testing.assert_array_equal(nearest(extreme, found.codebook), found.indices)
+    means = segment_means(extreme, usual.indices, 9, fill=7)
+    np.testing.assert_allclose(np.ldexp(np.float64(means[:8]), -power), usual.codebook, rtol=1e-3)
+    assert means[8] == 7
+    if power > 0:
+        traced = jax.jit(lambda x: kmeans_scalar(x, 8))(extreme)
+        np.testing.assert_array_equal(traced.codebook, found.codebook)
+
+
 @pytest.mark.parametrize("n", [SMALL, LARGE])
 @pytest.mark.parametrize("far", [1e4, -1e4])
 def test_an_outlier_costs_one_entry(n, far):

@@ -249,3 +249,10 @@ def test_unfit_arguments():
             kmeans_vector(*arguments, key=KEY, **options)
     with pytest.raises(ValueError, match="points have 4 coordinates, the codebook's entries 3"):
         nearest_block(x, x[:, :3])
+
+
+@pytest.mark.parametrize("power", [-130, 125])
+def test_the_ends_of_the_range_of_floats(power):
+    x = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32)
+    usual, found = (kmeans_vector(points, 4, key=jax.random.key(0)) for points in (x, np.ldexp(x, power)))
+    np.testing.assert_allclose(np.ldexp(np.float64(found.codebook), -power), usual.codebook, rtol=1e-3, atol=1e-4)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bqjax.core.gather import beside, end_to_end
 from bqjax.core.leaves import Clustered, index_dtype, trim_codebook
 from bqjax.core.rules import Rule, group_setting, grouped, select
 from bqjax.core.tree import check_finite, named_leaves, replace
@@ -139,7 +140,7 @@ def share_nonzero(params: Any, k: int = 16, rules: Sequence[Rule[int]] | None = 
             if not jnp.issubdtype(dtypes[name], jnp.floating):
                 raise ValueError(f"leaf {name!r} is of integers, {dtypes[name]}: skip it, Rule({name!r}, skip=True)")
             check_finite(name, leaves[name])
-        values = jnp.concatenate([jnp.ravel(leaves[name]) for name in names]) if len(names) > 1 else jnp.ravel(leaves[names[0]])
+        values = end_to_end([leaves[name] for name in names])
         if not isinstance(values, jax.core.Tracer) and not bool((values != 0).any()):
             raise ValueError(
                 f"leaf {names[0]!r} is all zero, nothing is left to share: prune less, or skip it, Rule({names[0]!r}, skip=True)"
@@ -148,7 +149,8 @@ def share_nonzero(params: Any, k: int = 16, rules: Sequence[Rule[int]] | None = 
         codebook, indices = trim_codebook(codebook[:, None], indices)
         ends = np.cumsum([leaves[name].size for name in names])
         for name, part in zip(names, jnp.split(indices, ends[:-1]) if len(ends) > 1 else [indices], strict=True):
-            new[name] = Clustered(part, codebook, np.shape(leaves[name]), dtypes[name], group=group)
+            part, entries = (beside(leaves[name], x) for x in (part, codebook))
+            new[name] = Clustered(part, entries, np.shape(leaves[name]), dtypes[name], group=group)
     return replace(params, new)
 
 

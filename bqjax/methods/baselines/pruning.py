@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bqjax.core.gather import beside, gathered
 from bqjax.core.rules import Rule, group_setting, grouped, select
 from bqjax.core.tree import check_finite, named_leaves, replace
 from bqjax.kmeans.segments import over_pieces
@@ -61,7 +62,8 @@ def magnitude_masks(params: Any, sparsity: float | jax.Array, rules: Sequence[Ru
         part = _checked("sparsity", part)
         for name in names:
             check_finite(name, leaves[name])
-        masks.update(zip(names, _masks([jnp.asarray(leaves[name]) for name in names], _count(part, leaves, names)), strict=True))
+        each = _masks([jnp.asarray(leaf) for leaf in gathered([leaves[name] for name in names])], _count(part, leaves, names))
+        masks.update({name: beside(leaves[name], mask) for name, mask in zip(names, each, strict=True)})
         for name in names:
             if isinstance(masks[name], jax.core.Tracer) or bool((masks[name] & (jnp.asarray(leaves[name]) != 0)).any()):
                 continue

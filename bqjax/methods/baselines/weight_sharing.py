@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bqjax.core.gather import beside, end_to_end
 from bqjax.core.leaves import Clustered, decode, round_to, trim_codebook
 from bqjax.core.rules import Rule, group_setting, grouped, select
 from bqjax.core.tree import by_size, check_finite, named_leaves, replace
@@ -76,13 +77,13 @@ def kmeans_share(params: Any, k: int = 16, rules: Sequence[Rule[int]] | None = N
         for what, each in (("k", sizes), ("dtype", dtypes)):
             if len(set(each.values())) > 1:
                 raise ValueError(f"leaves of group {group!r} share one codebook and must agree in {what}, got {each}")
-        # One leaf by itself is not copied.
-        values = jnp.concatenate([jnp.ravel(leaves[name]) for name in names]) if len(names) > 1 else jnp.ravel(leaves[names[0]])
+        values = end_to_end([leaves[name] for name in names])
         codebook, indices = _share(values, sizes[names[0]])
         codebook, indices = trim_codebook(codebook[:, None], indices)
         ends = np.cumsum([leaves[name].size for name in names])
         for name, part in zip(names, jnp.split(indices, ends[:-1]) if len(ends) > 1 else [indices], strict=True):
-            shared[name] = Clustered(part, codebook, leaves[name].shape, dtypes[name], group=group)
+            part, entries = (beside(leaves[name], x) for x in (part, codebook))
+            shared[name] = Clustered(part, entries, leaves[name].shape, dtypes[name], group=group)
     return replace(params, shared)
 
 

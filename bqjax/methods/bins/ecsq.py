@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bqjax.core.gather import end_to_end, gathered
 from bqjax.core.leaves import Clustered, trim_codebook
 from bqjax.core.tree import replace
 from bqjax.kmeans.ecvq import ecvq_solve
@@ -75,7 +76,9 @@ def bin_and_quant_ecsq(
             given = importance[name]
             if not isinstance(given, jax.core.Tracer) and not bool(jnp.all((given >= 0) & (given < jnp.inf))):
                 raise ValueError(f"importance of {name!r} must be finite and not negative")
-        h = jnp.concatenate([jnp.ravel(jnp.asarray(importance[name], bins.weights.dtype)) for name in bins.leaves])
+        # The weights first: the importance goes where they are.
+        _, *placed = gathered([bins.weights, *(importance[name] for name in bins.leaves)])
+        h = end_to_end(placed, bins.weights.dtype)
         first = bin_indices(bins.weights, bins.edges)
         start = jnp.zeros(bins.edges.size + 1, h.dtype)
         solved = ecvq_solve(bins.weights, h, start, first, lmbda, floor=floor, iterations=iterations)

@@ -16,6 +16,7 @@ from bqjax.core.leaves import index_dtype
 from bqjax.core.rules import Rule, group_setting, grouped, select
 from bqjax.core.tree import check_finite, named_leaves
 from bqjax.kmeans.fixed_levels import fixed_levels, loose
+from bqjax.kmeans.segments import concrete, exponent_of, times_power
 
 __all__ = ["BinConfig", "BinStats", "Bins", "bin_indices", "gaussian_bins", "gaussian_edges", "occupied"]
 
@@ -86,7 +87,12 @@ def compute_dtype(dtype: Any) -> np.dtype:
 
 def bin_indices(weights: jax.Array | np.ndarray, edges: jax.Array | np.ndarray) -> jax.Array:
     """Index of the bin of every weight, flat ``[n]`` in the smallest unsigned type. Traceable."""
-    return _bin_indices(jnp.asarray(weights), jnp.asarray(edges))
+    weights, edges = jnp.asarray(weights), jnp.asarray(edges)
+    if edges.size and concrete(weights) and concrete(edges) and (exponent := exponent_of(edges)):
+        # Edges may be so small that XLA takes them for zeros.
+        weights = times_power(weights.astype(compute_dtype(weights.dtype)), -exponent)
+        edges = times_power(edges.astype(weights.dtype), -exponent)
+    return _bin_indices(weights, edges)
 
 
 @jax.jit  # as one, so that no copy of the weights and no index of four bytes is stored in between

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bqjax.core.gather import beside, end_to_end
 from bqjax.core.leaves import Clustered, round_to, trim_codebook
 from bqjax.core.rules import Rule, check_compressible, grouped
 from bqjax.core.tree import check_finite, named_leaves, replace
@@ -80,8 +81,9 @@ class BinnedGroup(NamedTuple):
             if not isinstance(indices, jax.core.Tracer):  # rounding may have made entries equal
                 codebook, indices = map(jnp.asarray, trim_codebook(codebook, indices))
         for name, leaf in self.leaves.items():
-            part = indices[start : start + leaf.size]
-            new[name] = Clustered(part, codebook.astype(leaf.dtype)[:, None], leaf.shape, leaf.dtype, group=self.group)
+            part = beside(leaf, indices[start : start + leaf.size])
+            entries = beside(leaf, codebook.astype(leaf.dtype)[:, None])
+            new[name] = Clustered(part, entries, leaf.shape, leaf.dtype, group=self.group)
             start += leaf.size
         return new
 
@@ -101,7 +103,5 @@ def binned_groups(params: Any, stats: BinStats) -> Iterator[BinnedGroup]:
             raise ValueError(f"group {group!r}: its leaves {names} have different edges")
     for group, names in groups:
         dtype = compute_dtype(jnp.result_type(*[leaves[name].dtype for name in names]))
-        # One leaf by itself is not copied.
-        flat = [jnp.ravel(leaves[name]).astype(dtype) for name in names]
-        weights = flat[0] if len(flat) == 1 else jnp.concatenate(flat)
+        weights = end_to_end([leaves[name] for name in names], dtype)
         yield BinnedGroup(group, {name: leaves[name] for name in names}, stats[names[0]].edges, weights)

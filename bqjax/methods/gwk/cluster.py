@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bqjax.core.blocks import block_mask, leaf_blocks, output_first
+from bqjax.core.gather import beside, gathered
 from bqjax.core.leaves import Clustered, index_dtype
 from bqjax.core.map_leaves import by_shape
 from bqjax.core.rules import Rule, select
@@ -92,7 +93,7 @@ def _gradient(name: str, leaf: Any, grads: Mapping[str, Any] | None, setting: GW
 
 
 def _joined(parts: list[jax.Array]) -> jax.Array:
-    return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+    return jnp.concatenate(gathered(parts)) if len(parts) > 1 else parts[0]
 
 
 class _Job(NamedTuple):
@@ -210,6 +211,7 @@ def _points(
             f"give it at most {most} bits, Rule({first!r}, {most}), smaller blocks, or skip it, Rule({first!r}, skip=True)"
         )
     w = _joined([block_weights(_gradient(n, leaves[n], gradients, setting), job.d, setting.weighting) for n in job.names])
+    x, w = gathered([x, w])
     return x, w, None if real.all() else jnp.asarray(real)
 
 
@@ -227,5 +229,6 @@ def _clustered_leaves(
     made = {}
     for name, part in zip(job.names, jnp.split(indices, ends[:-1]) if len(ends) > 1 else [indices], strict=True):
         order = output_first(len(shapes[name]))
-        made[name] = Clustered(part.astype(index_dtype(job.k)), codebook, shapes[name], dtype, order, group=job.group)
+        part, entries = (beside(leaves[name], each) for each in (part.astype(index_dtype(job.k)), codebook))
+        made[name] = Clustered(part, entries, shapes[name], dtype, order, group=job.group)
     return made
