@@ -18,6 +18,7 @@ from bqjax.adapters.safetensors import open_weights, write_weights
 from bqjax.cli import compress_weights as weights_command
 from bqjax.cli.compress_weights import compress_weights
 from bqjax.cli.files import decompress
+from bqjax.cli.weights_methods import WeightMethod
 from bqjax.core.rules import Rule, select
 
 W = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
@@ -39,7 +40,7 @@ def through(path, file, **options):
     source, small, back = path / "w.safetensors", path / "w.bq", path / "back"
     source.write_bytes(file.to_bytes())
     shown = io.StringIO()
-    common = {"method": "kmeans", "bins": 4, "coder": "raw", "force": True}
+    common = {"method": WeightMethod(name="kmeans", bins=4), "coder": "raw", "force": True}
     compress_weights(source, small, console=Console(file=shown, width=500), **(common | options))
     decompress(small, back, force=True, console=Console(quiet=True))
     return parsed(back.read_bytes()), shown.getvalue()
@@ -140,18 +141,18 @@ def test_scales_of_weights_that_are_quantized_already_are_left(tmp_path, capsys)
             "dense.scales": rng.normal(size=(2, 6)).astype(np.float16),
         },
     )
-    assert run("compress", tmp_path / "w.safetensors", "--bins", 4) == 0
+    assert run("compress", tmp_path / "w.safetensors", "--method", "kmeans", "--bins", 4) == 0
     assert "left as it was: fc.scales (it belongs to fc.qweight, which is quantized already" in capsys.readouterr().out
     kinds = {leaf.name: leaf.kind for leaf in codec.inspect(tmp_path / "w.bq.safetensors").leaves}
     assert kinds == {"fc.qweight": "array", "fc.scales": "array", "dense.weight": "clustered", "dense.scales": "clustered"}
-    assert run("compress", tmp_path / "w.safetensors", "--bins", 4, "--only", "fc.scales", "--force") == 0
+    assert run("compress", tmp_path / "w.safetensors", "--method", "kmeans", "--bins", 4, "--only", "fc.scales", "--force") == 0
 
 
 def test_a_folder_of_shards_becomes_one_file(tmp_path, capsys):
     folder = tmp_path / "llama-3.1"
     for i in (1, 2):
         write_weights(folder / f"model-0000{i}-of-00002.safetensors", {f"w{i}": W + i}, metadata={"format": "pt"})
-    assert run("compress", folder, "--bins", 4, "--coder", "raw") == 0
+    assert run("compress", folder, "--method", "kmeans", "--bins", 4, "--coder", "raw") == 0
     out = tmp_path / "llama-3.1.bq.safetensors"
     assert [leaf.name for leaf in codec.inspect(out).leaves] == ["w1", "w2"]
     size = sum(path.stat().st_size for path in folder.iterdir())
@@ -166,7 +167,7 @@ def test_every_command_says_what_another_file_is(tmp_path, capsys):
     (tmp_path / "lfs").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     np.savez(tmp_path / "a.npz", w=W)
     write_weights(tmp_path / "plain.safetensors", {"w": W})
-    assert run("compress", "plain.safetensors", "--bins", 4) == 0
+    assert run("compress", "plain.safetensors", "--method", "kmeans", "--bins", 4) == 0
     (tmp_path / "m.tflite").write_bytes((tmp_path / "lfs").read_bytes())
     for args, what in (
         (("compress", "m.tflite", "--lossless"), "m.tflite is not a .tflite model, it is a git-lfs pointer"),
