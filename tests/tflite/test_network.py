@@ -62,6 +62,7 @@ def test_a_model_that_the_twin_does_not_know_is_compressed_by_litert(unknown, tm
     assert (after != y[searched]).mean() <= 0.1
 
 
+@pytest.mark.slow  # every operator, in both programs; twin/test_graph.py holds the operators one by one
 def test_litert_and_the_twin_score_alike(unknown):
     model = parse_model(network(np.int8, True))
     x = np.random.default_rng(1).integers(-128, 128, (11, 9, 9, 3)).astype(np.int8)
