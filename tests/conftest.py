@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -43,13 +42,18 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "bqjax"))
 
 # --- what was compiled ---------------------------------------------------------------------------------------------------
 
-# Seconds of work (CPU: of all threads of this process), and the number of programs that were compiled and of those that
+# Seconds of work, and the number of programs that were compiled and of those that
 # were read from a file instead.
 _work: Counter[str] = Counter()
 _DURATIONS = {
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowering",
     "/jax/core/compile/backend_compile_duration": "compiling",
 }
+
+
+def _cpu_seconds() -> float:
+    """Of all threads of this process, and of the processes that it started and that have ended."""
+    return sum(os.times()[:4])
 
 
 def _add_duration(event: str, seconds: float, **_: object) -> None:
@@ -73,10 +77,10 @@ class Compiles:
     def pytest_runtest_makereport(self, item, call):
         # With fixtures' work: the first test that needs one pays for it, as it does in time.
         if call.when == "teardown":
-            _work["CPU"] += time.process_time()  # type: ignore[assignment]
+            _work["CPU"] += _cpu_seconds()  # type: ignore[assignment]
             item.user_properties.append(("compiles", dict(_work)))
             _work.clear()
-            _work["CPU"] -= time.process_time()  # type: ignore[assignment]
+            _work["CPU"] -= _cpu_seconds()  # type: ignore[assignment]
         return (yield)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -113,7 +117,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Compiles(config.getoption("--compiles")))
         jax.monitoring.register_event_duration_secs_listener(_add_duration)
         jax.monitoring.register_event_listener(_add_event)
-        _work["CPU"] -= time.process_time()  # type: ignore[assignment]
+        _work["CPU"] -= _cpu_seconds()  # type: ignore[assignment]
 
 
 # --- data ----------------------------------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_on_trees_it_is_the_formula_for_each_leaf():
     np.testing.assert_allclose(got, attention(c) @ c * real, atol=1e-3)
 
 
-@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("d", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_wide_layers_are_the_formula_where_they_lie(d, monkeypatch):
     """Their blocks are tiles as they are; the other layout must say the same."""
     w = RNG.standard_normal((6, 512)).astype(np.float32)
