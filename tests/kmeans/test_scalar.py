@@ -105,7 +105,9 @@ def direct():
     return cluster
 
 
-@pytest.mark.parametrize("kind", ["normal", "laplace", "student", "modes", "sparse"])
+@pytest.mark.parametrize(
+    "kind", ["normal", "sparse", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("laplace", "student", "modes"))]
+)
 def test_the_histogram_loses_nothing(kind, direct):
     x = sample(kind, LARGE, seed=2)
     result = kmeans_scalar(x, 16)

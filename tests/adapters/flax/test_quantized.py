@@ -59,9 +59,8 @@ class Small(nnx.Module):
 
 @pytest.mark.parametrize("rounding", ["ewgs", "dsq", pytest.param("irnet", marks=pytest.mark.slow)])
 def test_gradients_in_training_mode_are_finite(rounding):
-    small, _ = quantize(
-        nnx.jit(Small)(), [*FIRST_AND_LAST, Rule("*", QuantizerConfig(weight_bits=1, activation_bits=1, rounding=rounding))]
-    )
+    config = QuantizerConfig(weight_bits=1, activation_bits=1, rounding=rounding)
+    small, _ = quantize(nnx.jit(Small)(), [*FIRST_AND_LAST, Rule("*", config)])
     small = calibrate(small, X)
     set_quantizers(small, progress=0.5, delta=0.1)
     mean = np.asarray(small.bn1.mean[...])

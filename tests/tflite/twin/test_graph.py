@@ -241,6 +241,7 @@ class Shift:
         return jnp.clip(moved, -128, 127)
 
 
+@pytest.mark.slow
 def test_a_score_of_the_twin_can_be_sliced():
     graph = parse(tiny(np.int8))
     twin, p = build(graph), floats(params(graph))
