@@ -17,8 +17,8 @@ from several_devices import FUNCTIONS, TESTS, found_on_devices
 # The numbers are computed in the same precision. `make test-all` runs the same tests on fully optimised programs.
 # Set here, before jax is imported, and in the environment, so that processes that tests start have it too.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
-    # The newer emitters, by way of MLIR, take half as long again. No other flags: they may name a number of devices.
-    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+    # The newer emitters, by way of MLIR, take half as long again, modules in 32 parts a fifth. None that name a number of devices.
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 else:
     os.environ.pop("XLA_FLAGS", None)
 
@@ -42,12 +42,18 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "bqjax"))
 
 # --- what was compiled ---------------------------------------------------------------------------------------------------
 
-# Seconds of work, and the number of programs that were compiled and of those that were read from a file instead.
+# Seconds of work, and the number of programs that were compiled and of those that
+# were read from a file instead.
 _work: Counter[str] = Counter()
 _DURATIONS = {
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowering",
     "/jax/core/compile/backend_compile_duration": "compiling",
 }
+
+
+def _cpu_seconds() -> float:
+    """Of all threads of this process, and of the processes that it started and that have ended."""
+    return sum(os.times()[:4])
 
 
 def _add_duration(event: str, seconds: float, **_: object) -> None:
@@ -67,6 +73,16 @@ class Compiles:
         self.shown = shown
         self.tests: dict[str, dict[str, float]] = {}
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        # With fixtures' work: the first test that needs one pays for it, as it does in time.
+        if call.when == "teardown":
+            _work["CPU"] += _cpu_seconds()  # type: ignore[assignment]
+            item.user_properties.append(("compiles", dict(_work)))
+            _work.clear()
+            _work["CPU"] -= _cpu_seconds()  # type: ignore[assignment]
+        return (yield)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "teardown":
             self.tests[report.nodeid] = dict(report.user_properties).get("compiles", {})
@@ -76,16 +92,20 @@ class Compiles:
         for test, work in self.tests.items():
             files.setdefault(test.partition("::")[0], Counter()).update(work)
         for title, rows in (("files", files), ("tests", self.tests)):
-            terminalreporter.section(f"{title} that compile most")
-            terminalreporter.line("programs  of them read  lowering, s  compiling, s")
-            for name, work in sorted(rows.items(), key=lambda row: -row[1].get("compiling", 0))[: self.shown]:
-                numbers = [work.get(key, 0) for key in ("programs", "read", "lowering", "compiling")]
-                terminalreporter.line("{:8d}  {:12d}  {:11.2f}  {:12.2f}  {}".format(*numbers, name))
+            terminalreporter.section(f"{title} that cost most")
+            terminalreporter.line("programs  of them read  lowering, s  compiling, s  CPU in all, s")
+            for name, work in sorted(rows.items(), key=lambda row: -row[1].get("CPU", 0))[: self.shown]:
+                numbers = [work.get(key, 0) for key in ("programs", "read", "lowering", "compiling", "CPU")]
+                terminalreporter.line("{:8d}  {:12d}  {:11.2f}  {:12.2f}  {:13.2f}  {}".format(*numbers, name))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--compiles", type=int, default=0, metavar="N", help="show the N files and the N tests that spend most time in compilation"
+        "--compiles",
+        type=int,
+        default=0,
+        metavar="N",
+        help="show the N files and the N tests that take most CPU time, and what they compiled",
     )
 
 
@@ -97,15 +117,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Compiles(config.getoption("--compiles")))
         jax.monitoring.register_event_duration_secs_listener(_add_duration)
         jax.monitoring.register_event_listener(_add_event)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item, call):
-    # With fixtures' work: the first test that needs one pays for it, as it does in time.
-    if call.when == "teardown" and item.config.getoption("--compiles"):
-        item.user_properties.append(("compiles", dict(_work)))
-        _work.clear()
-    return (yield)
+        _work["CPU"] -= _cpu_seconds()  # type: ignore[assignment]
 
 
 # --- data ----------------------------------------------------------------------------------------------------------------
@@ -127,7 +139,7 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def on_four_devices(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     """What a function of :data:`several_devices.FUNCTIONS` returns, by name, where there are four devices."""
-    chosen = {item.path for item in request.session.items}
+    chosen = {item.path for item in request.session.items if "on_four_devices" in getattr(item, "fixturenames", ())}
     names = [name for name, (file, _) in FUNCTIONS.items() if TESTS / file in chosen]
     base = tmp_path_factory.getbasetemp()
     found = found_on_devices((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "four_devices", names)

@@ -9,10 +9,13 @@ Five lines, marked, turn a training loop into one that clusters after each epoch
     >>> loss = jax.grad(lambda p: ((jnp.ones((1, 32)) @ p["dense"]["kernel"]) ** 2).sum())
     >>> tx = optax.chain(record_gradients(), optax.adam(1e-3))                                   # 3
     >>> state, tree = tx.init(params), None
+    >>> @jax.jit
+    ... def train(params, state):
+    ...     updates, state = tx.update(loss(params), state, params)
+    ...     return optax.apply_updates(params, updates), state
     >>> for epoch in range(2):
     ...     for step in range(3):
-    ...         updates, state = tx.update(loss(params), state, params)
-    ...         params = optax.apply_updates(params, updates)
+    ...         params, state = train(params, state)
     ...     tree, info = gwk_cluster(params, gradient_stats(state).mean, key=jax.random.key(epoch), start=tree)  # 4
     ...     params = decode(tree)                                                                # 5
     >>> tree["dense"]["kernel"].codebook.shape

@@ -57,10 +57,12 @@ class DeepSpeech1(nnx.Module):
       ValueError: a size is not positive, or the context is negative.
 
     Example:
-      >>> model = DeepSpeech1(4, 5, hidden=8, cells=8, context=1, rngs=nnx.Rngs(0))
-      >>> logits, lengths = nnx.view(model, deterministic=True)(jnp.zeros((2, 6, 4)), jnp.array([6, 3]))
-      >>> logits.shape, lengths.tolist()
-      ((2, 6, 5), [6, 3])
+      >>> def shapes():  # of the results alone: nothing is computed
+      ...     model = DeepSpeech1(4, 5, hidden=8, cells=8, context=1, rngs=nnx.Rngs(0))
+      ...     return nnx.view(model, deterministic=True)(jnp.zeros((2, 6, 4)), jnp.array([6, 3]))
+      >>> logits, lengths = nnx.eval_shape(shapes)
+      >>> logits.shape, lengths.shape
+      ((2, 6, 5), (2,))
     """
 
     def __init__(
@@ -156,11 +158,13 @@ class DeepSpeech2(nnx.Module):
       ValueError: a size is not positive, a kernel is even, or the convolutions' arguments differ in length.
 
     Example:
-      >>> model = DeepSpeech2(16, 5, channels=(2,), kernels=((3, 3),), strides=((2, 2),), layers=1, cells=8, rngs=nnx.Rngs(0))
-      >>> model = nnx.view(model, use_running_average=True, deterministic=True)
-      >>> logits, lengths = model(jnp.zeros((2, 6, 16)), jnp.array([6, 3]))
-      >>> logits.shape, lengths.tolist()
-      ((2, 3, 5), [3, 2])
+      >>> def shapes():  # of the results alone: nothing is computed
+      ...     model = DeepSpeech2(16, 5, channels=(2,), kernels=((3, 3),), strides=((2, 2),), layers=1, cells=8, rngs=nnx.Rngs(0))
+      ...     model = nnx.view(model, use_running_average=True, deterministic=True)
+      ...     return model(jnp.zeros((2, 6, 16)), jnp.array([6, 3]))
+      >>> logits, lengths = nnx.eval_shape(shapes)
+      >>> logits.shape, lengths.shape
+      ((2, 3, 5), (2,))
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class MnistConv(nnx.Module):
       ValueError: no network has that name.
 
     Example:
-      >>> MnistConv("mnist_small", rngs=nnx.Rngs(0))(jax.numpy.zeros((2, 28, 28, 1))).shape
+      >>> nnx.eval_shape(lambda: MnistConv("mnist_small", rngs=nnx.Rngs(0))(jax.numpy.zeros((2, 28, 28, 1)))).shape
       (2, 10)
     """
 

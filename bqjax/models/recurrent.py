@@ -90,7 +90,7 @@ class GRU(_Recurrent):
     and the order of gates, of ``nnx.GRUCell``. Args are those of ``LSTM``.
 
     Example:
-      >>> GRU(3, 5, rngs=nnx.Rngs(0))(jnp.ones((2, 4, 3)), jnp.ones((2, 4), bool)).shape
+      >>> nnx.eval_shape(lambda: GRU(3, 5, rngs=nnx.Rngs(0))(jnp.ones((2, 4, 3)), jnp.ones((2, 4), bool))).shape
       (2, 4, 5)
     """
 
@@ -123,7 +123,7 @@ class LSTM(_Recurrent):
       rngs: random numbers for the initial weights.
 
     Example:
-      >>> LSTM(3, 5, rngs=nnx.Rngs(0))(jnp.ones((2, 4, 3)), jnp.ones((2, 4), bool)).shape
+      >>> nnx.eval_shape(lambda: LSTM(3, 5, rngs=nnx.Rngs(0))(jnp.ones((2, 4, 3)), jnp.ones((2, 4), bool))).shape
       (2, 4, 5)
     """
 
@@ -155,7 +155,7 @@ class Bidirectional(nnx.Module):
       rngs: random numbers for the initial weights.
 
     Example:
-      >>> Bidirectional(GRU, 3, 5, rngs=nnx.Rngs(0))(jnp.ones((2, 4, 3)), jnp.ones((2, 4), bool)).shape
+      >>> nnx.eval_shape(lambda: Bidirectional(GRU, 3, 5, rngs=nnx.Rngs(0))(jnp.ones((2, 4, 3)), jnp.ones((2, 4), bool))).shape
       (2, 4, 5)
     """
 

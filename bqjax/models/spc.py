@@ -48,7 +48,7 @@ class SpeechConv(nnx.Module):
       rngs: random numbers for the initial weights.
 
     Example:
-      >>> SpeechConv(8, 4, classes=3, rngs=nnx.Rngs(0))(np.zeros((2, 8, 4, 1), np.float32)).shape
+      >>> nnx.eval_shape(lambda: SpeechConv(8, 4, classes=3, rngs=nnx.Rngs(0))(np.zeros((2, 8, 4, 1), np.float32))).shape
       (2, 3)
     """
 

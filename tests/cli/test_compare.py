@@ -112,6 +112,7 @@ def test_interrupted_failed_and_whole(config, tmp_path, capsys, scored):
     assert {name: (out / name).read_bytes() for name in RESULT_NAMES} == before
 
 
+@pytest.mark.slow  # three experiments; test_sweep.py holds the same of its state
 def test_another_task_needs_force(config, tmp_path, capsys):
     small = CONFIG.replace("BinAndQuant(search", "# BinAndQuant(search")
     (tmp_path / config).write_text(small)

@@ -32,6 +32,7 @@ def config(tmp_path):
     return "tiny.py"
 
 
+@pytest.mark.slow  # methods/budget/test_plan.py holds the method
 def test_a_plan_makes_its_file_again(config, tmp_path, capsys, monkeypatch):
     calls, scores, stop_after = [], Evaluator.scores, 3
 

@@ -53,6 +53,7 @@ def side_by_side(folder="rows"):
     return {"labels": [e.label for e in found.entries], "rows": rows(found), "devices": devices, "searches": searches}
 
 
+@pytest.mark.slow
 def test_rows_side_by_side_are_those_of_one_after_the_other(tmp_path, on_four_devices):
     found = on_four_devices("rows")
     assert found["labels"] == ["a", "b", *(m.label for m in METHODS)]

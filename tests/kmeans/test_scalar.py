@@ -85,7 +85,8 @@ def test_up_to_1024_values_reach_the_optimum(kind):
     assert mse(x, result) <= optimum(x, 16) * (1 + 1e-5) + 1e-14
 
 
-@pytest.mark.parametrize("kind", ["normal", "student", "modes"])
+# scikit-learn takes seconds for the heavy tails.
+@pytest.mark.parametrize("kind", ["normal", pytest.param("student", marks=pytest.mark.slow), "modes"])
 def test_no_worse_than_scikit_learn(kind):
     cluster = pytest.importorskip("sklearn.cluster")
     x = sample(kind, 5000, seed=1)
@@ -105,7 +106,9 @@ def direct():
     return cluster
 
 
-@pytest.mark.parametrize("kind", ["normal", "laplace", "student", "modes", "sparse"])
+@pytest.mark.parametrize(
+    "kind", ["normal", "sparse", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("laplace", "student", "modes"))]
+)
 def test_the_histogram_loses_nothing(kind, direct):
     x = sample(kind, LARGE, seed=2)
     result = kmeans_scalar(x, 16)

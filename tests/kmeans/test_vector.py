@@ -40,7 +40,7 @@ def check_nearest(x, result, metric=None):
     assert (chosen - far.min(1)).max() <= 1e-5 * np.square(x).max()
 
 
-@pytest.mark.parametrize("d", [1, 4, 40])
+@pytest.mark.parametrize("d", [1, 4, pytest.param(40, marks=pytest.mark.slow)])
 def test_no_worse_than_scikit_learn(d):
     cluster = pytest.importorskip("sklearn.cluster")
     x, w = sample(d=d)
@@ -77,7 +77,7 @@ def test_at_the_end_entries_are_the_means_of_their_points():
     np.testing.assert_allclose(result.codebook, moments / mass, atol=2e-6)
 
 
-@pytest.mark.parametrize("weighted", ["point", "coordinate"])
+@pytest.mark.parametrize("weighted", ["point", pytest.param("coordinate", marks=pytest.mark.slow)])
 def test_the_sample_loses_nothing(weighted):
     x, w = sample(70_000, d=2)
     w = {"point": w, "coordinate": np.random.default_rng(2).exponential(size=x.shape).astype(np.float32)}[weighted]
@@ -128,7 +128,7 @@ def test_all_zero_weights_count_equally():
     np.testing.assert_array_equal(zeros.indices, none.indices)
 
 
-@pytest.mark.parametrize("n", [3, 17])
+@pytest.mark.parametrize("n", [3, pytest.param(17, marks=pytest.mark.slow)])
 def test_more_entries_than_points(n):
     x, w = sample(n)
     result = kmeans_vector(x, 16, w, key=KEY)
@@ -163,6 +163,7 @@ def test_a_start_saves_iterations():
     np.testing.assert_array_equal(again.indices, first.indices)
 
 
+@pytest.mark.slow
 def test_large_codebooks_are_seeded_several_at_a_time(monkeypatch):
     x, w = sample()
     one_by_one = kmeans_vector(x, 300, w, key=KEY, iterations=3)
@@ -199,7 +200,7 @@ def test_deterministic_per_key_under_jit_and_vmap():
     assert both.indices.shape == (2, len(x))
 
 
-@pytest.mark.parametrize(("k", "d"), [(256, 4), (4096, 8)])
+@pytest.mark.parametrize(("k", "d"), [(256, 4), pytest.param(4096, 8, marks=pytest.mark.slow)])
 def test_memory_stays_below_three_times_the_input(k, d):
     n = 2**22 // d
     x, w = jax.ShapeDtypeStruct((n, d), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.float32)

@@ -15,7 +15,10 @@ from bqjax.models.inception import _V1, InceptionV1, InceptionV2, load_googlenet
 WIDTH = 1 / 16
 
 
-@pytest.mark.parametrize(("network", "total", "slim"), [(InceptionV1, 6_624_904, 5_607_184), (InceptionV2, 11_188_224, 10_173_112)])
+@pytest.mark.parametrize(
+    ("network", "total", "slim"),
+    [pytest.param(InceptionV1, 6_624_904, 5_607_184, marks=pytest.mark.slow), (InceptionV2, 11_188_224, 10_173_112)],
+)
 def test_published_numbers_of_parameters(network, total, slim):
     """torchvision's count of GoogLeNet; TensorFlow-Slim's of both, from its own tests of the base networks."""
 

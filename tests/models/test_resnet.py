@@ -159,6 +159,7 @@ def test_resnet56_on_a_part_of_the_test_set(data_dir):
     assert loss == pytest.approx(0.32242, abs=1e-3)
 
 
+@pytest.mark.slow  # reads CIFAR-10
 @pytest.mark.data
 def test_subsets_are_fixed_and_nested(data_dir, tmp_path):
     small, large = (resnet_task(data_dir, n_calibration=n, n_test=n + 1) for n in (2, 5))

@@ -22,6 +22,8 @@ from bqjax.sensitivity.evaluator import Evaluator
 from bqjax.sensitivity.perturb import Codebook, Noise, NoiseCandidate, Quantize
 from bqjax.sensitivity.sweeps import Candidate, sweep
 
+pytestmark = pytest.mark.slow  # four processes that each start JAX; test_multi_device.py holds several devices
+
 F32 = np.float32
 HEARTBEAT = 8  # seconds without a sign of life after which a process counts as lost
 BOUND = 100  # seconds for anything here
@@ -243,7 +245,7 @@ def test_both_processes_refuse_what_one_must_refuse(both):
         )
 
 
-@pytest.mark.slow  # half a minute each: a lost process is noticed after seconds without a sign of life
+# Half a minute each: a lost process is noticed after seconds without a sign of life
 @pytest.mark.parametrize("killed", [1, 0])
 def test_a_process_that_is_killed_ends_the_other_and_the_state_file_goes_on(killed, tmp_path, alone):
     state = tmp_path / "state"

@@ -66,6 +66,7 @@ def test_compress_decompress_and_run(model_and_data, tmp_path, capsys):
     assert "exists: pass --force" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_all_rows_of_a_config(model_and_data, tmp_path):
     """The same task through ``bqjax compare``: integer codes, k-means on them, and lossless."""
     folder, content, _, _ = model_and_data
@@ -118,6 +119,7 @@ def test_every_figure_of_a_row(model_and_data, tmp_path):
         np.testing.assert_array_equal(tree[name]["codes"], layer["codes"])
 
 
+@pytest.mark.slow
 def test_layers_are_measured_once_for_a_task(model_and_data, tmp_path, monkeypatch):
     folder, _, _, _ = model_and_data
     measured = []

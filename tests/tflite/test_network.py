@@ -98,6 +98,7 @@ def test_a_hybrid_model_is_searched_on_float_examples(tmp_path, capsys):
     assert "other.npz must hold 'x' float32 [n, ...]" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # every operator, in both programs; twin/test_graph.py holds the operators one by one
 def test_litert_and_the_twin_score_alike(unknown):
     model = parse_model(network(np.int8, True))
     x = np.random.default_rng(1).integers(-128, 128, (11, 9, 9, 3)).astype(np.int8)

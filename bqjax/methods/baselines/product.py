@@ -131,10 +131,10 @@ def product_quantize(
         weights (concrete ones only); whatever :func:`bqjax.core.rules.select` refuses. The message names the leaf.
 
     Example:
-      >>> params = {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 16, 16)), "bias": jnp.zeros(16)}
-      >>> tree = product_quantize(params, key=jax.random.key(1), config=ProductConfig(k=32, d=6))
+      >>> params = {"kernel": jax.random.normal(jax.random.key(0), (8, 8)), "bias": jnp.zeros(8)}
+      >>> tree = product_quantize(params, key=jax.random.key(1), config=ProductConfig(k=4, d=2))
       >>> tree["kernel"].codebook.shape, tree["kernel"].indices.shape
-      ((32, 6), (384,))
+      ((4, 2), (32,))
     """
     leaves, taken = named_leaves(params), select(params, rules).taken
     new: dict[str, Clustered] = {}

@@ -87,10 +87,10 @@ def residual_quantize(
         weights (concrete ones only); whatever :func:`bqjax.core.rules.select` refuses. The message names the leaf.
 
     Example:
-      >>> params = {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 16, 16)), "bias": jnp.zeros(16)}
-      >>> tree = residual_quantize(params, key=jax.random.key(1), config=ResidualConfig(stages=3, k=16, d=6))
+      >>> params = {"kernel": jax.random.normal(jax.random.key(0), (8, 8)), "bias": jnp.zeros(8)}
+      >>> tree = residual_quantize(params, key=jax.random.key(1), config=ResidualConfig(stages=2, k=4, d=2))
       >>> [stage.codebook.shape for stage in tree["kernel"].stages]
-      [(16, 6), (16, 6), (16, 6)]
+      [(4, 2), (4, 2)]
     """
     leaves, taken = named_leaves(params), select(params, rules).taken
     new: dict[str, Residual] = {}

@@ -22,7 +22,7 @@ FIRST_AND_LAST = (Rule("conv1", skip=True), Rule("linear", skip=True))
 @pytest.fixture(scope="module")
 def resnet():
     """With random weights; ResNet-8 has every kind of layer that ResNet-20 has."""
-    model = CifarResNet(8, rngs=nnx.Rngs(0))
+    model = nnx.jit(lambda: CifarResNet(8, rngs=nnx.Rngs(0)))()
     train = nnx.jit(lambda m, x: m(x))
     for seed in range(20):  # running statistics that fit the network
         train(model, np.random.default_rng(seed).normal(size=X.shape).astype(np.float32))
@@ -57,9 +57,10 @@ class Small(nnx.Module):
         return self.linear(self.conv2(nnx.relu(self.bn1(self.conv1(x)))).mean(axis=(1, 2)))
 
 
-@pytest.mark.parametrize("rounding", ["ewgs", "dsq", "irnet"])
+@pytest.mark.parametrize("rounding", ["ewgs", "dsq", pytest.param("irnet", marks=pytest.mark.slow)])
 def test_gradients_in_training_mode_are_finite(rounding):
-    small, _ = quantize(Small(), [*FIRST_AND_LAST, Rule("*", QuantizerConfig(weight_bits=1, activation_bits=1, rounding=rounding))])
+    config = QuantizerConfig(weight_bits=1, activation_bits=1, rounding=rounding)
+    small, _ = quantize(nnx.jit(Small)(), [*FIRST_AND_LAST, Rule("*", config)])
     small = calibrate(small, X)
     set_quantizers(small, progress=0.5, delta=0.1)
     mean = np.asarray(small.bn1.mean[...])

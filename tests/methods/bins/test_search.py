@@ -202,7 +202,7 @@ def test_the_final_metrics_are_those_of_the_compressed_network():
     assert info.left == {"bias": "no rule matches it"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "uniform" else kind for kind in KINDS])
 def test_a_key_decides_the_noise(kind):
     params, cost, score = problem(a=(9, 9))
     config = dataclasses.replace(FOUR, kind=kind, magnitude=None if kind == "collapse" else 0.2, draws=2)
@@ -234,7 +234,7 @@ def test_a_coin_that_matters_falls_by_the_key():
     assert drops[0] != drops[1]
 
 
-@pytest.mark.parametrize(("kind", "variance"), [("gaussian", 1.0), ("uniform", 1 / 3)])
+@pytest.mark.parametrize(("kind", "variance"), [("gaussian", 1.0), pytest.param("uniform", 1 / 3, marks=pytest.mark.slow)])
 def test_the_sweep_finds_the_largest_level_below_the_tolerance(kind, variance):
     params = {"w": normal((20, 20), scale=0.3)}
     score = quadratic(params, {"w": np.full((20, 20), 1 / 400, F32)})

@@ -46,7 +46,7 @@ def test_values_are_ecsq():
     assert np.abs(np.asarray(made.codebook, np.float32) - np.asarray(expected.codebook)).max() <= limit
 
 
-@pytest.mark.parametrize("lmbda", [0.0, 0.00375])
+@pytest.mark.parametrize("lmbda", [pytest.param(0.0, marks=pytest.mark.slow), 0.00375])
 def test_blocks_are_clustered_and_then_ecvq(lmbda):
     layer = Layer(("hidden/kernel",), Blocks(d=2, bits=3, lmbda=lmbda))
     made = compress_layer(params(), layer, importance(), key=KEY)["hidden/kernel"]

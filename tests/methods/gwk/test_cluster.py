@@ -51,9 +51,12 @@ CONFIG = GWKConfig(bits=3)
 CLUSTERED = {"conv/kernel": 6, "head/kernel": 4, "layers/0/kernel": 6, "layers/1/0": 4}
 
 
+PARAMS = tree()
+
+
 @functools.cache
 def clustered():
-    return gwk_cluster(tree(), tree(seed=10), key=KEY, config=CONFIG)
+    return gwk_cluster(PARAMS, tree(seed=10), key=KEY, config=CONFIG)
 
 
 def blocks_of(w, d):
@@ -66,8 +69,7 @@ def blocks_of(w, d):
 
 
 def test_the_tree_the_block_sizes_and_the_bits():
-    params = tree()
-    compressed, info = gwk_cluster(params, tree(seed=10), key=KEY, config=CONFIG)
+    compressed, info = clustered()
     assert {n: leaf.d for n, leaf in named_leaves(compressed).items() if isinstance(leaf, Clustered)} == CLUSTERED
     assert set(info) == set(CLUSTERED)
     for name, leaf in named_leaves(compressed).items():
@@ -78,14 +80,14 @@ def test_the_tree_the_block_sizes_and_the_bits():
             assert info[name].bits_per_weight == bits
             assert 1 <= int(info[name].used) <= 8
         else:
-            assert leaf is named_leaves(params)[name]
+            assert leaf is named_leaves(PARAMS)[name]
 
 
 @pytest.mark.parametrize("weighting", ["block", "coordinate", "none"])
 def test_entries_are_the_gradient_weighted_means_of_their_blocks(weighting):
     """Equation 1, at the fixed point, with the layout and the weights worked out again in NumPy."""
     params, grads = tree(), tree(seed=10)
-    names = ["layers/0/kernel", "head/kernel"]
+    names = ["layers/0/kernel"] if weighting == "coordinate" else ["layers/0/kernel", "conv/kernel"]
     config = GWKConfig(bits=3, weighting=weighting)
     compressed, info = gwk_cluster(params, grads, [Rule(name) for name in names], key=KEY, config=config)
     for name in names:
@@ -189,15 +191,14 @@ def test_short_types(dtype):
 
 def test_jit_gives_what_eager_gives():
     params, grads = tree(), tree(seed=10)
-    rules = [Rule("conv/kernel"), Rule("head/kernel")]
-    run = functools.partial(gwk_cluster, rules=rules, config=CONFIG)
+    run = functools.partial(gwk_cluster, rules=[Rule("layers/0/kernel")], config=CONFIG)
     eager, info = run(params, grads, key=KEY)
     traced, traced_info = jax.jit(run)(params, grads, key=KEY)
-    for name in ("conv/kernel", "head/kernel"):
-        a, b = named_leaves(eager)[name], named_leaves(traced)[name]
-        np.testing.assert_array_equal(a.indices, b.indices)
-        np.testing.assert_allclose(a.codebook, b.codebook, rtol=1e-6)
-        np.testing.assert_allclose(info[name].error, traced_info[name].error, rtol=1e-5)
+    name = "layers/0/kernel"
+    a, b = named_leaves(eager)[name], named_leaves(traced)[name]
+    np.testing.assert_array_equal(a.indices, b.indices)
+    np.testing.assert_allclose(a.codebook, b.codebook, rtol=1e-6)
+    np.testing.assert_allclose(info[name].error, traced_info[name].error, rtol=1e-5)
 
 
 def test_a_start_is_followed():
@@ -392,12 +393,11 @@ def test_a_training_step_under_jit_learns():
 @pytest.mark.parametrize("rate", [1.5, 2.0])
 def test_a_rate_makes_used_entries_nearer(rate):
     """Against NumPy in float64; and it takes the indices to fewer bits."""
-    params = {"w": normal(48, 64), "c": normal(3, 3, 5, 16, seed=2)}
+    params = {"w": normal(24, 8), "c": normal(3, 3, 3, 8, seed=2)}
     compressed, _ = gwk_cluster(params, None, key=KEY, config=CONFIG)
     got = assign(params, compressed, rate=rate)
     for name, leaf in compressed.items():
-        real = block_mask(leaf.shape, leaf.axis_order, leaf.d)
-        x = np.asarray(to_blocks(jnp.asarray(params[name]), leaf.axis_order, leaf.d), np.float64)
+        x, real = blocks_of(params[name], leaf.d)
         c, old = np.asarray(leaf.codebook, np.float64), np.asarray(leaf.indices)
         distance = (np.square(x[:, None] - c) * real[:, None]).sum(-1)
         error = (np.square(x - c[old]) * real).sum(1).mean()

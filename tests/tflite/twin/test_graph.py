@@ -241,6 +241,7 @@ class Shift:
         return jnp.clip(moved, -128, 127)
 
 
+@pytest.mark.slow
 def test_a_score_of_the_twin_can_be_sliced():
     graph = parse(tiny(np.int8))
     twin, p = build(graph), floats(params(graph))
@@ -291,7 +292,9 @@ def test_names_are_the_tensors_and_unique():
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("model", ["kws_ds_cnn_int8", "resnet8_cifar10_int8", "person_detect"])
+@pytest.mark.parametrize(
+    "model", ["kws_ds_cnn_int8", "resnet8_cifar10_int8", pytest.param("person_detect", marks=pytest.mark.slow)]
+)
 def test_published_models(model, data_dir):
     n = 6
     if model.startswith("kws"):

@@ -106,6 +106,7 @@ def test_files_missing_or_damaged(tmp_path, monkeypatch):
         read_an4(tmp_path, "train")
 
 
+@pytest.mark.slow  # decodes an hour of speech; the reader's rules are held above
 @pytest.mark.data
 def test_the_official_split(data_dir):
     splits = an4_splits(data_dir)

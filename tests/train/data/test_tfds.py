@@ -203,6 +203,7 @@ def test_without_tensorflow_datasets(folder, monkeypatch):
         cifar10(folder, "test")
 
 
+@pytest.mark.slow  # decodes 10,000 images
 @pytest.mark.data
 def test_the_real_test_images(data_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("BQJAX_CACHE", str(tmp_path))

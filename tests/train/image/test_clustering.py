@@ -56,7 +56,7 @@ def test_a_pattern_that_decides_for_nothing_is_refused():
 
 
 def test_channels_of_a_codebook_are_equalized_together():
-    model = CifarResNet(8, rngs=nnx.Rngs(0))
+    model = nnx.jit(lambda: CifarResNet(8, rngs=nnx.Rngs(0)))()
     settings = GWKPhase(epochs=1, schedule="step", layers=(GWKLayers(pattern="layer[23]/*", group="rest"),))
     same = equalized(model, ("layer1/0/conv1", "layer2/0/conv2", "layer3/0/conv1"), settings)
     sizes = [np.sqrt(np.square(np.asarray(block[0].conv1.kernel[...])).mean((0, 1, 2))) for block in (same.layer1, same.layer3)] + [
