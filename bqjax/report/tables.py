@@ -128,14 +128,24 @@ def _done(what: str, drop: float | None) -> tuple[str, str]:
 
 def _distortion_table(info: RateDistortionInfo) -> Table:
     """A line a leaf, what it costs the outputs most first."""
-    total = sum(info.predicted.values())
+    total, alone = sum(info.predicted.values()), info.measured_leaves
     lines = [
-        (name, f"{cost:.4g}", f"{100 * cost / total:.1f}", f"importance alone: it {info.left[name]}" if name in info.left else "")
+        (
+            name,
+            f"{cost:.4g}",
+            f"{100 * cost / (total or 1.0):.1f}",
+            f"{alone[name]:.4g}" if name in alone else "",
+            f"importance alone: it {info.left[name]}" if name in info.left else "",
+        )
         for name, cost in sorted(info.predicted.items(), key=lambda item: -item[1])
     ]
     changes = ", ".join(f"{name} {info.baseline[name]:.4f} to {info.final[name]:.4f}" for name in info.baseline)
-    caption = f"Half the squared change of an example's outputs: {total:.4g} predicted for all. On calibration data {changes}."
-    return Table(f"lmbda {info.lmbda:.4g}", ("leaf", "predicted distortion", "%", "why"), lines, caption)
+    caption = (
+        f"Half the squared change of an example's outputs: {total:.4g} predicted for all, {info.measured:.4g} measured on "
+        f"calibration data. There, {changes}."
+    )
+    table = Table(f"lmbda {info.lmbda:.4g}", ("leaf", "predicted distortion", "%", "measured alone", "why"), lines, caption)
+    return table if alone else _without(table, "measured alone")
 
 
 def search_table(info: SearchInfo | QuantizedInfo | RateDistortionInfo) -> Table:

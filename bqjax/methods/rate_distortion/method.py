@@ -18,8 +18,9 @@ from bqjax.core.rules import Rule
 from bqjax.core.scoring import Scored, paired_error, score_on
 from bqjax.core.task import Task, signed
 from bqjax.methods.base import Compressed
+from bqjax.methods.rate_distortion.distortion import measured_distortion, predicted_distortion
 from bqjax.methods.rate_distortion.search import file_bytes, lambda_for_bytes, search_lambda
-from bqjax.methods.rate_distortion.solver import SolverConfig, bin_and_quant_rd, predicted_distortion, prepare, removal_distortion
+from bqjax.methods.rate_distortion.solver import SolverConfig, bin_and_quant_rd, prepare, removal_distortion
 from bqjax.sensitivity.curvature import Curvature
 from bqjax.sensitivity.task_statistics import task_curvature
 
@@ -34,6 +35,8 @@ class RateDistortionInfo:
       lmbda: of a bit.
       baseline, final: metrics on calibration data before and after.
       predicted: half the squared change of the outputs of an example, by leaf name.
+      measured: the same of the whole network on calibration data.
+      measured_leaves: the same of leaves changed alone, with the bias that takes up their mean; empty where it was not asked for.
       left: leaves that were solved by their importance alone, and why.
     """
 
@@ -41,6 +44,8 @@ class RateDistortionInfo:
     baseline: Mapping[str, float]
     final: Mapping[str, float]
     predicted: Mapping[str, float]
+    measured: float
+    measured_leaves: Mapping[str, float]
     left: Mapping[str, str]
 
 
@@ -61,6 +66,7 @@ class RateDistortion:
       rules: which leaves.
       solver: how leaves are solved.
       steps, scan: of the search for drops, see :func:`bqjax.methods.rate_distortion.search.search_lambda`.
+      by_leaf: report what each leaf alone costs, too: a pass over the calibration data a leaf.
       positions, draws, examples, max_width: see :func:`bqjax.sensitivity.curvature.output_curvature`.
       label: in tables.
 
@@ -78,6 +84,7 @@ class RateDistortion:
     solver: SolverConfig = field(default_factory=SolverConfig)
     steps: int = 7
     scan: int = 4
+    by_leaf: bool = False
     positions: int = 2048
     draws: int = 1
     examples: int = 32
@@ -121,8 +128,10 @@ class RateDistortion:
             trials = _Trials(self, task, curvature, journal)
             lmbda = self._lmbda(trials, progress)
             baseline, final = trials.metrics(None)[0], trials.metrics(lmbda)[0]
-        tree = trials.tree(lmbda)
-        info = RateDistortionInfo(lmbda, baseline, final, predicted_distortion(task.params, tree, curvature), dict(curvature.left))
+            tree = trials.tree(lmbda)
+            predicted = predicted_distortion(task.params, tree, curvature)
+            measured, leaves = trials.distortion(lmbda, tree, list(predicted) if self.by_leaf else ())
+        info = RateDistortionInfo(lmbda, baseline, final, predicted, measured, leaves, dict(curvature.left))
         return Compressed(tree, info, trials.found(lmbda))
 
     def _lmbda(self, trials: _Trials, progress: Progress | None) -> float:
@@ -182,6 +191,23 @@ class _Trials:
         if self._before is None:
             self._before = score_on(self._task, self._task.params, self._task.calibration)
         return self._before
+
+    def distortion(self, lmbda: float, tree: Any, names: Sequence[str]) -> tuple[float, dict[str, float]]:
+        """Measured on calibration data: of the whole, and of leaves by name."""
+        task, shifts = self._task, self.prepared.shifts
+        if task.outputs is None:
+            raise ValueError(f"task {task.name!r} has no outputs")  # whoever has a curvature has some
+        outputs = jax.jit(task.outputs) if task.traceable else task.outputs
+        biases = {shift.bias for shift in shifts.values()}
+
+        def of(chosen: Sequence[str] | None) -> Any:
+            key = f"distortion {lmbda.hex()} {'' if chosen is None else ' '.join(chosen)}"
+            return self._journal.measure(
+                key, lambda: measured_distortion(outputs, task.params, tree, task.calibration, names=chosen)
+            )
+
+        together = {n: [n, shifts[n].bias] if n in shifts else [n] for n in names if n not in biases}
+        return float(of(None)), {name: float(of(chosen)) for name, chosen in together.items()}
 
     def excess(self, lmbda: float) -> float:
         """How far the worst drop is above its limit."""

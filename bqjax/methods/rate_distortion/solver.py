@@ -20,16 +20,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.core.leaves import Clustered, is_compressed, trim_codebook
+from bqjax.core.leaves import Clustered, trim_codebook
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import check_finite, named_leaves, replace
+from bqjax.methods.rate_distortion.distortion import add_means, leaf_change
 from bqjax.methods.rate_distortion.leaf import LeafStats, QuantizedRows, diagonal_stats, leaf_stats, quantize_rows
 from bqjax.methods.rate_distortion.vectors import affine_vector
 from bqjax.sensitivity.curvature import Curvature
-from bqjax.sensitivity.leaf_curvature import Layout, LeafCurvature
+from bqjax.sensitivity.leaf_curvature import Layout
 from bqjax.sensitivity.shifts import Shift
 
-__all__ = ["Prepared", "SolverConfig", "bin_and_quant_rd", "predicted_distortion", "prepare", "removal_distortion"]
+__all__ = ["Prepared", "SolverConfig", "bin_and_quant_rd", "prepare", "removal_distortion"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +195,7 @@ def bin_and_quant_rd(
         if name in prepared.shifts:
             shift = prepared.shifts[name]
             bias = moved.setdefault(shift.bias, np.array(leaves[shift.bias], np.float64))
-            _add_means(bias, shift, curvature[name], _change(leaves[name], new[name]), -1)
+            add_means(bias, shift, curvature[name], leaf_change(leaves[name], new[name]), -1)
     for name, bias in moved.items():
         if name not in prepared.rows:
             new[name] = bias.astype(leaves[name].dtype)
@@ -203,18 +204,6 @@ def bin_and_quant_rd(
         if affine is not None:
             new[name] = affine
     return replace(params, new)
-
-
-def _change(before: Any, after: Any) -> np.ndarray:
-    """Of a leaf that may be compressed, in float64, contiguous."""
-    after = after.decode() if is_compressed(after) else after
-    return np.ascontiguousarray(np.asarray(after, np.float64) - np.asarray(before, np.float64))
-
-
-def _add_means(bias: np.ndarray, shift: Shift, known: LeafCurvature, error: np.ndarray, sign: int) -> None:
-    """Adds what a leaf's error changes in the mean of its outputs, as the bias would have to change for it, in place."""
-    mean = (known.layout.to_rows(error) * np.asarray(known.mean, np.float64)[:, None, :]).sum(-1)
-    np.add.at(bias.reshape(-1), shift.entries, sign * shift.gain * mean)
 
 
 def _clustered(found: QuantizedRows, layout: Layout, dtype: Any) -> Clustered:
@@ -232,39 +221,6 @@ def _clustered(found: QuantizedRows, layout: Layout, dtype: Any) -> Clustered:
     kind = np.float16 if fits and np.abs(found.levels[used]).max() < 6e4 and step > 1e-4 else np.float32
     codebook, indices = trim_codebook(found.levels.astype(kind), index)
     return Clustered(indices, codebook[:, None], layout.shape, dtype)
-
-
-def predicted_distortion(params: Any, tree: Any, curvature: Curvature) -> dict[str, float]:
-    """What compressed leaves are predicted to cost: half the squared change of the outputs of an example, leaf by leaf.
-
-    What a leaf changes in the mean of its outputs is counted where a bias or shift stands behind it, with what the bias changes:
-    the two may cancel.
-
-    Args:
-      params: the parameters.
-      tree: a compressed tree of them, from any method.
-      curvature: at ``params``. Leaves without one are taken by their importance.
-    """
-    before, after = named_leaves(params), named_leaves(tree)
-    errors = {name: _change(before[name], after[name]) for name in curvature.importance}
-    shifts = {name: shift for name, shift in curvature.shifts.items() if shift.bias in errors}
-    for name, shift in shifts.items():
-        _add_means(errors[shift.bias], shift, curvature[name], errors[name], 1)
-    found = {}
-    for name, importance in curvature.importance.items():
-        error = errors[name]
-        if not error.any():
-            continue
-        if name in curvature.leaves:
-            known = curvature[name]
-            e = known.layout.to_rows(error)
-            cost = (np.matmul(e, np.asarray(known.inputs, np.float64)) * e).sum(-1)
-            if name in shifts:
-                cost = cost - np.square((e * np.asarray(known.mean, np.float64)[:, None, :]).sum(-1))
-            found[name] = float((np.asarray(known.outputs, np.float64) * cost).sum() / 2)
-        else:
-            found[name] = float((np.asarray(importance, np.float64) * np.square(error)).sum() / 2)
-    return found
 
 
 def removal_distortion(prepared: Prepared) -> float:

@@ -162,10 +162,16 @@ def task(params, batches):
 def test_the_method_keeps_the_drop_or_the_size(problem, tmp_path):
     params, batches, _ = problem
     toy = task(params, batches)
-    method, state = RateDistortion(max_drop=0.02, steps=5, scan=2, draws=2), str(tmp_path / "state")
+    method, state = RateDistortion(max_drop=0.02, steps=5, scan=2, draws=2, by_leaf=True), str(tmp_path / "state")
     found = method.compress(toy, key=jax.random.key(1), state_path=state)
     assert found.info.baseline["accuracy"] - found.info.final["accuracy"] <= 0.02 + 1e-6
     assert float(found.found["lmbda"]) == pytest.approx(found.info.lmbda, rel=1e-3)
+    # What the outputs lost is measured on the whole, and for each leaf with the bias that takes up its mean.
+    assert found.info.measured == pytest.approx(measured(params, found.tree, batches), rel=1e-4)
+    leaves = named_leaves(found.tree)
+    alone = replace(params, {name: leaves[name] for name in ("first/kernel", "first/bias")})
+    assert set(found.info.measured_leaves) == {"first/kernel", "gate", "last"}
+    assert found.info.measured_leaves["first/kernel"] == pytest.approx(measured(params, alone, batches), rel=1e-4)
     again = method.compress(toy, key=jax.random.key(1), state_path=state)
     assert again.info == found.info
     for target in (900, 700):
