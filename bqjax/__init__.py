@@ -23,6 +23,7 @@ from bqjax.methods.bins.quantize import bin_and_quant
 from bqjax.methods.gwk.cluster import gwk_cluster
 from bqjax.methods.gwk.config import GWKConfig, bits_per_weight
 from bqjax.methods.gwk.training import gwk_init, gwk_update, straight_through
+from bqjax.methods.rate_distortion.solver import bin_and_quant_rd
 from bqjax.quantizers import QuantizerConfig, ewgs_round
 from bqjax.sensitivity.curvature import output_curvature
 from bqjax.sensitivity.evaluator import Evaluator
@@ -44,6 +45,7 @@ __all__ = [
     "__version__",
     "bin_and_quant",
     "bin_and_quant_ecsq",
+    "bin_and_quant_rd",
     "bits",
     "bits_per_weight",
     "decode",

@@ -6,7 +6,17 @@ bqjax compare --config configs/an4.py --data DATA --out out/an4
 
 from bqjax import Rule
 from bqjax.experiment import Experiment
-from bqjax.methods import BinAndQuant, BinConfig, BudgetConfig, GaussianBins, KMeans, RateConfig, SearchConfig, WithinBudget
+from bqjax.methods import (
+    BinAndQuant,
+    BinConfig,
+    BudgetConfig,
+    GaussianBins,
+    KMeans,
+    RateConfig,
+    RateDistortion,
+    SearchConfig,
+    WithinBudget,
+)
 from train.tasks import an4_task
 
 RUN = "out/deepspeech2_an4"
@@ -44,6 +54,8 @@ config = Experiment(
         BinAndQuant(search=SEARCH, label="B&Q by sensitivity"),
         BinAndQuant(search=SEARCH, rules=SHARED, label="B&Q by sensitivity, shared bins"),
         *(WithinBudget(target_bytes=1000 * kb, budget=BUDGET, label=f"planned, {kb} kB") for kb in (850, 700)),
+        *(RateDistortion(target_bytes=1000 * kb, label=f"rate-distortion, {kb} kB") for kb in (850, 700, 550)),
+        RateDistortion(max_drop=0.005, label="rate-distortion, drop 0.5"),
     ),
     budget=BUDGET,
 )

@@ -21,6 +21,7 @@ from bqjax.methods import (
     KMeans,
     PTQConfig,
     RateConfig,
+    RateDistortion,
     ResidualConfig,
     ResidualQuantization,
     SearchConfig,
@@ -63,5 +64,7 @@ config = Experiment(
             for t, k, d in ((2, 8, 2), (2, 16, 4), (3, 16, 4))
         ),
         *(DiBA(config=DiBAConfig(bits=b), rules=RULES, label=f"DiBA, {b:g} bits") for b in (1, 2, 3)),
+        *(RateDistortion(target_bytes=1000 * kb, label=f"rate-distortion, {kb} kB") for kb in (15, 10, 7)),
+        RateDistortion(max_drop=0.01, label="rate-distortion, drop 1"),
     ),
 )

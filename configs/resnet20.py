@@ -2,7 +2,8 @@
 
 bqjax compare --config configs/resnet20.py --data DATA --out out/resnet20
 bqjax compare --config configs/resnet20.py --data DATA --out out/resnet20 --method "Gaussian*" "k-means*"    # minutes, not hours
-bqjax compress --config configs/resnet20.py --data DATA --target-size 120KB --out out/resnet20_120.bq.safetensors
+bqjax compress --config configs/resnet20.py --data DATA --max-drop 0.5 --out out/resnet20_drop.bq.safetensors
+bqjax compress --config configs/resnet20.py --data DATA --target-size 120KB --plan --out out/resnet20_120.bq.safetensors
 """
 
 from bqjax import Rule
@@ -19,6 +20,7 @@ from bqjax.methods import (
     KMeans,
     PTQConfig,
     RateConfig,
+    RateDistortion,
     WithinBudget,
 )
 from train.tasks import resnet_task
@@ -49,6 +51,9 @@ config = Experiment(
         DeepCompression(config=DeepCompressionConfig(sparsity=0.3, k=16), label="30% pruned, 16 values"),
         # One row after the other, they share what was measured of the layers.
         *(WithinBudget(target_bytes=1000 * kb, budget=BUDGET, label=f"planned, {kb} kB") for kb in (120, 90, 160)),
+        # Error feedback under the outputs' curvature: half a minute a row, after a minute for the curvature.
+        *(RateDistortion(lmbda=p, label=f"rate-distortion, lmbda {p:g}") for p in (1e-05, 3e-05, 6.4e-05, 0.00011)),
+        RateDistortion(target_bytes=75_000, label="rate-distortion, 75 kB"),
     ),
     budget=BUDGET,
 )

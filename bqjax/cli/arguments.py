@@ -55,15 +55,18 @@ class Compress:
     lossless: bool = False
     """Entropy-code only: WEIGHTS come back bit for bit, a .tflite model byte for byte."""
     target_size: str | None = None
-    """A file of at most this size, as 200KB: with --config, plan every layer, doing the least distortion; of WEIGHTS, even levels
-    of the least relative error, the same for all leaves."""
+    """A file of at most this size, as 200KB: with --config, one that changes the outputs least; of WEIGHTS, even levels of the
+    least relative error, the same for all leaves."""
     max_drop: float | None = None
-    """With --config: plan every layer for the smallest file whose metric drops by at most so many points on calibration data.
+    """With --config: the smallest file whose metric drops by at most so many points on calibration data.
     Of a .tflite model with --data: at most so many predictions in a hundred change on the half of the examples that is searched
     on, so that accuracy there drops by no more points; default: 1."""
     confidence: float = 0.5
     """With --config and --max-drop: keep the drop at a one-sided bound of this confidence, as 0.9, from the standard error on the
     calibration data. At 0.5 the drop on the calibration data itself counts, and new data may well show a larger one."""
+    plan: bool = False
+    """With --config and --target-size or --max-drop: choose method and setting of every layer by measured curves, in place of one
+    Lagrangian weight for all. It takes longer, needs no outputs of the task, and writes the plan beside the file as a config."""
     force: bool = False
     """Overwrite existing files."""
 
@@ -78,9 +81,11 @@ class Compress:
             raise ValueError("--target-size cannot go with --max-drop: name one of the two")
         if self.max_drop is None and self.confidence != 0.5:
             raise ValueError("--confidence is one of keeping a drop: name it by --max-drop")
-        planned = self.target_size is not None or self.max_drop is not None
-        if self.method is not None and self.config is not None and planned:
-            raise ValueError("--method cannot go with a plan for --target-size or --max-drop")
+        if self.plan and self.target_size is None and self.max_drop is None:
+            raise ValueError("--plan is one for --target-size or --max-drop: name one of the two")
+        limited = self.target_size is not None or self.max_drop is not None
+        if self.method is not None and self.config is not None and limited:
+            raise ValueError("--method cannot go with --target-size or --max-drop")
         if self.weights is not None and self.weights.suffix == ".tflite":
             from bqjax.core.recognize import refuse_other
 
@@ -97,7 +102,7 @@ class Compress:
         if (self.weights is None) == (self.config is None):
             raise ValueError("name either WEIGHTS.safetensors or --config FILE")
         if self.config is not None:
-            return ("config", "data", "report", "table", "method", "target_size", "max_drop", "confidence"), "--config"
+            return ("config", "data", "report", "table", "method", "target_size", "max_drop", "confidence", "plan"), "--config"
         if self.weights is None or self.weights.suffix != ".tflite":
             if self.lossless:
                 return ("weights", "lossless"), "--lossless"
@@ -110,7 +115,7 @@ class Compress:
         return ("weights", "method", "bins", "coder"), "a .tflite model"
 
     def _experiment(self, config: Path, console: Console, command: str) -> None:
-        from bqjax.cli.compress import Outputs, compress_by_plan, compress_experiment
+        from bqjax.cli.compress import Outputs, compress_by_plan, compress_experiment, compress_within
         from bqjax.cli.compress_budget import Budget
         from bqjax.experiment import Experiment, load_config
 
@@ -119,7 +124,10 @@ class Compress:
         outputs = Outputs(out=out, report=self.report, table=self.table, force=self.force, command=command)
         if self.target_size is not None or self.max_drop is not None:
             budget = Budget(target_size=self.target_size, max_drop=self.max_drop, confidence=self.confidence)
-            compress_by_plan(experiment, config, self.data, outputs, budget, console)
+            if self.plan:
+                compress_by_plan(experiment, config, self.data, outputs, budget, console)
+            else:
+                compress_within(experiment, self.data, outputs, budget, console)
             return
         chosen = experiment.only(() if self.method is None else (self.method,))
         if self.method is not None and len(chosen.methods) > 1:

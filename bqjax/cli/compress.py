@@ -21,7 +21,7 @@ from bqjax.report.console import progress_bar, say
 from bqjax.report.experiment import experiment_page, row_details, table_text
 from bqjax.report.tables import file_table, results_table, rich_table, search_table
 
-__all__ = ["Outputs", "compress_by_plan", "compress_experiment"]
+__all__ = ["Outputs", "compress_by_plan", "compress_experiment", "compress_within"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,27 @@ def compress_experiment(
             file.write(experiment_page(found, outputs.command, row_details(task, outcome, files)).encode())
     shutil.rmtree(searches, ignore_errors=True)  # there is none where nothing was searched
     say(console, f"wrote {out}" + (f" and {outputs.report}" if outputs.report else ""))
+
+
+def compress_within(experiment: Experiment, data: Path | None, outputs: Outputs, budget: Budget, console: Console) -> None:
+    """Compresses to a size, or within a drop, at one lmbda for all leaves; arguments are those of :func:`compress_by_plan`.
+
+    Raises:
+      ValueError: the task has no outputs, or no lmbda keeps the budget.
+    """
+    outputs.check()
+    with progress_bar(console, "preparing") as progress:
+        task = experiment.make_task(data, progress)
+    if task.outputs is None:
+        raise ValueError(
+            f"task {task.name!r} has no outputs, which the curvature of its weights is taken from: give it outputs=, or pass "
+            "--plan, which needs scores alone"
+        )
+    method: Method = budget.method(experiment)
+    compress_experiment(dataclasses.replace(experiment, methods=(method,)), None, outputs, console, task=task)
+    size = outputs.out.stat().st_size
+    if budget.target_bytes is not None and size > budget.target_bytes:
+        raise RuntimeError(f"{outputs.out} has {size:,} bytes, where {budget.target_bytes:,} were asked for")
 
 
 def compress_by_plan(

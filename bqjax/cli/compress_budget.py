@@ -1,9 +1,12 @@
-"""What ``bqjax compress --target-size`` and ``--max-drop`` do with a config; :mod:`bqjax.cli.arguments` parses their arguments."""
+"""What ``bqjax compress --target-size`` and ``--max-drop`` mean: one lmbda for all leaves, or a plan layer by layer.
+
+:mod:`bqjax.cli.arguments` parses their arguments.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -13,6 +16,7 @@ from bqjax.core.agreement import agreement_task
 from bqjax.core.task import Task
 from bqjax.experiment import Experiment
 from bqjax.methods.budget.search import BudgetPlan, find_plan
+from bqjax.methods.rate_distortion import RateDistortion
 from bqjax.report.console import progress_bar
 from bqjax.report.plan import plan_table, plan_text
 from bqjax.report.tables import rich_table
@@ -42,7 +46,7 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a plan must keep: a size as people write it, or a drop in points at a confidence.
+    """What a file must keep: a size as people write it, or a drop in points at a confidence.
 
     Raises:
       ValueError: the size is none, the drop is negative.
@@ -58,12 +62,35 @@ class Budget:
         if self.max_drop is not None and not self.max_drop >= 0:
             raise ValueError(f"--max-drop must not be negative, got {self.max_drop:g}: the uncompressed network has no drop")
 
-    @property
-    def label(self) -> str:
-        """Of the row."""
+    def label(self, how: str) -> str:
+        """Of the row, made in a way of this name."""
         if self.target_size is not None:
-            return f"planned, {self.target_size}"
-        return f"planned, drop {self.max_drop:g}" + (f" at {self.confidence:g}" if self.confidence > 0.5 else "")
+            return f"{how}, {self.target_size}"
+        return f"{how}, drop {self.max_drop:g}" + (f" at {self.confidence:g}" if self.confidence > 0.5 else "")
+
+    @property
+    def target_bytes(self) -> int | None:
+        """The size in bytes."""
+        return None if self.target_size is None else parse_size(self.target_size)
+
+    @property
+    def drop(self) -> float | None:
+        """The drop as a fraction."""
+        return None if self.max_drop is None else self.max_drop / 100
+
+    def method(self, experiment: Experiment) -> RateDistortion:
+        """What makes the file with no plan: by the settings of the experiment's first such row, or the default ones."""
+        rows = [method for method in experiment.methods if isinstance(method, RateDistortion)]
+        return replace(
+            rows[0] if rows else RateDistortion(lmbda=0.0),
+            lmbda=None,
+            target_bytes=self.target_bytes,
+            max_drop=self.drop,
+            max_rank_drop=None,
+            confidence=self.confidence,
+            coder=experiment.coder,
+            label=self.label("rate-distortion"),
+        )
 
 
 def plan_within(
@@ -88,10 +115,10 @@ def plan_within(
             agreement_task(task),
             experiment.budget,
             key=jax.random.key(experiment.seed),
-            target_bytes=None if budget.target_size is None else parse_size(budget.target_size),
-            max_drop=None if budget.max_drop is None else budget.max_drop / 100,
+            target_bytes=budget.target_bytes,
+            max_drop=budget.drop,
             confidence=budget.confidence,
-            label=budget.label,
+            label=budget.label("planned"),
             coder=experiment.coder,
             state_path=state,
             progress=progress,

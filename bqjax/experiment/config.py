@@ -43,7 +43,7 @@ class Experiment:
       seed: of every random draw; all methods start from the same key.
       coder: of the indices, see :mod:`bqjax.codec`.
       data: what the folder of ``--data`` must hold; None where the task needs none.
-      budget: what layers are offered under ``--target-size`` and ``--max-drop``, in place of the methods.
+      budget: what layers are offered under ``--plan``, in place of the methods.
 
     Raises:
       ValueError: there are no methods, or labels are empty or repeat.

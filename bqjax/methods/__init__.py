@@ -16,6 +16,8 @@ from bqjax.methods.budget.method import WithinBudget
 from bqjax.methods.budget.plan import Blocks, BudgetConfig, Layer, Planned, Values
 from bqjax.methods.gwk.config import GWKConfig
 from bqjax.methods.gwk.method import GWK
+from bqjax.methods.rate_distortion.method import RateDistortion
+from bqjax.methods.rate_distortion.solver import SolverConfig
 
 __all__ = [
     "GWK",
@@ -41,9 +43,11 @@ __all__ = [
     "ProductConfig",
     "ProductQuantization",
     "RateConfig",
+    "RateDistortion",
     "ResidualConfig",
     "ResidualQuantization",
     "SearchConfig",
+    "SolverConfig",
     "Uncompressed",
     "Values",
     "WithinBudget",

@@ -52,7 +52,7 @@ def _histograms(task: Task, outcome: Outcome) -> list[str]:
     for name, leaf in named_leaves(outcome.tree).items():
         if not isinstance(leaf, Clustered) or leaf.d > 1:
             continue
-        values = np.sort(np.asarray(leaf.codebook).astype(np.float64).reshape(-1))
+        values = np.sort(np.asarray(leaf.entries()).astype(np.float64).reshape(-1))
         edges = (values[1:] + values[:-1]) / 2
         if isinstance(outcome.info, SearchInfo):
             searched = [layer.result.edges for layer in outcome.info.layers if name in layer.names]

@@ -13,6 +13,7 @@ from bqjax import codec
 from bqjax.experiment.entry import Comparison
 from bqjax.experiment.row import Row
 from bqjax.methods.bins import SearchInfo
+from bqjax.methods.rate_distortion import RateDistortionInfo
 from bqjax.tflite.codes.search import QuantizedInfo
 from bqjax.tflite.container import searched_layers, stored_constants
 from bqjax.tflite.format.constants import WEIGHTED, Constant
@@ -147,8 +148,32 @@ def _done(what: str, drop: float | None) -> tuple[str, str]:
     return "" if drop is None else f"{100 * drop:+.2f}", what
 
 
-def search_table(info: SearchInfo | QuantizedInfo) -> Table:
+def _distortion_table(info: RateDistortionInfo) -> Table:
+    """A line a leaf, what it costs the outputs most first."""
+    total, alone = sum(info.predicted.values()), info.measured_leaves
+    lines = [
+        (
+            name,
+            f"{cost:.4g}",
+            f"{100 * cost / (total or 1.0):.1f}",
+            f"{alone[name]:.4g}" if name in alone else "",
+            f"importance alone: it {info.left[name]}" if name in info.left else "",
+        )
+        for name, cost in sorted(info.predicted.items(), key=lambda item: -item[1])
+    ]
+    changes = ", ".join(f"{name} {info.baseline[name]:.4f} to {info.final[name]:.4f}" for name in info.baseline)
+    caption = (
+        f"Half the squared change of an example's outputs: {total:.4g} predicted for all, {info.measured:.4g} measured on "
+        f"calibration data. There, {changes}."
+    )
+    table = Table(f"lmbda {info.lmbda:.4g}", ("leaf", "predicted distortion", "%", "measured alone", "why"), lines, caption)
+    return table if alone else _without(table, "measured alone")
+
+
+def search_table(info: SearchInfo | QuantizedInfo | RateDistortionInfo) -> Table:
     """A line a searched leaf, group or layer, then the leaves left alone with the reason."""
+    if isinstance(info, RateDistortionInfo):
+        return _distortion_table(info)
     if isinstance(info, QuantizedInfo):
         found = [
             (layer.name, layer.size, layer.accepted, layer.values, layer.bits, layer.drop, layer.reason, f"{layer.step:.1f}")

@@ -7,7 +7,7 @@ from bqjax.sensitivity.importance import output_importance
 from bqjax.sensitivity.limit import highest_within, rising_fit
 from bqjax.sensitivity.perturb import Codebook, CodeNoise, HalfNoise, Noise, NoiseCandidate, Perturbation, Quantize
 from bqjax.sensitivity.sweeps import Candidate, SweepResult, SweepRow, sweep
-from bqjax.sensitivity.task_statistics import task_gradient, task_importance
+from bqjax.sensitivity.task_statistics import task_curvature, task_gradient, task_importance
 
 __all__ = [
     "Candidate",
@@ -28,6 +28,7 @@ __all__ = [
     "output_importance",
     "rising_fit",
     "sweep",
+    "task_curvature",
     "task_gradient",
     "task_importance",
 ]

@@ -1,4 +1,4 @@
-"""Diagonal Gauss-Newton and loss gradient of a task on its calibration data, computed once and kept as long as the task.
+"""Curvature, diagonal Gauss-Newton and loss gradient of a task on its calibration data, computed once and kept as long as the task.
 
 The methods of a comparison ask for the same ones, and importance with its draws costs as much as scoring the data some twenty
 times.
@@ -9,31 +9,73 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from bqjax.core.journal import digest
 from bqjax.core.task import Task
+from bqjax.sensitivity.curvature import Curvature, output_curvature
 from bqjax.sensitivity.gradient import loss_gradient
 from bqjax.sensitivity.importance import output_importance
 
-__all__ = ["task_gradient", "task_importance"]
+__all__ = ["task_curvature", "task_gradient", "task_importance"]
 
+T = TypeVar("T")
 
 _LOCK = threading.Lock()  # rows side by side ask for the same
-_KEPT: weakref.WeakKeyDictionary[Task, dict[Any, dict[str, np.ndarray]]] = weakref.WeakKeyDictionary()
+_KEPT: weakref.WeakKeyDictionary[Task, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
-def _once(task: Task, asked: Any, measure: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def _once(task: Task, asked: Any, measure: Callable[[], T]) -> T:
     with _LOCK:
         kept = _KEPT.setdefault(task, {})
         if asked not in kept:
-            kept[asked] = {name: np.asarray(found) for name, found in measure().items()}
-            for array in kept[asked].values():
-                array.setflags(write=False)  # the next method gets the same
-        return dict(kept[asked])
+            kept[asked] = measure()
+        found: T = kept[asked]
+        return found
+
+
+def _frozen(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays, not to be written to: the next method gets the same."""
+    frozen = {name: np.asarray(array) for name, array in arrays.items()}
+    for array in frozen.values():
+        array.setflags(write=False)
+    return frozen
+
+
+def task_curvature(
+    task: Task, *, key: jax.Array, positions: int = 2048, draws: int = 1, examples: int = 32, max_width: int = 4096
+) -> Curvature:
+    """Curvature of a task's outputs on its calibration data.
+
+    Args:
+      task: the network.
+      key: a ``jax.random`` key.
+      positions, draws, examples, max_width: see :func:`~bqjax.sensitivity.curvature.output_curvature`.
+
+    Raises:
+      ValueError: the task has no outputs; see also ``output_curvature``.
+    """
+    outputs = task.outputs
+    if outputs is None:
+        raise ValueError(f"task {task.name!r} has no outputs, which the curvature of its weights is taken from")
+    asked = "curvature", digest(key), positions, draws, examples, max_width
+
+    def measure() -> Curvature:
+        return output_curvature(
+            outputs,
+            task.params,
+            task.calibration,
+            key=key,
+            positions=positions,
+            draws=draws,
+            examples=examples,
+            max_width=max_width,
+        )
+
+    return _once(task, asked, measure)
 
 
 def task_importance(task: Task, *, key: jax.Array, draws: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
@@ -54,7 +96,11 @@ def task_importance(task: Task, *, key: jax.Array, draws: int, names: Sequence[s
     if outputs is None:
         raise ValueError(f"task {task.name!r} has no outputs, which the importance of its weights is taken from")
     asked = "importance", digest(key), draws, None if names is None else tuple(names)
-    return _once(task, asked, lambda: output_importance(outputs, task.params, task.calibration, key=key, draws=draws, names=names))
+
+    def measure() -> dict[str, np.ndarray]:
+        return _frozen(output_importance(outputs, task.params, task.calibration, key=key, draws=draws, names=names))
+
+    return dict(_once(task, asked, measure))
 
 
 def task_gradient(task: Task) -> dict[str, np.ndarray]:
@@ -62,4 +108,8 @@ def task_gradient(task: Task) -> dict[str, np.ndarray]:
 
     See :func:`~bqjax.sensitivity.gradient.loss_gradient`.
     """
-    return _once(task, "gradient", lambda: loss_gradient(task.score, task.params, task.calibration, task.rank_by))
+
+    def measure() -> dict[str, np.ndarray]:
+        return _frozen(loss_gradient(task.score, task.params, task.calibration, task.rank_by))
+
+    return dict(_once(task, "gradient", measure))

@@ -1,4 +1,4 @@
-"""``bqjax compress`` with a budget, as it is typed: the file, the plan that makes it again, resuming and errors."""
+"""``bqjax compress --plan`` with a budget, as it is typed: the file, the plan that makes it again, resuming and errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,18 @@ def test_a_plan_makes_its_file_again(config, tmp_path, capsys, monkeypatch):
         return scores(self, *args, **kwargs)
 
     monkeypatch.setattr(Evaluator, "scores", counting)
-    args = ["compress", "--config", config, "--target-size", "0.9KB", "--out", "deep/net.bq.safetensors", "--table", "t.md"]
+    args = [
+        "compress",
+        "--config",
+        config,
+        "--target-size",
+        "0.9KB",
+        "--plan",
+        "--out",
+        "deep/net.bq.safetensors",
+        "--table",
+        "t.md",
+    ]
     assert run(*args) == 130
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["tiny.budget.jsonl"]
     stop_after = None
@@ -64,10 +75,10 @@ def test_a_plan_makes_its_file_again(config, tmp_path, capsys, monkeypatch):
     assert Path("again").read_bytes() == path.read_bytes() and not calls
     monkeypatch.chdir("..")
     # Another budget of the config finds what was measured.
-    small = refused(capsys, "compress", "--config", config, "--target-size", "10", "--out", "deep/small")
+    small = refused(capsys, "compress", "--config", config, "--target-size", "10", "--plan", "--out", "deep/small")
     assert "no plan fits into 10 bytes: the smallest file that these options reach has " in small and not calls
     for extra, named in ((("--target-size", "900"), "net.bq.safetensors"), (("--max-drop", "1"), "net.bq.safetensors")):
-        assert f"{named} exists: pass --force" in refused(capsys, "compress", "--config", config, "--out", path, *extra)
+        assert f"{named} exists: pass --force" in refused(capsys, "compress", "--config", config, "--plan", "--out", path, *extra)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +90,7 @@ def test_a_plan_makes_its_file_again(config, tmp_path, capsys, monkeypatch):
         (("--max-drop", "1", "--target-size", "1KB"), "--target-size cannot go with --max-drop"),
         (("--target-size", "1KB", "--confidence", "0.9"), "--confidence is one of keeping a drop: name it by --max-drop"),
         (("--max-drop", "1", "--bins", "4"), "--bins cannot go with --config"),
-        (("--max-drop", "1", "--method", "k-means"), "--method cannot go with a plan"),
+        (("--max-drop", "1", "--method", "k-means"), "--method cannot go with --target-size or --max-drop"),
     ],
 )
 def test_what_cannot_work_is_refused(args, message, config, tmp_path, capsys):

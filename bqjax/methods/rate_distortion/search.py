@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ __all__ = ["file_bytes", "lambda_for_bytes", "search_lambda"]
 LOWEST, HIGHEST = -16.0, 2.0
 
 
-def file_bytes(tree: Any, coder: str = "auto") -> int:
+def file_bytes(tree: Any, coder: str = "auto", metadata: Mapping[str, str] | None = None) -> int:
     """Size of the file that :func:`bqjax.codec.save` writes for a tree, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
-        return save(Path(folder) / "tree.bq.safetensors", tree, coder=coder).file_bytes
+        return save(Path(folder) / "tree.bq.safetensors", tree, coder=coder, metadata=metadata).file_bytes
 
 
 def search_lambda(

@@ -20,15 +20,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.core.leaves import Clustered, decode, trim_codebook
+from bqjax.core.leaves import Clustered, trim_codebook
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import check_finite, named_leaves, replace
+from bqjax.methods.rate_distortion.distortion import add_means, leaf_change
 from bqjax.methods.rate_distortion.leaf import LeafStats, QuantizedRows, diagonal_stats, leaf_stats, quantize_rows
 from bqjax.methods.rate_distortion.vectors import affine_vector
 from bqjax.sensitivity.curvature import Curvature
 from bqjax.sensitivity.leaf_curvature import Layout
+from bqjax.sensitivity.shifts import Shift
 
-__all__ = ["Prepared", "SolverConfig", "bin_and_quant_rd", "predicted_distortion", "prepare", "removal_distortion"]
+__all__ = ["Prepared", "SolverConfig", "bin_and_quant_rd", "prepare", "removal_distortion"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class SolverConfig:
       passes: over a leaf, each at the costs of indices that the last one led to.
       sweeps: of coordinate descent after each pass.
       vectors: whether vectors go to 8 bits or fewer where outputs don't notice; False leaves them.
+      shift: whether the bias or BatchNorm shift behind a leaf takes up the mean change of its outputs, so that only the inputs'
+        covariance counts for the leaf's errors.
     """
 
     damping: float = 0.01
@@ -51,6 +55,7 @@ class SolverConfig:
     passes: int = 2
     sweeps: int = 4
     vectors: bool = True
+    shift: bool = True
 
     def __post_init__(self) -> None:
         for what in ("damping", "floor"):
@@ -74,12 +79,14 @@ class Prepared:
       stats: of each.
       layouts: of each.
       vectors: importance of the vectors that go to a line of integers, by name.
+      shifts: by name, of the leaves whose outputs' mean is corrected.
     """
 
     rows: Mapping[str, np.ndarray]
     stats: Mapping[str, LeafStats]
     layouts: Mapping[str, Layout]
     vectors: Mapping[str, np.ndarray]
+    shifts: Mapping[str, Shift]
 
 
 def _diagonal_layout(shape: Sequence[int]) -> Layout:
@@ -106,6 +113,12 @@ def prepare(
     stats: dict[str, LeafStats] = {}
     layouts: dict[str, Layout] = {}
     vectors: dict[str, np.ndarray] = {}
+    # Rules say which leaves may change, and that holds for the biases that take up a mean.
+    shifts = {
+        name: shift
+        for name, shift in curvature.shifts.items()
+        if config.shift and name in taken and (rules is None or shift.bias in taken)
+    }
     small = [n for n, x in leaves.items() if config.vectors and rules is None and _is_vector(x) and n in curvature.importance]
     for name in [*taken, *small]:
         leaf = leaves[name]
@@ -119,12 +132,12 @@ def prepare(
             continue
         if name in curvature.leaves:
             known = curvature[name]
-            layouts[name], stats[name] = known.layout, leaf_stats(known, damping=config.damping)
+            layouts[name], stats[name] = known.layout, leaf_stats(known, centred=name in shifts, damping=config.damping)
         else:
             layouts[name] = _diagonal_layout(np.shape(leaf))
             stats[name] = diagonal_stats(np.asarray(curvature.importance[name]), floor=config.floor)
         rows[name] = layouts[name].to_rows(np.asarray(leaf, np.float32))
-    return Prepared(rows=rows, stats=stats, layouts=layouts, vectors=vectors)
+    return Prepared(rows=rows, stats=stats, layouts=layouts, vectors=vectors, shifts=shifts)
 
 
 def _is_vector(leaf: Any) -> bool:
@@ -165,7 +178,11 @@ def bin_and_quant_rd(
     prepared = prepared if prepared is not None else prepare(params, curvature, rules, config)
     leaves = named_leaves(params)
     new: dict[str, Any] = {}
-    for name, rows in prepared.rows.items():
+    moved: dict[str, np.ndarray] = {}
+    # A bias is solved after the leaves whose mean it takes up.
+    for name in sorted(prepared.rows, key=lambda name: name not in prepared.shifts):
+        layout = prepared.layouts[name]
+        rows = layout.to_rows(moved[name].astype(np.float32)) if name in moved else prepared.rows[name]
         found = quantize_rows(
             rows,
             prepared.stats[name],
@@ -174,9 +191,16 @@ def bin_and_quant_rd(
             passes=config.passes,
             sweeps=config.sweeps,
         )
-        new[name] = _clustered(found, prepared.layouts[name], leaves[name].dtype)
+        new[name] = _clustered(found, layout, leaves[name].dtype)
+        if name in prepared.shifts:
+            shift = prepared.shifts[name]
+            bias = moved.setdefault(shift.bias, np.array(leaves[shift.bias], np.float64))
+            add_means(bias, shift, curvature[name], leaf_change(leaves[name], new[name]), -1)
+    for name, bias in moved.items():
+        if name not in prepared.rows:
+            new[name] = bias.astype(leaves[name].dtype)
     for name, importance in prepared.vectors.items():
-        affine = affine_vector(np.asarray(leaves[name]), importance, lmbda)
+        affine = affine_vector(np.asarray(new.get(name, leaves[name])), importance, lmbda)
         if affine is not None:
             new[name] = affine
     return replace(params, new)
@@ -197,30 +221,6 @@ def _clustered(found: QuantizedRows, layout: Layout, dtype: Any) -> Clustered:
     kind = np.float16 if fits and np.abs(found.levels[used]).max() < 6e4 and step > 1e-4 else np.float32
     codebook, indices = trim_codebook(found.levels.astype(kind), index)
     return Clustered(indices, codebook[:, None], layout.shape, dtype)
-
-
-def predicted_distortion(params: Any, tree: Any, curvature: Curvature) -> dict[str, float]:
-    """What compressed leaves are predicted to cost: half the squared change of the outputs of an example, leaf by leaf.
-
-    Args:
-      params: the parameters.
-      tree: a compressed tree of them, from any method.
-      curvature: at ``params``. Leaves without one are taken by their importance.
-    """
-    before, after = named_leaves(params), named_leaves(decode(tree))
-    found = {}
-    for name, importance in curvature.importance.items():
-        error = np.asarray(before[name], np.float64) - np.asarray(after[name], np.float64)
-        if not error.any():
-            continue
-        if name in curvature.leaves:
-            known = curvature[name]
-            e = known.layout.to_rows(error)
-            through = np.matmul(e, np.asarray(known.inputs, np.float64))
-            found[name] = float((np.asarray(known.outputs, np.float64) * (through * e).sum(-1)).sum() / 2)
-        else:
-            found[name] = float((np.asarray(importance, np.float64) * np.square(error)).sum() / 2)
-    return found
 
 
 def removal_distortion(prepared: Prepared) -> float:

@@ -14,7 +14,7 @@ from bqjax.core.journal import digest
 from bqjax.core.leaves import Affine, Clustered
 from bqjax.core.rules import Rule
 from bqjax.core.task import Task
-from bqjax.core.tree import named_leaves
+from bqjax.core.tree import named_leaves, replace
 from bqjax.methods.rate_distortion import (
     RateDistortion,
     SolverConfig,
@@ -89,7 +89,7 @@ def test_rules_choose_and_vectors_can_stay(problem):
     params, _, curvature = problem
     tree = bin_and_quant_rd(params, curvature, lmbda=1e-3, rules=[Rule("last")])
     assert [n for n, x in named_leaves(tree).items() if isinstance(x, Clustered)] == ["last"]
-    tree = bin_and_quant_rd(params, curvature, lmbda=1e-3, config=SolverConfig(vectors=False))
+    tree = bin_and_quant_rd(params, curvature, lmbda=1e-3, config=SolverConfig(vectors=False, shift=False))
     assert tree["first"]["bias"] is params["first"]["bias"]
 
 
@@ -119,6 +119,33 @@ def test_a_leaf_that_nothing_is_known_of_is_named(problem):
         bin_and_quant_rd(params, some, lmbda=1e-3)
 
 
+def test_a_bias_takes_up_the_mean_change_of_outputs(problem):
+    params, batches, _ = problem
+    # Inputs far from zero: a leaf's errors show in the mean of its outputs first.
+    batches = [{**b, "inputs": b["inputs"] + 1.5} for b in batches]
+    curvature = output_curvature(outputs, params, batches, key=jax.random.key(0), draws=8)
+    assert list(curvature.shifts) == ["first/kernel"] and curvature.shifts["first/kernel"].bias == "first/bias"
+    found = {}
+    for shift in (True, False):
+        tree = bin_and_quant_rd(params, curvature, lmbda=1e-3, config=SolverConfig(shift=shift, vectors=False))
+        found[shift] = measured(params, tree, batches)
+    before, after = (
+        named_leaves(params),
+        named_leaves(bin_and_quant_rd(params, curvature, lmbda=1e-3, config=SolverConfig(vectors=False))),
+    )
+    change = np.asarray(decode(after["first/kernel"])) - np.asarray(before["first/kernel"])
+    mean = np.concatenate([b["inputs"] for b in batches]).mean(0)
+    np.testing.assert_allclose(after["first/bias"] - before["first/bias"], -(mean @ change), rtol=1e-3, atol=1e-4)
+    assert found[True] < found[False]
+    # What the bias makes good is counted once: the prediction is that of the leaf's covariance.
+    tree = replace(params, {name: after[name] for name in ("first/kernel", "first/bias")})
+    predicted = predicted_distortion(params, tree, curvature)
+    assert predicted["first/bias"] < 1e-6 * predicted["first/kernel"]
+    # Rules that leave the bias alone leave it where it was.
+    ruled = bin_and_quant_rd(params, curvature, lmbda=1e-3, rules=[Rule("first/kernel"), Rule("last")])
+    assert ruled["first"]["bias"] is params["first"]["bias"]
+
+
 BAD_SETTINGS = [{"damping": 0.0}, {"floor": np.nan}, {"step_scales": ()}, {"step_scales": (-1.0,)}, {"passes": 0}, {"sweeps": -1}]
 
 
@@ -135,10 +162,16 @@ def task(params, batches):
 def test_the_method_keeps_the_drop_or_the_size(problem, tmp_path):
     params, batches, _ = problem
     toy = task(params, batches)
-    method, state = RateDistortion(max_drop=0.02, steps=5, scan=2, draws=2), str(tmp_path / "state")
+    method, state = RateDistortion(max_drop=0.02, steps=5, scan=2, draws=2, by_leaf=True), str(tmp_path / "state")
     found = method.compress(toy, key=jax.random.key(1), state_path=state)
     assert found.info.baseline["accuracy"] - found.info.final["accuracy"] <= 0.02 + 1e-6
     assert float(found.found["lmbda"]) == pytest.approx(found.info.lmbda, rel=1e-3)
+    # What the outputs lost is measured on the whole, and for each leaf with the bias that takes up its mean.
+    assert found.info.measured == pytest.approx(measured(params, found.tree, batches), rel=1e-4)
+    leaves = named_leaves(found.tree)
+    alone = replace(params, {name: leaves[name] for name in ("first/kernel", "first/bias")})
+    assert set(found.info.measured_leaves) == {"first/kernel", "gate", "last"}
+    assert found.info.measured_leaves["first/kernel"] == pytest.approx(measured(params, alone, batches), rel=1e-4)
     again = method.compress(toy, key=jax.random.key(1), state_path=state)
     assert again.info == found.info
     for target in (900, 700):
