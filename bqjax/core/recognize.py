@@ -67,6 +67,7 @@ _SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
     (0, b"7z\xbc\xaf\x27\x1c", FileKind("7z", "a 7z archive", _UNPACK)),
     (257, b"ustar", FileKind("tar", "a tar archive", _UNPACK)),
     (0, b"GGUF", FileKind("gguf", "a GGUF file", "compress the safetensors files that it was made of")),
+    (0, b"LITERTLM", FileKind("litertlm", "a LiteRT-LM bundle", "give the .tflite file that is in it")),
     (0, b"lmgg", FileKind("ggml", "a GGML file", "compress the weights that it was made of")),
     (0, b"PAR1", FileKind("parquet", "a Parquet table", "it holds data, no weights")),
     *((0, b"\x80" + bytes([protocol]), _PICKLE) for protocol in range(2, 6)),

@@ -98,8 +98,8 @@ def test_what_cannot_work_is_refused(args, message, config, tmp_path, capsys):
     assert not (tmp_path / "net").exists() and not (tmp_path / "net.plan.py").exists()
 
 
-def test_weights_without_a_model_have_no_budget(tmp_path, capsys):
-    assert "--target-size cannot go with WEIGHTS" in refused(capsys, "compress", "w.safetensors", "--target-size", "1KB")
+def test_weights_without_a_model_have_no_drop(tmp_path, capsys):
+    assert "--max-drop cannot go with WEIGHTS" in refused(capsys, "compress", "w.safetensors", "--max-drop", "1")
 
 
 def test_data_that_is_missing_is_named(capsys):

@@ -146,13 +146,16 @@ def test_a_layer_whose_buffer_serves_another_operator_is_left(tmp_path, capsys):
     ("content", "message"),
     [
         (b"", "it is empty"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a git-lfs pointer: fetch the file itself by git lfs pull"),
-        (b"\n<!DOCTYPE html><html>", "a web page"),
-        (b"PK\3\4" + bytes(60), "a zip archive: unzip it"),
-        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-        (b"GGUF\3\0\0\0", "a GGUF file"),
-        (b"\x80\2}q\0.....", "a Python pickle"),
-        ((9).to_bytes(8, "little") + b'{"a": []}' + bytes(8), "a safetensors file"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "not the file itself: run `git lfs pull`",
+        ),
+        (b"\n<!DOCTYPE html><html>", "it is an HTML page"),
+        (b"PK\3\4" + bytes(60), "it is a zip archive"),
+        (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file"),
+        (b"GGUF\3\0\0\0", "it is a GGUF file"),
+        (b"\x80\2}q\0.....", "it is a Python pickle"),
+        ((9).to_bytes(8, "little") + b'{"a": []}' + bytes(8), "it is a plain safetensors file"),
         (b"\x1c\0\0\0TFL2" + bytes(60), "its identifier is TFL2, not TFL3"),
         (bytes(64), "it lacks the identifier TFL3"),
     ],
@@ -161,7 +164,7 @@ def test_a_layer_whose_buffer_serves_another_operator_is_left(tmp_path, capsys):
 def test_files_that_are_none_are_named(content, message, option, tmp_path, capsys):
     assert run("compress", write(tmp_path, content), option) == 2
     err = capsys.readouterr().err
-    assert "net.tflite: not a .tflite file" in err and message in err and err.count("\n") == 1
+    assert "net.tflite" in err and "not a .tflite" in err and message in err and err.count("\n") == 1
     assert not (tmp_path / "net.bq.safetensors").exists()
 
 

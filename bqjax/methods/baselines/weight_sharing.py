@@ -174,11 +174,11 @@ def search_k(
 
     Example:
       >>> import numpy as np
-      >>> params = {"w": np.float32([[0, 1, 2, 3], [0, 1, 2, 3]]), "v": np.float32([[5, 6]])}
+      >>> params = {"w": np.float32([[1, 2, 3, 4], [1, 2, 3, 4]]), "v": np.float32([[5, 6]])}
       >>> score = lambda p: -float(abs(p["w"] - params["w"]).max()) - 10 * float(abs(p["v"] - params["v"]).max())
       >>> tree, chosen = search_k(params, score, max_drop=0.6, ks=(1, 2, 3, 4))
       >>> chosen["w"].k, chosen["v"].k, tree["w"].codebook.ravel().tolist()
-      (2, 2, [0.5, 2.5])
+      (2, 2, [1.5, 3.5])
     """
     sizes = sorted(_size("ks", k) for k in ks)
     if not sizes or len(set(sizes)) < len(sizes):

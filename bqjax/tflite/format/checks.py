@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 
+from bqjax.core.recognize import recognize_bytes
+
 __all__ = ["verify"]
 
 # Table -> field number -> what it is: an item size in bytes of a vector, the name of a table, or [name] for a vector of tables.
@@ -24,22 +26,6 @@ _TABLES: dict[str, dict[int, int | str | list[str]]] = {
     "Quantization": {0: 4, 1: 4, 2: 4, 3: 8},
     "Operator": {1: 4, 2: 4, 5: 1, 6: 1, 8: 4},
 }
-
-# What files named .tflite turn out to be; in lower case, after white space.
-_MAGICS = (
-    (b"version https://git-lfs", "a git-lfs pointer: fetch the file itself by git lfs pull"),
-    (b"<", "a web page: the download gave an error or a preview; fetch the file itself"),
-    (b"pk\x03\x04", "a zip archive: unzip it and give the .tflite file that is in it"),
-    (b"\x1f\x8b", "gzip data: unpack it by gunzip"),
-    (b"\x28\xb5\x2f\xfd", "zstandard data: unpack it by unzstd"),
-    (b"\x89hdf", "an HDF5 file (.h5, Keras): convert it by LiteRT's converter"),
-    (b"gguf", "a GGUF file, which no LiteRT runs"),
-    (b"\x93numpy", "a NumPy array (.npy)"),
-    (b"\x80", "a Python pickle, as of PyTorch"),
-    (b"litertlm", "a LiteRT-LM bundle: give the .tflite file that is in it"),
-    (b"{", "JSON text"),
-)
-_LOOKED_AT = 256
 
 
 def verify(content: bytes) -> None:
@@ -59,11 +45,9 @@ def _not_ours(content: bytes) -> str:
     if content[4:7] == b"TFL":
         found = content[4:8].decode(errors="replace")
         return f"not a .tflite file of this schema: its identifier is {found}, not TFL3; convert the model again"
-    looks = next((what for magic, what in _MAGICS if content[:_LOOKED_AT].lstrip().lower().startswith(magic)), "")
-    if content[8:9] == b"{" and int.from_bytes(content[:8], "little") < len(content):
-        looks = "a safetensors file: name it .safetensors to compress its weights, or decompress it if it is one of bqjax"
-    if looks:
-        return f"not a .tflite file: it looks like {looks}"
+    kind = recognize_bytes(content[:4096])
+    if kind is not None and kind.name not in ("tflite", "text"):
+        return f"not a .tflite file, it is {kind.what}: {kind.remedy}"
     return "not a .tflite file: it lacks the identifier TFL3 that flatbuffers of models have"
 
 
