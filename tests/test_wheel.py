@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,9 @@ pytestmark = pytest.mark.slow
 
 
 def run(*command: str | Path, **options) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=280, **options)
+    # A PYTHONPATH of the tests' own would show pip and Python a bqjax that is not installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=280, env=environment, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
