@@ -25,6 +25,7 @@ import numpy as np
 
 from bqjax.core.journal import Journal, digest
 from bqjax.core.progress import Progress
+from bqjax.core.scoring import score_batches
 from bqjax.core.task import Score, signed
 from bqjax.sensitivity.importance import output_importance
 from bqjax.sensitivity.limit import highest_within
@@ -203,13 +204,7 @@ class _Search:
     def score(self, params: Callable[[], Any], what: str) -> dict[str, float]:
         """Metrics of ``params()``, which is not called where the journal knows them: new codes take longer than their score."""
 
-        def measure() -> dict[str, float]:
-            made = params()
-            out = jax.device_get([self._score(made, batch) for batch in self._batches])
-            total = sum(float(n) for _, n in out)
-            return {metric: sum(float(sums[metric]) for sums, _ in out) / total for metric in out[0][0]}
-
-        return self._journal.measure(what, measure)
+        return self._journal.measure(what, lambda: score_batches(self._score, params(), self._batches))
 
     def zero_point(self, name: str) -> int:
         return int(np.asarray(self.network.params[name]["zero_point"]).reshape(-1)[0])
