@@ -196,19 +196,22 @@ def _beside(source: Path) -> Path:
 
 @dataclass(frozen=True)
 class Decompress:
-    """Decode a .bq.safetensors file to plain .safetensors weights. Needs no model."""
+    """Decode a .bq.safetensors file to plain .safetensors weights, or to the folder that it was made of. Needs no model."""
 
     file: tyro.conf.Positional[Path]
     """The compressed file."""
     out: Path
-    """The weights to write."""
+    """The weights to write: a folder where it was made of one, with its config and tokenizer, or a file whose name ends
+    in .safetensors."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Of all floating-point tensors; default: what each was."""
     force: bool = False
     """Overwrite an existing file."""
 
     def run(self, console: Console, command: str) -> None:
         from bqjax.cli import files
 
-        files.decompress(self.file, self.out, force=self.force, console=console)
+        files.decompress(self.file, self.out, dtype=self.dtype, force=self.force, console=console)
 
 
 @dataclass(frozen=True)
