@@ -181,7 +181,7 @@ class Pretrained:
         return Predictions(guess.reshape(-1), right.reshape(-1), flat, {"nats": nats.sum(1)})
 
     def _nats(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Of each token that follows, ``[n, t - 1]``: cross-entropy (0 where nothing is predicted), guess, whether that is right."""
+        """Of each token that follows, ``[n, t - 1]``: cross-entropy (0 if not predicted), guess, and if it is right."""
         logits, following = self.logits(params, batch)[:, :-1], self._tokens(batch)[0][:, 1:]
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), following[:, :, None], axis=-1)[:, :, 0]
         guess = jnp.argmax(logits, axis=-1)
