@@ -9,7 +9,7 @@ from pathlib import Path
 import bqjax
 
 # Optional packages, and what takes long to import and only reports and commands use.
-NOT_IMPORTED = ["flax", "optax", "orbax", "tensorflow_datasets", "sklearn", "soundfile", "matplotlib", "rich", "tyro"]
+NOT_IMPORTED = ["flax", "optax", "orbax", "tokenizers", "tensorflow_datasets", "sklearn", "soundfile", "matplotlib", "rich", "tyro"]
 
 
 def test_public_names_are_sorted_and_exist():
