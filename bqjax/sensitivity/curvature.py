@@ -91,8 +91,9 @@ def output_curvature(
 
     Found are products (``dot_general``, ``conv_general_dilated``) and look-ups of rows (``gather``) that a leaf reaches by
     reshapes, transposes, slices and conversions alone, in calls, loops and branches too. A leaf that is used several times has the
-    mean over all uses; one whose uses differ (an embedding that is also the last layer's kernel) that of the products. Rows that are
-    looked up and nothing else (embeddings) have one matrix for what a row holds, see :mod:`bqjax.sensitivity.lookups`.
+    mean over all uses; one whose uses differ (an embedding that is also the last layer's kernel) that of the products. Leaves
+    whose rows are looked up and nothing else (embeddings) have one matrix for what a row holds, see
+    :mod:`bqjax.sensitivity.lookups`.
 
     Where a batch is a mapping with an entry ``"mask"`` of ``[n]``, examples of mask 0 are cut out of all its arrays of ``n`` rows.
     Padding within examples does count: zeros there scale ``inputs`` down and ``outputs`` up, and leave their product alone.
