@@ -67,7 +67,7 @@ reported = batches(images[test], labels[test], 497)
 
 # ## Compress
 #
-# Start from 32 Gaussian bins a kernel. `output_importance` says how much each weight moves the logits, and `search_lambda` finds the
+# Start from 32 Gaussian bins a kernel. `output_importance` says how much each weight moves the logits, `search_lambda` finds the
 # highest Lagrangian weight of a bit that costs at most half a point on the calibration images.
 
 bins = bqjax.gaussian_bins(params, 32, [bqjax.Rule("*/kernel")])

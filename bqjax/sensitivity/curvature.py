@@ -97,7 +97,7 @@ def output_curvature(
 
     Time: one pass over the data, and ``2 * positions * d^2`` operations a leaf and batch; then ``draws`` passes with gradients.
     Memory: ``4 * G * d^2`` bytes a leaf, twice while batches are added up, and the patches ``positions * G * d`` of one leaf.
-    Inputs wider than ``max_width`` are taken in blocks, and what connects the blocks is left out (``notes`` says so): ``n`` rows and
+    Inputs wider than ``max_width`` are taken in blocks; what connects the blocks is left out (``notes`` says so): ``n`` rows and
     ``D`` inputs then take at most about ``4 * n * D`` bytes.
 
     Args:
