@@ -5,8 +5,8 @@ classes come from a 1x1 convolution and a mean over the image. There is no dense
 1,235,496 parameters, of which 513,000 are those of the last convolution.
 
 References:
-  Iandola, Han, Moskewicz, Ashraf, Dally, Keutzer. SqueezeNet: AlexNet-level accuracy with 50x fewer parameters and <0.5MB model size.
-  2016. https://arxiv.org/abs/1602.07360. Version 1.1 is the authors' later one, of 2.4 times less computing.
+  Iandola, Han, Moskewicz, Ashraf, Dally, Keutzer. SqueezeNet: AlexNet-level accuracy with 50x fewer parameters and <0.5MB model
+  size. 2016. https://arxiv.org/abs/1602.07360. Version 1.1 is the authors' later one, of 2.4 times less computing.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Fire(nnx.Module):
 class SqueezeNet(nnx.Module):
     """SqueezeNet 1.1.
 
-    Its parameters are ``conv1``, ``fire2/squeeze1x1``, ``fire2/expand1x1``, ``fire2/expand3x3`` and so on to ``fire9``, and ``conv10``,
-    each with ``kernel`` and ``bias``.
+    Its parameters are ``conv1``, ``fire2/squeeze1x1``, ``fire2/expand1x1``, ``fire2/expand3x3`` and so on to ``fire9``, and
+    ``conv10``, each with ``kernel`` and ``bias``.
 
     Args:
       classes: number of classes.

@@ -20,7 +20,7 @@ from bqjax.sensitivity.views import Pair, View, split_front
 __all__ = ["RULES", "WIDEST", "Moments", "Product", "blocks_of", "width_for"]
 
 WIDEST = 4096
-_NARROWEST = 16
+_NARROWEST = 128
 
 
 class Moments(NamedTuple):
@@ -70,11 +70,11 @@ def width_for(rows: int) -> int:
     The second moment of ``d`` inputs from ``n`` rows has rank ``n``. Beyond that it knows directions along which nothing seems to
     happen, and what error feedback wins by hiding errors there is lost again on new data; damping by about ``d / n`` keeps it from
     that, and with it from using what is known. So blocks are at most as wide as there are rows (measured in
-    docs/rate_distortion.md), between 16 and :data:`WIDEST`.
+    docs/rate_distortion.md), between 128 and :data:`WIDEST`.
 
     Example:
       >>> [width_for(n) for n in (1, 320, 10**6)]
-      [16, 320, 4096]
+      [128, 320, 4096]
     """
     return min(WIDEST, max(_NARROWEST, rows))
 
