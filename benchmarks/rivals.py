@@ -4,10 +4,10 @@
     python benchmarks/rivals.py --config configs/resnet20.py --data DATA --out out/rivals --files CERWU=FOLDER
 
 This project's rows are those methods of the config whose labels fit ``--method``; rows that ``bqjax compare`` kept in the same
-folder are not run again. NNCodec (Fraunhofer's implementation of the standard ISO/IEC 15938-17) runs in an interpreter of its own, as
-it asks for NumPy before 2: ``pip install nncodec safetensors`` into a virtual environment. It sees no data. ``--files NAME=FOLDER``
-takes what any other program made (a checkout of CERWU, say): each whole file ``X.bin`` beside ``X.safetensors``, the weights that it
-decodes to, by the names that the first line of output gives. Each program gets all parameters, and no running statistics of
+folder are not run again. NNCodec (Fraunhofer's implementation of the standard ISO/IEC 15938-17) runs in an interpreter of its own,
+as it asks for NumPy before 2: ``pip install nncodec safetensors`` into a virtual environment. It sees no data. ``--files NAME=DIR``
+takes what any other program made (a checkout of CERWU, say): each whole file ``X.bin`` beside ``X.safetensors``, the weights that
+it decodes to, by the names that the first line of output gives. Each program gets all parameters, and no running statistics of
 BatchNorm. The last line is one JSON object.
 
 Files are compared at the differences of the rival's own points, by interpolating the logarithm of this project's bytes.
