@@ -8,7 +8,7 @@ bqjax compare --config configs/minilm_sst2.py --data DATA --out out/minilm_sst2 
 """
 
 from bqjax.experiment import Experiment
-from bqjax.methods import PTQ, ErrorFeedback, KMeans, PTQConfig, RateDistortion, SolverConfig, WeightedKMeans
+from bqjax.methods import PTQ, ErrorFeedback, KMeans, PTQConfig, RateDistortion, WeightedKMeans
 from train.tasks import sts_task
 
 # All tokens of 2,048 sentences; probes on eight rows of some ten sentences at a time.
