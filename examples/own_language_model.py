@@ -1,7 +1,7 @@
 """Your own language model, from training to a verified file.
 
-A small transformer in Flax NNX learns to write Python, byte by byte, from the standard library's source. At the end stands one file,
-and what that cost in nats a byte on modules that nothing was chosen by. Run it with
+A small transformer in Flax NNX learns to write Python, byte by byte, from the source of the standard library. At the end you have
+a file about ten times smaller, and you know what that cost in nats a byte on a module that nothing was chosen by. Run it with
 
     python examples/own_language_model.py
 """
@@ -92,8 +92,8 @@ task = Task(name="own_language_model", **of, **data)
 
 # ## One file
 #
-# The highest Lagrangian weight of a bit that costs at most 0.02 nats a byte on what is searched on. `run_row` writes the file, reads it
-# back, and scores what it decodes to.
+# `RateDistortion` takes the highest Lagrangian weight of a bit that costs at most 0.02 nats a byte on what is searched on. `run_row`
+# writes the file, reads it back, and scores what it decodes to.
 
 before = reference(task)
 path = Path("out/own_language_model.bq.safetensors")

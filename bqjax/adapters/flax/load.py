@@ -1,6 +1,6 @@
 """Weights of other frameworks loaded into Flax NNX models by a table of names, with one report of all that does not fit.
 
-A table is the file's name of each variable, a mapping or a function, and a function to the variable's order of axes from the tensor's.
+A table is the file's name of each variable, a mapping or a function, and a function that gives the variable's order of axes.
 :mod:`bqjax.adapters.torch` has that of PyTorch; models whose published files have names of their own bring theirs.
 """
 
