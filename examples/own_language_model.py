@@ -70,7 +70,7 @@ def step(model, optimizer, tokens):
     optimizer.update(model, nnx.grad(lambda model: nats(model(tokens), tokens).mean())(model))
 
 
-for i in range(200):
+for i in range(400):
     step(model, optimizer, train[np.random.default_rng(i).integers(0, len(train), 16)])
 
 # ## A task
@@ -92,8 +92,8 @@ task = Task(name="own_language_model", **of, **data)
 
 # ## One file
 #
-# `RateDistortion` takes the highest Lagrangian weight of a bit that costs at most 0.02 nats a byte on what is searched on. `run_row`
-# writes the file, reads it back, and scores what it decodes to.
+# `RateDistortion` takes the highest Lagrangian weight of a bit that costs at most 0.02 nats a byte on what is searched on.
+# `run_row` writes the file, reads it back, and scores what it decodes to.
 
 before = reference(task)
 path = Path("out/own_language_model.bq.safetensors")
