@@ -28,7 +28,7 @@ def test_within_a_drop_and_to_a_size(llama, tmp_path, capsys):
     rows = [line.split("|")[1:-1] for line in (tmp_path / "t.md").read_text().splitlines() if line.startswith("|")]
     head, original, row = ([cell.strip() for cell in cells] for cells in (rows[0], rows[2], rows[4]))
     assert head[:5] == ["method", "nats", "difference", "agreement %", "file bytes"]
-    assert original[0] == "the folder" and row[0] == "rate-distortion, drop 0.05" and "±" in row[2]
+    assert original[0] == "the folder as one file" and row[0] == "rate-distortion, drop 0.05" and "±" in row[2]
     assert int(row[4].replace(",", "")) == out.stat().st_size < int(original[4].replace(",", "")) / 2
     # Searched on the first part: what it gives there is within the drop.
     on_calibration = head.index("on calibration")
