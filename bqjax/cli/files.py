@@ -13,8 +13,10 @@ from bqjax.adapters.safetensors import stream_weights
 from bqjax.core.files import atomic_write
 from bqjax.core.leaves import decode
 from bqjax.report.console import say
+from bqjax.report.micro import stored_table
 from bqjax.report.tables import file_table, rich_table
 from bqjax.tflite.container import described, load_model
+from bqjax.tflite.micro import is_micro, read_micro
 
 __all__ = ["decompress", "inspect", "refuse_same"]
 
@@ -26,8 +28,17 @@ def refuse_same(source: Path, out: Path) -> None:
 
 
 def decompress(source: Path, out: Path, *, force: bool = False, console: Console) -> None:
-    """Decodes a file to plain safetensors weights, or to the ``.tflite`` model that it holds."""
+    """Decodes a file to plain safetensors weights, or to the ``.tflite`` model that it holds or that TFLM decodes."""
     refuse_same(source, out)
+    if is_micro(source):
+        found = read_micro(source)
+        twin = found.twin
+        if not found.short:
+            raise ValueError(f"{source}: a .tflite model whose weights are plain already: there is nothing to decode")
+        with atomic_write(out, force=force) as file:
+            file.write(twin)
+        say(console, f"wrote {out}: a .tflite model whose weights are plain, {len(twin):,} bytes")
+        return
     info = codec.inspect(source)
     if info.metadata.get("kind") == "tflite":
         content = load_model(source)
@@ -43,6 +54,9 @@ def decompress(source: Path, out: Path, *, force: bool = False, console: Console
 
 def inspect(source: Path, *, console: Console) -> None:
     """Shows what a file holds, leaf by leaf, without decoding it."""
+    if is_micro(source):
+        console.print(rich_table(stored_table(source, source.name)))
+        return
     info = codec.inspect(source)
     console.print(rich_table(file_table(info, source.name)))
     metadata = described(info.metadata) if info.metadata.get("kind") == "tflite" else origin_described(info)

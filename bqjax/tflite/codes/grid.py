@@ -115,7 +115,7 @@ def row_classes(stats: LayerStats, min_rows: int = 1, width: float = 1.0) -> np.
 
 
 def weight_curvature(stats: LayerStats) -> np.ndarray:
-    """``[G, rows, d]``: what half a squared step costs at each weight when later ones make good what they can; inputs in their order."""
+    """``[G, rows, d]``: what half a squared step costs at each weight, when later ones make good what they can."""
     pivots = np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64)
     by_place = np.zeros_like(pivots)
     np.put_along_axis(by_place, np.asarray(stats.order), 1 / np.maximum(np.square(pivots), 1e-30), axis=1)

@@ -36,7 +36,7 @@ __all__ = ["QuantizedConfig", "QuantizedInfo", "QuantizedNetwork", "QuantizedRep
 
 
 class Target(Protocol):
-    """A file format that says itself what a layer's codes cost and what they may be; a frozen dataclass, for searches that go on."""
+    """A file format that says itself what codes of a layer cost. A frozen dataclass: its ``repr`` tells searches apart."""
 
     def prepared(
         self, codes: np.ndarray, zero_point: int, stats: LayerStats, settings: Mapping[str, Any]
@@ -225,7 +225,7 @@ class _Search:
 
     def layer(self, name: str, lmbda: float) -> QuantizedLayer | None:
         config = self.config
-        settings = {"compensate": config.compensate, "passes": config.passes, "step_scale": config.step_scale}
+        settings: dict[str, Any] = {"compensate": config.compensate, "passes": config.passes, "step_scale": config.step_scale}
         if config.target is not None:
             if name not in self._prepared:
                 layer = self.rows[name], self.zero_point(name), self._stats[name]

@@ -79,7 +79,9 @@ class Layout:
             content += data
         return self.verbatim(struct.pack(f"<{2 + len(places)}H", 4 + 2 * len(places), len(content), *places), content, references)
 
-    def verbatim(self, vtable: bytes, content: bytes, references: Iterable[tuple[int, int]], align: int = 4, head: int = 0) -> int:
+    def verbatim(
+        self, vtable: bytes, content: bytes | bytearray, references: Iterable[tuple[int, int]], align: int = 4, head: int = 0
+    ) -> int:
         """A table whose bytes are known, with zeros where offsets stand; arguments as of :class:`_Object`."""
         return self._add(_Object(bytes(content), align, head, tuple(references), self._add(_Object(vtable, 2))))
 

@@ -104,7 +104,9 @@ def unpack(content: bytes) -> Record:
         raise ValueError(f"damaged .tflite file ({type(error).__name__}: {error}): get a whole copy") from error
     buffers = model.pop("buffers", ())
     if any(buffer.get("offset", 0) > 1 for buffer in buffers):
-        raise ValueError("values behind the flatbuffer, as in files above 2 GB, cannot be written anew: --lossless alone stores them")
+        raise ValueError(
+            "values behind the flatbuffer, as in files above 2 GB, cannot be written anew: --lossless alone keeps them"
+        )
 
     def data(index: int) -> bytes | None:
         if index >= max(1, len(buffers)):

@@ -1,6 +1,6 @@
 """An encoding for each weight of a model: by the bytes that it takes in the file, within what decoding may cost.
 
-Which weights can be encoded, and why the others stay plain; then the smallest of look-up table, Huffman code, bitmap and plain bytes.
+Which weights can be encoded, and why others stay plain; then the smallest of look-up table, Huffman code, bitmap and plain bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bqjax.tflite.micro.operators import zero_points
 from bqjax.tflite.micro.pruning import encode_pruning
 from bqjax.tflite.micro.squeeze import operator_kind
 
-__all__ = ["ENTRY_BYTES", "Limits", "candidates", "choose", "decodable", "plain_bytes"]
+__all__ = ["ENTRY_BYTES", "Limits", "candidates", "choose", "decodable", "plain_bytes", "refuse_uint8"]
 
 ENTRY_BYTES = 112
 """About what an encoded weight takes beside its data: two tensors, their buffers, and the operator."""
@@ -61,14 +61,10 @@ def plain_bytes(codes: np.ndarray) -> int:
     return -(-codes.nbytes // 16) * 16 + 4
 
 
-def decodable(model: Record) -> tuple[dict[int, Weight], dict[str, str]]:
-    """Weights of the first subgraph that DECODE can make, by tensor, and why other large constants stay plain, by name.
-
-    Raises:
-      ValueError: a network that TFLM has no kernels for, 8-bit unsigned or of floats.
-    """
+def decodable(model: Record) -> tuple[dict[int, Weight], dict[str, tuple[str, int]]]:
+    """Weights of the first subgraph that DECODE can make, by tensor; why other large constants stay plain, and bytes, by name."""
     found: dict[int, Weight] = {}
-    left: dict[str, str] = {}
+    left: dict[str, tuple[str, int]] = {}
     for number, subgraph in enumerate(model["subgraphs"]):
         uses: dict[int, list[tuple[str, int]]] = {}
         for operator in subgraph["operators"]:
@@ -82,8 +78,21 @@ def decodable(model: Record) -> tuple[dict[int, Weight], dict[str, str]]:
             if not reason:
                 found[index] = _weight(tensor)
             elif len(tensor["data"]) > LARGE:
-                left[_name(tensor, number, index)] = reason
+                left[_name(tensor, number, index)] = reason, len(tensor["data"])
     return found, left
+
+
+def refuse_uint8(model: Record) -> None:
+    """Raises ``ValueError`` where TFLM has no kernels for a model: one with layers of unsigned weights."""
+    for subgraph in model["subgraphs"]:
+        for operator in subgraph["operators"]:
+            kind = operator_kind(model, operator)
+            index = operator["inputs"][1] if len(operator["inputs"]) > 1 else -1
+            if kind in WEIGHTED and index >= 0 and type_name(subgraph["tensors"][index].get("type", 0)) == "UINT8":
+                raise ValueError(
+                    f"a uint8 weight of {kind}: TFLM has no kernels for uint8 networks; convert the model with int8 weights, or "
+                    "leave --target tflm out for the .bq.safetensors container"
+                )
 
 
 def _name(tensor: Record, subgraph: int, index: int) -> str:
@@ -95,11 +104,6 @@ def _reason(tensor: Record, uses: list[tuple[str, int]], subgraph: int, outside:
     """Why a constant stays plain; empty where it need not."""
     kind = type_name(tensor.get("type", 0))
     weight = next((of for of, operand in uses if of in WEIGHTED and operand == 1), None)
-    if weight is not None and kind == "UINT8":
-        raise ValueError(
-            f"a uint8 weight of {weight}: TFLM has no kernels for uint8 networks; convert the model with int8 weights, or leave "
-            "--target tflm out for the .bq.safetensors container"
-        )
     if weight is None:
         return f"{kind}, input {uses[0][1]} of {uses[0][0]}" if uses else f"{kind}, used by no operator"
     if kind != "INT8":
@@ -157,9 +161,7 @@ def choose(
     for index, weight in weights.items():
         options[index] = [(plain_bytes(weight.codes), 0.0, None)]
         if limits.arena is None or weight.codes.nbytes <= limits.arena:
-            options[index] += [
-                (e.n_bytes + ENTRY_BYTES, decode_ns(e, weight.codes.size), e) for e in candidates(weight, kinds)
-            ]
+            options[index] += [(e.n_bytes + ENTRY_BYTES, decode_ns(e, weight.codes.size), e) for e in candidates(weight, kinds)]
 
     def at(price: float) -> dict[int, tuple[int, float, Encoded | None]]:
         return {index: min(found, key=lambda one: (one[0] + price * one[1], one[1])) for index, found in options.items()}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bqjax.tflite.format.records import Record, pack, unpack
 from bqjax.tflite.micro.c_array import bytes_of_array, is_c_source
-from bqjax.tflite.micro.choice import Limits, Weight, choose, decodable
+from bqjax.tflite.micro.choice import Limits, Weight, choose, decodable, refuse_uint8
 from bqjax.tflite.micro.encoded import Encoded
 from bqjax.tflite.micro.operators import Decoded, holds_decode, with_decode, without_decode
 from bqjax.tflite.micro.squeeze import compacted, expanded, squeezed
@@ -31,7 +31,8 @@ class MicroFile:
       model: the plain model's records.
       decoded: the encoded weights.
       plain: weights that could be encoded and are not, by tensor.
-      left: why other large constants stay plain, by name.
+      short: whether the file is for TFLM alone: weights are encoded, or left out what :func:`~.squeeze.expanded` restores.
+      left: why other large constants stay plain, and their bytes, by name.
     """
 
     content: bytes
@@ -39,13 +40,14 @@ class MicroFile:
     model: Record
     decoded: tuple[Decoded, ...]
     plain: Mapping[int, Weight]
-    left: Mapping[str, str]
+    left: Mapping[str, tuple[str, int]]
+    short: bool
 
 
 def _squeezed(content: bytes, keep_names: bool) -> Record:
     model = unpack(content)
     if holds_decode(model):
-        raise ValueError("the model holds DECODE operators already: `bqjax decompress` makes a plain model of it, which can be compressed")
+        raise ValueError("the model holds DECODE operators already: `bqjax decompress` makes a plain one of it, to be compressed")
     return squeezed(model, keep_names=keep_names)
 
 
@@ -78,7 +80,15 @@ def micro_content(
       RuntimeError: the file would not decode to the model.
     """
     model = _squeezed(content, keep_names)
-    weights, _ = decodable(model)
+    refuse_uint8(model)
+    weights, left = decodable(model)
+    if not weights:
+        largest = max(left.items(), key=lambda item: item[1][1], default=None)
+        what = "" if largest is None else f" (its largest constant is {largest[0]!r}, {largest[1][0]})"
+        raise ValueError(
+            f"the model has no int8 weights of convolutions or dense layers that TFLM could decode{what}: quantize it to int8, "
+            "or leave --target tflm out for the .bq.safetensors container"
+        )
     encoded: dict[int, Encoded] = choose(weights, limits, kinds)
     written = with_decode(model, encoded)
     packed = pack(written if keep_names else compacted(written))
@@ -97,21 +107,20 @@ def parse_micro(content: bytes) -> MicroFile:
     model = expanded(plain)
     weights, left = decodable(model)
     known = {one.tensor for one in decoded if not one.subgraph}
-    return MicroFile(
-        content, pack(model), model, tuple(decoded), {i: w for i, w in weights.items() if i not in known}, left
-    )
+    short = bool(decoded) or model != plain
+    plain_ones = {index: weight for index, weight in weights.items() if index not in known}
+    return MicroFile(content, pack(model), model, tuple(decoded), plain_ones, left, short)
 
 
 def is_micro(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a ``.tflite`` model with DECODE operators, or a C array of one; damaged ones are, too, where they say so."""
+    """Whether a file is a ``.tflite`` model, or by its name C source, which may hold one."""
     path = Path(path)
     if not path.is_file():
         return False
     if is_c_source(path):
         return True
     with path.open("rb") as file:
-        start = file.read(8)
-    return start[4:] == b"TFL3" and b"TFLM_DECODE" in path.read_bytes()
+        return file.read(8)[4:] == b"TFL3"
 
 
 def read_micro(path: str | os.PathLike[str]) -> MicroFile:

@@ -177,16 +177,16 @@ def decode_huffman(data: bytes, first: int, payload: bytes, n: int, dtype: np.dt
         if size <= 0:
             raise ValueError(f"the Huffman stream ends after {done:,} of {n:,} values: the file is damaged")
         symbols, lengths = _codewords(octets, position, size, ((first >> 4) + 1, found, count, value))
-        steps, at, taken = lengths.tolist(), 0, []
+        steps, at, taken = lengths.tolist(), 0, list[int]()
         while at < size and done + len(taken) < n:
             if not steps[at]:
-                raise ValueError(f"the Huffman stream has a codeword that is in no table, at bit {position + at}: the file is damaged")
+                raise ValueError(f"the Huffman code has no codeword as at bit {position + at} of the stream: the file is damaged")
             taken.append(at)
             at += steps[at]
         out[done : done + len(taken)] = symbols[taken]
         done, position = done + len(taken), position + at
     if position > total:
-        raise ValueError(f"the Huffman stream ends within its last value: the file is damaged")
+        raise ValueError("the Huffman stream ends within its last value: the file is damaged")
     return out.astype(f"u{dtype.itemsize}").view(dtype)
 
 

@@ -30,7 +30,8 @@ def encode_lut(codes: np.ndarray, axis: int | None = None) -> Encoded:
         raise ValueError(f"{stride} different values: a look-up table holds at most {MAX_VALUES}; give the tensor fewer values")
     bits = max(1, symbol_bits(stride))
     indices = np.stack([np.searchsorted(table, row) for table, row in zip(tables, rows, strict=True)])
-    payload = np.concatenate([*(np.pad(t, (0, stride - len(t)), "edge") for t in tables), np.zeros((1 << bits) - stride, codes.dtype)])
+    filled = [np.pad(table, (0, stride - len(table)), "edge") for table in tables]
+    payload = np.concatenate([*filled, np.zeros((1 << bits) - stride, codes.dtype)])
     ordered = _by_channel_inverse(indices, codes.shape, axis).reshape(-1)
     spread = np.unpackbits(ordered.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :]
     header = (_ONE_TABLE if axis is None else axis) << 4 | bits
@@ -43,7 +44,9 @@ def encode_lut(codes: np.ndarray, axis: int | None = None) -> Encoded:
     )
 
 
-def decode_lut(data: bytes, header: tuple[int, int, bytes], shape: tuple[int, ...], dtype: np.dtype, channels: int, axis: int) -> np.ndarray:
+def decode_lut(
+    data: bytes, header: tuple[int, int, bytes], shape: tuple[int, ...], dtype: np.dtype, channels: int, axis: int
+) -> np.ndarray:
     """The tensor, as TFLM's kernel reads it.
 
     Args:

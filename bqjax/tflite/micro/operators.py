@@ -1,8 +1,8 @@
 """DECODE operators in a model's records: put before the operators that read encoded weights, and taken out again.
 
-Each consumer has a DECODE of its own directly before it, for all that it reads: so the decoded weights live for one operator, also in
-memory that is kept for them alone. The weight's tensor becomes the output; the encoded and the ancillary tensor are new, behind all
-others.
+Each consumer has a DECODE of its own directly before it, for all that it reads: so the decoded weights live for one operator, also
+in memory that is kept for them alone. The weight's tensor becomes the output; the encoded and the ancillary tensor are new, behind
+all others.
 """
 
 from __future__ import annotations
@@ -26,15 +26,23 @@ __all__ = ["DECODE", "Decoded", "decode_tensor", "holds_decode", "with_decode", 
 DECODE = "TFLM_DECODE"
 _CUSTOM = 32
 _UINT8 = 3
-_DTYPES = {"INT8": np.dtype(np.int8), "INT16": np.dtype(np.int16)}
+_DTYPES: dict[str, np.dtype] = {"INT8": np.dtype(np.int8), "INT16": np.dtype(np.int16)}
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A weight as a file has it: encoding, sizes in bytes of the encoded and the ancillary tensor, and the values."""
+    """A weight as a file has it.
+
+    Attributes:
+      subgraph, tensor, name: which tensor it is, by its numbers in the file; files for TFLM seldom have names.
+      kind, encoded: how it is stored.
+      codes: its values.
+      reader: the operator that reads it.
+    """
 
     subgraph: int
     tensor: int
+    name: str
     kind: Kind
     encoded: Encoded
     codes: np.ndarray
@@ -168,7 +176,8 @@ def _decoded(tensors: list[Record], pair: tuple[int, int], output: int, about: t
     kind, first, second, payload = parse_ancillary(extra)
     codes = decode_tensor(tensor, data, (kind, first, second, payload))
     values, bits = len(np.unique(codes)), 8 * len(data) / max(1, codes.size)
-    return Decoded(about[0], output, kind, Encoded(kind, data, extra, values, bits), codes, about[1])
+    name = tensor.get("name", b"").decode(errors="replace")
+    return Decoded(about[0], output, name, kind, Encoded(kind, data, extra, values, bits), codes, about[1])
 
 
 def decode_tensor(tensor: Record, data: bytes, header: tuple[Kind, int, int, bytes]) -> np.ndarray:

@@ -77,7 +77,7 @@ class MicroStorage:
         """Parameters of the plain twin, by the original's names."""
         del like
         found = parse_model(read_micro(path).twin).params
-        return {name: layer for name, layer in zip(self.model.params, found.values(), strict=True)}
+        return dict(zip(self.model.params, found.values(), strict=True))
 
 
 def micro_task(
