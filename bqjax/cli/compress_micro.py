@@ -22,7 +22,7 @@ from bqjax.report.console import say
 from bqjax.tflite import IntegerBinAndQuant, read
 from bqjax.tflite.container import save_lossless
 from bqjax.tflite.micro import Limits, c_array, micro_content, read_micro
-from bqjax.tflite.micro.c_array import is_c_source
+from bqjax.tflite.micro.c_source import is_c_source
 from bqjax.tflite.micro.runtime import compare_in_tflm, random_inputs, require_tflm
 from bqjax.tflite.micro.task import MicroStorage, micro_search, micro_task
 
