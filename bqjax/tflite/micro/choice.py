@@ -26,6 +26,7 @@ __all__ = ["ENTRY_BYTES", "Limits", "candidates", "choose", "decodable", "plain_
 
 ENTRY_BYTES = 112
 """About what an encoded weight takes beside its data: two tensors, their buffers, and the operator."""
+_NEARLY = 96  # bytes by which a file can be larger than its parts tell
 _FAST_ROOT = 8  # bits of a first table with which a codeword is found at once, nearly always
 
 
@@ -54,6 +55,14 @@ class Weight(NamedTuple):
     codes: np.ndarray
     absent: np.ndarray
     axis: int | None
+
+
+class _Option(NamedTuple):
+    """What a weight takes in one encoding, None of which is plain."""
+
+    n_bytes: int
+    ns: float
+    encoded: Encoded | None
 
 
 def plain_bytes(codes: np.ndarray) -> int:
@@ -151,27 +160,39 @@ def candidates(weight: Weight, kinds: tuple[str, ...] = ("lut", "huffman", "prun
 
 def choose(
     weights: Mapping[int, Weight], limits: Limits | None = None, kinds: tuple[str, ...] = ("lut", "huffman", "pruning")
-) -> dict[int, Encoded]:
-    """The encodings of fewest bytes within the limits; weights that are smaller as they are have none.
+) -> dict[int, tuple[Encoded | None, ...]]:
+    """The encoding of fewest bytes of each weight within the limits, then others that take nearly as few; None is to stay plain.
 
-    Where the time to decode is limited, a byte is worth the same time in all weights.
+    Bytes are those of a weight by itself; by a few of them a file can differ, whose small parts lie where alignment leaves gaps.
+    Where the time to decode is limited, a byte is worth the same time in all weights, and the others are no slower.
     """
     limits = limits or Limits()
-    options: dict[int, list[tuple[int, float, Encoded | None]]] = {}
+    options: dict[int, list[_Option]] = {}
     for index, weight in weights.items():
-        options[index] = [(plain_bytes(weight.codes), 0.0, None)]
+        options[index] = [_Option(plain_bytes(weight.codes), 0.0, None)]
         if limits.arena is None or weight.codes.nbytes <= limits.arena:
-            options[index] += [(e.n_bytes + ENTRY_BYTES, decode_ns(e, weight.codes.size), e) for e in candidates(weight, kinds)]
+            found = candidates(weight, kinds)
+            options[index] += [_Option(e.n_bytes + ENTRY_BYTES, decode_ns(e, weight.codes.size), e) for e in found]
 
-    def at(price: float) -> dict[int, tuple[int, float, Encoded | None]]:
-        return {index: min(found, key=lambda one: (one[0] + price * one[1], one[1])) for index, found in options.items()}
+    def at(price: float) -> dict[int, _Option]:
+        return {index: min(found, key=lambda one: (one.n_bytes + price * one.ns, one.ns)) for index, found in options.items()}
 
     chosen = at(0.0)
     limit = None if limits.decode_ms is None else 1e6 * limits.decode_ms
-    if limit is not None and sum(ns for _, ns, _ in chosen.values()) > limit:
+    if limit is not None and sum(one.ns for one in chosen.values()) > limit:
         low, high = -30.0, 30.0  # powers of two of bytes a nanosecond
         for _ in range(40):
             middle = (low + high) / 2
-            low, high = (low, middle) if sum(ns for _, ns, _ in at(2**middle).values()) <= limit else (middle, high)
+            low, high = (low, middle) if sum(one.ns for one in at(2**middle).values()) <= limit else (middle, high)
         chosen = at(2**high)
-    return {index: encoded for index, (_, _, encoded) in chosen.items() if encoded is not None}
+    return {
+        index: (
+            one.encoded,
+            *(
+                other.encoded
+                for other in sorted(options[index], key=lambda other: other.n_bytes)
+                if other is not one and other.n_bytes <= one.n_bytes + _NEARLY and (limit is None or other.ns <= one.ns)
+            ),
+        )
+        for index, one in chosen.items()
+    }

@@ -13,14 +13,12 @@ from pathlib import Path
 
 from bqjax.tflite.format.records import Record, pack, unpack
 from bqjax.tflite.micro.c_source import bytes_of_array, is_c_source
-from bqjax.tflite.micro.choice import Limits, Weight, choose, decodable, plain_bytes, refuse_uint8
+from bqjax.tflite.micro.choice import Limits, Weight, choose, decodable, refuse_uint8
 from bqjax.tflite.micro.encoded import Encoded
 from bqjax.tflite.micro.operators import Decoded, holds_decode, with_decode, without_decode
 from bqjax.tflite.micro.squeeze import compacted, expanded, squeezed
 
 __all__ = ["MicroFile", "is_micro", "micro_content", "parse_micro", "plain_twin", "read_micro"]
-
-_SURE = 256  # bytes that a weight's data become less by, so that its DECODE pays
 
 
 @dataclass(frozen=True)
@@ -91,27 +89,25 @@ def micro_content(
             f"the model has no int8 weights of convolutions or dense layers that TFLM could decode{what}: quantize it to int8, "
             "or leave --target tflm out for the .bq.safetensors container"
         )
-    packed = _smallest(model, weights, choose(weights, limits, kinds), keep_names)
+    packed = _smallest(model, choose(weights, limits, kinds), keep_names)
     if parse_micro(packed).twin != pack(model):
         raise RuntimeError("the file does not decode to the model that was written into it")
     return packed
 
 
-def _smallest(model: Record, weights: Mapping[int, Weight], encoded: dict[int, Encoded], keep_names: bool) -> bytes:
-    """The file with these encodings, but for weights that pay for no DECODE of their own: by the bytes of whole files."""
+def _smallest(model: Record, options: Mapping[int, tuple[Encoded | None, ...]], keep_names: bool) -> bytes:
+    """The file with the first of each weight's encodings, or with another one where the whole file is smaller with it."""
+    chosen = {index: found[0] for index, found in options.items()}
 
-    def packed(chosen: Mapping[int, Encoded]) -> bytes:
-        written = with_decode(model, chosen)
+    def packed(encodings: Mapping[int, Encoded | None]) -> bytes:
+        written = with_decode(model, {index: one for index, one in encodings.items() if one is not None})
         return pack(written if keep_names else compacted(written))
 
-    best = packed(encoded)
-    gains = {index: plain_bytes(weights[index].codes) - one.n_bytes for index, one in encoded.items()}
-    for index in sorted(gains, key=lambda index: gains[index]):
-        if gains[index] > _SURE:
-            break
-        fewer = {other: one for other, one in encoded.items() if other != index}
-        if len(tried := packed(fewer)) < len(best):
-            best, encoded = tried, fewer
+    best = packed(chosen)
+    for index, others in options.items():
+        for other in others[1:]:
+            if len(tried := packed({**chosen, index: other})) < len(best):
+                best, chosen = tried, {**chosen, index: other}
     return best
 
 

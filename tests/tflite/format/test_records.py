@@ -108,5 +108,5 @@ def test_what_would_be_lost_is_refused():
     builder.Finish(model.Pack(builder), b"TFL3")
     with pytest.raises(ValueError, match="of a table Operator cannot be written anew"):
         unpack(bytes(builder.Output()))
-    with pytest.raises(ValueError, match="not a .tflite file"):
+    with pytest.raises(ValueError, match=r"not a \.tflite file"):
         unpack(b"nothing of the kind")

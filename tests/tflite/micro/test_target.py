@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -34,7 +36,7 @@ def test_a_higher_price_takes_fewer_bytes_and_costs_more(at, layer):
     assert at(0.0) is None
     found = [layer for layer in map(at, np.geomspace(1, 1e4, 6)) if layer is not None]
     assert len(found) > 2
-    assert all(a.bits >= b.bits and a.distortion <= b.distortion * 1.001 for a, b in zip(found, found[1:], strict=False))
+    assert all(a.bits >= b.bits and a.distortion <= b.distortion * 1.001 for a, b in itertools.pairwise(found))
     assert found[-1].bits / codes.size < 5 < 8
     for one in found:
         assert np.abs(one.codes).max() <= 127 and len(np.unique(one.codes)) < len(np.unique(codes))
@@ -44,7 +46,7 @@ def test_bytes_are_those_of_the_encoding_that_a_file_takes(at):
     for lmbda in (30.0, 300.0, 3000.0):
         new = at(lmbda)
         weight = Weight(new.codes[0].astype(np.int8), np.zeros((1, 1), np.int8), 0)
-        encoded = choose({0: weight})[0]
+        encoded = choose({0: weight})[0][0]
         stored = len(encoded.data) + len(encoded.ancillary) + ENTRY_BYTES
         assert stored <= new.bits / 8 + 24  # words of the Huffman stream, bytes that no table needs
         assert len(candidates(weight)) >= 3
