@@ -127,7 +127,9 @@ def score_on(task: Task, params: Any, batches: Sequence[Any]) -> Scored:
     if metric == "accuracy":  # of which right and wrong are the examples' own values
         parts = right.astype(np.float64)
     elif metric in found[0][2].sums:
-        parts = np.concatenate([said.sums[metric] for _, _, said in found])[keep].astype(np.float64)
+        parts = np.concatenate([said.sums[metric] for _, _, said in found]).astype(np.float64)
+        if parts.shape == keep.shape:  # others are of groups of examples, in which padding adds nothing
+            parts = parts[keep]
     return Scored(metrics, round(count), predictions, parts)
 
 
