@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bqjax.core.task import Score, Task
+from bqjax.core.task import Predictions, Score, Task
 
-__all__ = ["Scored", "mean_metrics", "named_sums", "paired_error", "score_batches", "score_on"]
+__all__ = ["Scored", "example_parts", "mean_metrics", "named_sums", "paired_error", "score_batches", "score_on"]
 
 
 def named_sums(sums: Any) -> dict[str, Any]:
@@ -123,12 +123,22 @@ def score_on(task: Task, params: Any, batches: Sequence[Any]) -> Scored:
         return Scored(metrics, round(count), None, None)
     keep = np.concatenate([np.asarray(said.counted, bool) for _, _, said in found])
     predictions, right = (np.concatenate([said[i] for _, _, said in found])[keep] for i in range(2))
-    parts, metric = None, task.metric.removeprefix("-")
-    if metric == "accuracy":  # of which right and wrong are the examples' own values
-        parts = right.astype(np.float64)
-    elif metric in found[0][2].sums:
-        parts = np.concatenate([said.sums[metric] for _, _, said in found])[keep].astype(np.float64)
+    own = [example_parts(said, task.metric) for _, _, said in found]
+    parts = None if any(part is None for part in own) else np.concatenate(own)[keep].astype(np.float64)
     return Scored(metrics, round(count), predictions, parts)
+
+
+def example_parts(said: Predictions, metric: str) -> Any | None:
+    """What each example of a batch adds to the sum of a metric, ``[n]``, or None where predictions do not tell.
+
+    Args:
+      said: predictions of a batch.
+      metric: its name; a leading minus does not matter.
+    """
+    name = metric.removeprefix("-")
+    if name == "accuracy":  # of which right and wrong are the examples' own values
+        return said.right
+    return said.sums.get(name)
 
 
 def paired_error(before: np.ndarray | None, after: np.ndarray | None, count: float) -> float | None:

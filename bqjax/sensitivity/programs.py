@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bqjax.core.scoring import named_sums
-from bqjax.core.task import Score
+from bqjax.core.scoring import example_parts, named_sums
+from bqjax.core.task import Predictions, Score
 from bqjax.core.tree import named_leaves
 from bqjax.sensitivity.candidates import Timed, score_candidates
 from bqjax.sensitivity.perturb import Perturbation
@@ -34,16 +34,28 @@ _NEEDS_A_NUMBER = (
 )
 
 
-def checked_score(score: Score) -> Score:
+Predict = Callable[[Any, Any], Predictions]
+Parted = Callable[[Any, Any], tuple[dict[str, jax.Array], jax.Array, Any]]
+
+
+def checked_score(score: Score, predict: Predict | None = None, metric: str = "") -> Parted:
     """The score with a dict of scalar float32 sums whatever it returned, checked while it is traced.
 
+    Args:
+      score: see :data:`bqjax.core.task.Score`.
+      predict: where given, a third result says what each example adds to the sum of ``metric``, ``[n]`` float32, 0 for padding,
+        and which examples count, ``[n]``; without it the third result is None.
+      metric: see ``predict``.
+
     Raises:
-      ValueError: when called, where the score is not traceable, returns no pair, or a sum that is not a scalar.
+      ValueError: when called, where the score is not traceable, returns no pair, or a sum that is not a scalar; or where
+        predictions do not tell of the metric.
     """
 
-    def checked(params: Any, batch: Any) -> tuple[dict[str, jax.Array], jax.Array]:
+    def checked(params: Any, batch: Any) -> tuple[dict[str, jax.Array], jax.Array, Any]:
         try:
             result = score(params, batch)
+            said = None if predict is None else predict(params, batch)
         except _NEEDS_A_NUMBER as error:
             raise ValueError(
                 "the score must be traceable by JAX, but it needs the value of an array while it is traced: use jax.numpy on "
@@ -52,12 +64,24 @@ def checked_score(score: Score) -> Score:
         if not (isinstance(result, (tuple, list)) and len(result) == 2):
             raise ValueError(f"the score must return a pair (sums, count), got {type(result).__name__}")
         sums, count = named_sums(result[0]), result[1]
-        for metric, value in [*sums.items(), ("count", count)]:
+        for name, value in [*sums.items(), ("count", count)]:
             if jnp.shape(value):
-                raise ValueError(f"the score's {metric!r} must be a scalar sum over the batch, got shape {jnp.shape(value)}")
-        return {metric: jnp.asarray(value, jnp.float32) for metric, value in sums.items()}, jnp.asarray(count, jnp.float32)
+                raise ValueError(f"the score's {name!r} must be a scalar sum over the batch, got shape {jnp.shape(value)}")
+        totals = {name: jnp.asarray(value, jnp.float32) for name, value in sums.items()}
+        return totals, jnp.asarray(count, jnp.float32), None if said is None else _parts(said, metric)
 
     return checked
+
+
+def _parts(said: Predictions, metric: str) -> tuple[jax.Array, jax.Array]:
+    """What each example adds to the sum of a metric, and whether it counts."""
+    parts, counted = example_parts(said, metric), jnp.asarray(said.counted).astype(bool)
+    if parts is None:
+        raise ValueError(
+            f"predictions say nothing of each example's {metric.removeprefix('-')!r}, only of {', '.join(['accuracy', *said.sums])}: "
+            "put it into Predictions.sums, or do without predict"
+        )
+    return jnp.where(counted, jnp.asarray(parts, jnp.float32), 0.0), counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +122,7 @@ class Programs:
       mesh: that candidates are spread over.
     """
 
-    def __init__(self, score: Score, mesh: Mesh):
+    def __init__(self, score: Parted, mesh: Mesh):
         self._score, self._mesh = score, mesh
         self._traced: dict[Any, Program] = {}
         self._prepared: dict[Any, Prepared] = {}

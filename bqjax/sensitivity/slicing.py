@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.extend import core
 
 __all__ = ["Program", "Split", "bind", "called", "split", "trace"]
@@ -85,6 +86,7 @@ class _Flattener:
         self.steps: list[_Step] = []
         self.constants: dict[int, Any] = {}
         self._by_identity: dict[int, int] = {}
+        self._done: dict[Any, tuple[int, ...]] = {}
         self._count = 0
 
     def new(self) -> int:
@@ -112,10 +114,28 @@ class _Flattener:
             if inner is not None:
                 env.update(zip(equation.outvars, self.inline(inner, inputs), strict=True))
             else:
-                outputs = tuple(self.new() for _ in equation.outvars)
-                env.update(zip(equation.outvars, outputs, strict=True))
-                self.steps.append(_Step(equation, inputs, outputs))
+                env.update(zip(equation.outvars, self._computed(equation, inputs), strict=True))
         return list(map(read, jaxpr.outvars))
+
+    def _computed(self, equation: Any, inputs: tuple[Atom, ...]) -> tuple[int, ...]:
+        """The variables of an equation's results: those of an equal equation where there was one before.
+
+        A score and predictions of the same network share its forward pass, which would else be kept twice.
+        """
+        known = None
+        if not equation.effects:
+            atoms = tuple(a if isinstance(a, int) else (str(a.aval), np.asarray(a.val).tobytes()) for a in inputs)
+            known = equation.primitive, atoms, tuple(equation.params.items()), tuple(str(v.aval) for v in equation.outvars)
+            try:
+                if known in self._done:
+                    return self._done[known]
+            except TypeError:  # parameters that cannot be looked up
+                known = None
+        outputs = tuple(self.new() for _ in equation.outvars)
+        self.steps.append(_Step(equation, inputs, outputs))
+        if known is not None:
+            self._done[known] = outputs
+        return outputs
 
 
 def trace(function: Callable[..., Any], *args: Any) -> Program:
