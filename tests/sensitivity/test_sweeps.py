@@ -13,7 +13,8 @@ import pytest
 
 from bqjax.sensitivity.evaluator import Evaluator
 from bqjax.sensitivity.perturb import Noise
-from bqjax.sensitivity.sweeps import Candidate, _point, sweep
+from bqjax.sensitivity.sweep_rows import point_of
+from bqjax.sensitivity.sweeps import Candidate, sweep
 
 F32 = np.float32
 KEY = jax.random.key(5)
@@ -68,7 +69,7 @@ def test_drops_and_standard_errors_are_those_of_a_plain_loop():
     for c, row in zip(candidates, result.rows, strict=True):
         losses = []
         for draw in range(c.draws):
-            own = Noise(c.perturb)(jnp.asarray(params()[c.leaf]), _point(c, draw, KEY, F32))
+            own = Noise(c.perturb)(jnp.asarray(params()[c.leaf]), point_of(c, draw, KEY, F32))
             losses.append(loss_by_hand({c.leaf: own}))
         drops = np.array(losses) - loss_by_hand()  # a loss that rises by 1 is a drop of 1
         np.testing.assert_allclose(row.drops, drops, rtol=1e-4, atol=1e-6)
@@ -205,13 +206,13 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         run(MANY, state_path=path, progress=interrupt)
     assert seen == [(2, 8, "a"), (4, 8, "a")]
-    scored, scores = [], Evaluator.scores
+    scored, scores = [], Evaluator.measure
 
     def counting(self, params, names, perturbation, candidates, **others):
         scored.append((names, perturbation.kind, len(candidates)))
         return scores(self, params, names, perturbation, candidates, **others)
 
-    monkeypatch.setattr(Evaluator, "scores", counting)
+    monkeypatch.setattr(Evaluator, "measure", counting)
     result = run(MANY, state_path=path)
     assert scored == [(["b"], "gaussian", 2), (["b"], "uniform", 2)]
     assert result.n_resumed == 4
