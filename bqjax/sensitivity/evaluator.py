@@ -209,6 +209,10 @@ class Evaluator:
         """Whether the score depends on a leaf at all."""
         return not self._programs.prepare(params, (name,), self._batches[0]).parts.unused
 
+    def suffix_length(self, params: Any, name: str) -> int:
+        """Equations from a leaf's first use to the end: of two leaves the one with more is used earlier."""
+        return len(self._programs.prepare(params, (name,), self._batches[0]).parts.suffix_steps)
+
     def forget(self) -> None:
         """Drops what was kept from earlier calls besides compiled functions."""
         self._prefixes.forget()

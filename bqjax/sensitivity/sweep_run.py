@@ -15,13 +15,13 @@ import numpy as np
 from bqjax.core.journal import Journal, packed, unpacked
 from bqjax.core.progress import Progress
 from bqjax.core.task import signed
-from bqjax.core.tree import named_leaves
+from bqjax.core.tree import check_finite, named_leaves
 from bqjax.sensitivity.evaluator import Evaluator
 from bqjax.sensitivity.perturb import Perturbation
 from bqjax.sensitivity.racing import Race, run_rounds
 from bqjax.sensitivity.sweep_rows import Candidate, SweepRow, point_of, row_of
 
-__all__ = ["ROUND_DRAWS", "Count", "SweepRun", "by_program", "text_digest"]
+__all__ = ["ROUND_DRAWS", "Count", "SweepRun", "by_program", "check_candidates", "text_digest"]
 
 ROUND_DRAWS = 2  # of a race's round: they share a prefix
 _CHUNK = 128
@@ -39,6 +39,17 @@ def by_program(
         groups.setdefault((candidates[i].leaf, candidates[i].perturbation), []).append(i)
     order = {name: i for i, name in enumerate(leaves)}
     return sorted(groups.items(), key=lambda group: order[group[0][0]])
+
+
+def check_candidates(candidates: Sequence[Candidate], leaves: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` where there are no candidates, or one of a leaf that does not exist or is not finite."""
+    if not len(candidates):
+        raise ValueError("no candidates to sweep over")
+    for candidate in candidates:
+        if candidate.leaf not in leaves:
+            raise ValueError(f"no leaf is named {candidate.leaf!r}; the leaves are {', '.join(leaves)}")
+    for name in dict.fromkeys(c.leaf for c in candidates):
+        check_finite(name, leaves[name])
 
 
 def text_digest(what: Any) -> str:
@@ -150,7 +161,7 @@ class SweepRun:
                     parts[i].append(None if own is None else own[j])
                 self.count.add(len(chunk), self.journal.answered > answered, name)
         self.evaluations = float(self.count.scored)
-        return [row_of(c, results[i], self.baseline, self.metric, self._differences(parts[i])) for i, c in enumerate(self.candidates)]
+        return [row_of(c, results[i], self.baseline, self.metric, self.differences(parts[i])) for i, c in enumerate(self.candidates)]
 
     def _chunk(
         self, name: str, perturbation: Perturbation, chunk: Sequence[tuple[Candidate, int]]
@@ -169,7 +180,7 @@ class SweepRun:
         value = self.journal.measure(text_digest(["common noise", self.metric if self.told else None, *asked]), measure)
         return value["metrics"], None if value["parts"] is None else unpacked(value["parts"])
 
-    def _differences(self, parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    def differences(self, parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
         """``[draws, n]`` of what each example adds to the drop of each draw."""
         known = [p for p in parts if p is not None]
         if len(known) < len(parts):

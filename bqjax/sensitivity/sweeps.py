@@ -20,7 +20,7 @@ import numpy as np
 from bqjax.core.journal import Journal, digest
 from bqjax.core.progress import Progress
 from bqjax.core.task import Predictions, Score
-from bqjax.core.tree import check_finite, named_leaves
+from bqjax.core.tree import named_leaves
 from bqjax.sensitivity.curvature import Curvature
 from bqjax.sensitivity.evaluator import Evaluator
 from bqjax.sensitivity.predictions import out_of_reach, predicted_effects
@@ -28,7 +28,7 @@ from bqjax.sensitivity.processes import SharedJournal, check_same
 from bqjax.sensitivity.racing import Race, parse_until
 from bqjax.sensitivity.spread import smaller
 from bqjax.sensitivity.sweep_rows import Candidate, RaceRecord, Statement, SweepResult, SweepRow
-from bqjax.sensitivity.sweep_run import ROUND_DRAWS, Count, SweepRun, text_digest
+from bqjax.sensitivity.sweep_run import ROUND_DRAWS, Count, SweepRun, check_candidates, text_digest
 
 __all__ = ["Candidate", "RaceRecord", "Statement", "SweepResult", "SweepRow", "sweep"]
 
@@ -96,7 +96,7 @@ def sweep(
     """
     start = time.monotonic()
     leaves = named_leaves(params)
-    _check(candidates, leaves)
+    check_candidates(candidates, leaves)
     predicted = None if curvature is None else predicted_effects(curvature, params, candidates, key=key, context=context)
     race = None
     fingerprint = {"params": digest(params), "batches": digest(list(batches)), "key": digest(key), "context": digest(context)}
@@ -122,16 +122,6 @@ def sweep(
     return SweepResult(
         metric, run.baseline, tuple(rows), tuple(run.unused), count.scored, count.resumed, seconds, evaluator.compile_seconds, record
     )
-
-
-def _check(candidates: Sequence[Candidate], leaves: Mapping[str, Any]) -> None:
-    if not len(candidates):
-        raise ValueError("no candidates to sweep over")
-    for candidate in candidates:
-        if candidate.leaf not in leaves:
-            raise ValueError(f"no leaf is named {candidate.leaf!r}; the leaves are {', '.join(leaves)}")
-    for name in dict.fromkeys(c.leaf for c in candidates):
-        check_finite(name, leaves[name])
 
 
 def _blocks(batches: Sequence[Any]) -> list[Any]:
