@@ -239,6 +239,11 @@ class Sweep:
     """The folder to write into; default: out/NAME OF THE CONFIG."""
     examples: int | None = None
     """Score on the first so many examples only; default: as the config says."""
+    until: str | None = None
+    """Score only what a question needs, the least noise and the fewest examples: `rank` (the order of the layers in each series), `top10`
+    (the ten that drop most; any number), or a standard error, as 0.002."""
+    confidence: float = 0.95
+    """With --until: of all its statements together."""
     force: bool = False
     """Overwrite the results of an earlier sweep."""
 
@@ -252,6 +257,8 @@ class Sweep:
             self.out or Path("out") / self.config.stem,
             command=command,
             examples=self.examples,
+            until=self.until,
+            confidence=self.confidence,
             force=self.force,
             console=console,
         )

@@ -20,11 +20,14 @@ import numpy as np
 from bqjax.adapters.safetensors import read_weights, write_weights
 from bqjax.core.journal import digest
 from bqjax.core.progress import Progress
+from bqjax.core.scoring import example_parts
 from bqjax.core.task import Task
 from bqjax.core.tree import named_leaves
 from bqjax.experiment.config import SweepConfig
 from bqjax.experiment.figures import BinsByLayer, Figure, NoiseByLayer, RandomAgainstGradient, RelativeBySize
 from bqjax.sensitivity.gradient import loss_gradient
+from bqjax.sensitivity.paired import errors_between
+from bqjax.sensitivity.sweep_rows import Statement, statements
 from bqjax.sensitivity.sweeps import SweepResult, SweepRow, sweep
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "RandomAgainstGradient",
     "RelativeBySize",
     "Sweeps",
+    "against_zero",
     "compare_halves",
     "run_sweep",
     "state_files",
@@ -69,6 +73,7 @@ class Sweeps:
       n_examples: that were scored.
       figures: in the config's order.
       sizes: weights by leaf name.
+      spreads: their standard deviation and the largest of them in absolute terms, by name of the leaves that were perturbed.
       result: the whole sweep.
     """
 
@@ -78,6 +83,7 @@ class Sweeps:
     n_examples: int
     figures: tuple[FigureRows, ...]
     sizes: Mapping[str, int] = field(repr=False)
+    spreads: Mapping[str, tuple[float, float]] = field(repr=False)
     result: SweepResult = field(repr=False)
 
 
@@ -99,8 +105,7 @@ def compare_halves(rows: FigureRows) -> Comparison:
     found = {(row.candidate.leaf, row.candidate.tags["by"]): row for row in rows.rows}
     pairs = [(found[leaf, "largest"], found[leaf, "random"]) for leaf in rows.leaves]
     differences = np.array([a.drop - b.drop for a, b in pairs])
-    # The draws of both are independent. A random choice spreads more than a fixed one, so the two errors are kept apart.
-    errors = np.array([math.hypot(a.standard_error, b.standard_error) for a, b in pairs])
+    errors = np.array([_error_between(a, b) for a, b in pairs])
     known = bool(np.isfinite(errors).all())
     return Comparison(
         len(pairs),
@@ -111,11 +116,23 @@ def compare_halves(rows: FigureRows) -> Comparison:
     )
 
 
+def _error_between(a: SweepRow, b: SweepRow) -> float:
+    """Standard error of the difference of two rows: over the same examples where they are told apart, and over draws.
+
+    The draws of both are independent. A random choice spreads more than a fixed one, so the two errors are kept apart.
+    """
+    if a.differences is None or b.differences is None or len(a.drops) < 2:
+        return math.hypot(a.standard_error, b.standard_error)
+    return errors_between(a.differences, b.differences, common=False).both
+
+
 def run_sweep(
     config: SweepConfig,
     task: Task,
     *,
     limit: int | None = None,
+    until: str | float | None = None,
+    confidence: float = 0.95,
     state_path: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     **engine: Any,
@@ -126,6 +143,7 @@ def run_sweep(
       config: what to measure.
       task: from ``config.task``.
       limit: overrides the config's.
+      until, confidence: of a race, see :func:`bqjax.sensitivity.sweeps.sweep`; candidates race within their figure and series.
       state_path: a file that keeps what was finished; the gradient is kept beside it, see :func:`state_files`.
       progress: called as candidates are finished, with the time left.
       **engine: see :func:`bqjax.sensitivity.sweeps.sweep`.
@@ -154,21 +172,35 @@ def run_sweep(
         candidates,
         key=jax.random.key(config.seed),
         metric=task.metric,
+        predict=_told(task, batches[0]),
+        until=until,
+        confidence=confidence,
         context=_gradient(task, state_path, progress) if gradients else None,
         state_path=None if state_path is None else os.fspath(state_path),
         progress=progress,
         **engine,
     )
-    rows = iter(result.rows)
+    rows, leaves = iter(result.rows), named_leaves(task.params)
     return Sweeps(
         task_name=task.name,
         data_name=data_name,
         gradient_name=task.calibration_name if gradients else None,
         n_examples=_count(task, batches),
         figures=tuple(FigureRows(figure, tuple(next(rows) for _ in range(n))) for figure, n in parts),
-        sizes={name: int(np.size(leaf)) for name, leaf in named_leaves(task.params).items()},
+        sizes={name: int(np.size(leaf)) for name, leaf in leaves.items()},
+        spreads={name: _spread(leaves[name]) for name in dict.fromkeys(c.leaf for c in candidates)},
         result=result,
     )
+
+
+def _spread(leaf: Any) -> tuple[float, float]:
+    array = np.asarray(leaf).astype(np.float64)
+    return float(array.std()), float(np.abs(array).max())
+
+
+def against_zero(rows: Sequence[SweepRow], level: float = 0.05) -> list[Statement]:
+    """Which rows of a figure differ from zero; see :meth:`bqjax.sensitivity.sweeps.SweepResult.against_zero`."""
+    return statements([(i, None) for i in range(len(rows))], [row.errors() for row in rows], level)
 
 
 def first_examples(batches: Sequence[Any], n: int) -> list[Any]:
@@ -196,6 +228,14 @@ def state_files(state_path: str | os.PathLike[str]) -> list[Path]:
     """The files that :func:`run_sweep` keeps for a state path, as far as they exist."""
     path = Path(state_path)
     return [p for p in (path, *sorted(path.parent.glob(f"{path.name}.gradient-*"))) if p.exists()]
+
+
+def _told(task: Task, batch: Any) -> Any:
+    """The task's predictions where they tell what each example adds to its metric, or None."""
+    if task.predict is None or not task.traceable:
+        return None
+    said = jax.eval_shape(task.predict, task.params, batch)
+    return None if example_parts(said, task.metric) is None else task.predict
 
 
 def _bare(name: str) -> str:

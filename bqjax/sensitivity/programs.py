@@ -68,7 +68,15 @@ def checked_score(score: Score, predict: Predict | None = None, metric: str = ""
             if jnp.shape(value):
                 raise ValueError(f"the score's {name!r} must be a scalar sum over the batch, got shape {jnp.shape(value)}")
         totals = {name: jnp.asarray(value, jnp.float32) for name, value in sums.items()}
-        return totals, jnp.asarray(count, jnp.float32), None if said is None else _parts(said, metric)
+        count = jnp.asarray(count, jnp.float32)
+        if said is None:
+            return totals, count, None
+        # Sums of what the predictions say of each example, as far as they do: then a forward pass through loops, which cannot be
+        # told to be the score's own, is not made twice.
+        own = {name: example_parts(said, name) for name in totals}
+        counted = jnp.asarray(said.counted).astype(bool)
+        totals |= {name: jnp.sum(jnp.where(counted, jnp.asarray(x, jnp.float32), 0.0)) for name, x in own.items() if x is not None}
+        return totals, count, _parts(said, metric)
 
     return checked
 

@@ -16,7 +16,7 @@ from bqjax.core.task import signed
 from bqjax.sensitivity.paired import Errors, errors_between, errors_of, holm, p_values
 from bqjax.sensitivity.perturb import Kind, Noise, NoiseCandidate, Perturbation
 
-__all__ = ["Candidate", "RaceRecord", "Statement", "SweepResult", "SweepRow", "point_of", "row_of"]
+__all__ = ["Candidate", "RaceRecord", "Statement", "SweepResult", "SweepRow", "point_of", "row_of", "statements"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,7 @@ class SweepResult:
         Raises:
           ValueError: a level that is not between 0 and 1.
         """
-        return _statements([(i, None) for i in range(len(self.rows))], [row.errors() for row in self.rows], level)
+        return statements([(i, None) for i in range(len(self.rows))], [row.errors() for row in self.rows], level)
 
     def differences(self, rows: Sequence[int] | None = None, level: float = 0.05) -> list[Statement]:
         """Which rows differ from each other, as :meth:`against_zero`; every pair of some rows, by default of all.
@@ -221,7 +221,7 @@ class SweepResult:
         """
         pairs = list(itertools.combinations(range(len(self.rows)) if rows is None else rows, 2))
         between = _between if self.race is None else _between_rounds
-        return _statements(pairs, [between(self.rows[i], self.rows[j]) for i, j in pairs], level)
+        return statements(pairs, [between(self.rows[i], self.rows[j]) for i, j in pairs], level)
 
 
 def _between(a: SweepRow, b: SweepRow) -> Errors:
@@ -241,7 +241,12 @@ def _between_rounds(a: SweepRow, b: SweepRow) -> Errors:
     return errors_of((np.array(a.drops[:rounds]) - np.array(b.drops[:rounds]))[:, None])
 
 
-def _statements(pairs: Sequence[tuple[int, int | None]], found: Sequence[Errors], level: float) -> list[Statement]:
+def statements(pairs: Sequence[tuple[int, int | None]], found: Sequence[Errors], level: float) -> list[Statement]:
+    """Statements about some rows or pairs of rows from their drops or differences, adjusted for all of them together (Holm).
+
+    Raises:
+      ValueError: a level that is not between 0 and 1.
+    """
     if not 0 < level < 1:
         raise ValueError(f"a level must be between 0 and 1, got {level}")
     if not pairs:

@@ -59,7 +59,7 @@ def test_existing_results_need_force(config, capsys):
 
 
 def test_an_interrupted_sweep_and_one_that_is_not(config, capsys, monkeypatch):
-    calls, scores, stop_after = [], Evaluator.scores, 2
+    calls, scores, stop_after = [], Evaluator.measure, 2
 
     def counting(self, *args, **kwargs):
         if len(calls) == stop_after:
@@ -67,7 +67,7 @@ def test_an_interrupted_sweep_and_one_that_is_not(config, capsys, monkeypatch):
         calls.append(args[1])
         return scores(self, *args, **kwargs)
 
-    monkeypatch.setattr(Evaluator, "scores", counting)
+    monkeypatch.setattr(Evaluator, "measure", counting)
     # Without --out the folder is named after the config.
     assert run("sweep", "--config", config) == 130
     assert "run the same command again" in capsys.readouterr().err
@@ -101,7 +101,7 @@ def test_an_interrupted_sweep_and_one_that_is_not(config, capsys, monkeypatch):
 
 
 def test_the_state_belongs_to_one_sweep(config, capsys, monkeypatch):
-    monkeypatch.setattr(Evaluator, "scores", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Evaluator, "measure", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run("sweep", "--config", config, "--out", "results") == 130
     assert "belongs to another run (batches changed)" in refused(
         capsys, "sweep", "--config", config, "--out", "results", "--examples", "9"
