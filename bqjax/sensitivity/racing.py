@@ -118,7 +118,7 @@ class Race:
             return
         for one in self.sets:
             for i, j in itertools.combinations(one, 2):
-                if self._ahead[i, j] or self._ahead[j, i]:
+                if self._ahead[i, j] or self._ahead[j, i] or {i, j} <= self.out:
                     continue
                 mean, error, rounds = self._between(i, j)
                 if mean and (math.isinf(mean) or abs(mean) > t_quantile(self._alpha, rounds - 1) * error):
@@ -207,7 +207,7 @@ def weighted_mean(values: np.ndarray, weights: Sequence[float]) -> tuple[float, 
     """
     w = np.asarray(weights, np.float64)
     mean = float((w * values).sum() / w.sum())
-    if len(values) < 2:
+    if len(values) < 2 or not math.isfinite(mean):
         return mean, math.inf
     n = len(values)
     return mean, math.sqrt(float(np.square(w * (values - mean)).sum()) * n / (n - 1)) / float(w.sum())
