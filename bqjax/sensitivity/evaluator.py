@@ -209,9 +209,14 @@ class Evaluator:
         """Whether the score depends on a leaf at all."""
         return not self._programs.prepare(params, (name,), self._batches[0]).parts.unused
 
-    def suffix_length(self, params: Any, name: str) -> int:
-        """Equations from a leaf's first use to the end: of two leaves the one with more is used earlier."""
-        return len(self._programs.prepare(params, (name,), self._batches[0]).parts.suffix_steps)
+    def suffix_operations(self, params: Any, name: str) -> float:
+        """Operations from a leaf's first use to the end: of two leaves in a row the one with more is used earlier."""
+        return self._programs.prepare(params, (name,), self._batches[0]).parts.suffix_operations
+
+    def one_at_a_time(self, params: Any, name: str) -> bool:
+        """Whether candidates for a leaf are evaluated one after the other."""
+        own = [named_leaves(params)[name]]
+        return (self._group or self._programs.prepare(params, (name,), self._batches[0]).group(own)) == 1
 
     def forget(self) -> None:
         """Drops what was kept from earlier calls besides compiled functions."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bqjax.core.journal import Journal, digest, packed, unpacked
@@ -23,45 +22,15 @@ from bqjax.core.progress import Progress
 from bqjax.core.task import Predictions, Score, signed
 from bqjax.core.tree import named_leaves
 from bqjax.sensitivity.evaluator import Evaluator
+from bqjax.sensitivity.joint import Jointly, joint_of
 from bqjax.sensitivity.paired import Errors, errors_of, holm, p_values
-from bqjax.sensitivity.perturb import NoiseCandidate, Perturbation
 from bqjax.sensitivity.processes import SharedJournal, check_same
 from bqjax.sensitivity.sweep_rows import Candidate, SweepRow, point_of
 from bqjax.sensitivity.sweep_run import Count, SweepRun, check_candidates, text_digest
 
-__all__ = ["Interactions", "Joint", "PairRow", "interactions"]
+__all__ = ["Interactions", "PairRow", "interactions"]
 
 _CHUNK = 128
-
-
-class Joint(NamedTuple):
-    """Several candidates at once.
-
-    Attributes:
-      points: of all of them, stacked ``[k, ...]``.
-      places: ``[k]``, which leaf each is about.
-    """
-
-    points: NoiseCandidate
-    places: jax.Array | np.ndarray
-
-
-@dataclass(frozen=True)
-class _Jointly:
-    """A perturbation of the leaf whose place is its context, by those of several candidates that are about it."""
-
-    perturbation: Perturbation
-
-    def __call__(self, weights: jax.Array, candidate: Joint, place: Any) -> jax.Array:
-        def step(i: Any, changed: jax.Array) -> jax.Array:
-            def perturbed() -> jax.Array:
-                new = self.perturbation(weights, jax.tree.map(lambda x: x[i], candidate.points))
-                # From the weights as they were: one that a bin's noise moves into another bin is not moved again.
-                return jnp.where(changed != weights, changed, new)
-
-            return jax.lax.cond(candidate.places[i] == place, perturbed, lambda: changed)
-
-        return jax.lax.fori_loop(0, candidate.places.shape[0], step, weights)
 
 
 class PairRow(NamedTuple):
@@ -208,7 +177,7 @@ def _by_earlier(
     evaluator: Evaluator, params: Any, candidates: Sequence[Candidate], members: Sequence[tuple[int, ...]]
 ) -> list[tuple[list[str], list[tuple[int, ...]]]]:
     """Pairs by the leaf that the network uses first, with the names of all leaves that they perturb, that leaf first."""
-    depth = {c.leaf: evaluator.suffix_length(params, c.leaf) for c in candidates}
+    depth = {c.leaf: evaluator.suffix_operations(params, c.leaf) for c in candidates}
     groups: dict[tuple[str, int], list[tuple[int, ...]]] = {}
     for member in members:
         earliest = max((candidates[i].leaf for i in member), key=lambda leaf: depth[leaf])
@@ -228,12 +197,12 @@ def _scored(run: SweepRun, names: Sequence[str], chunk: Sequence[tuple[int, ...]
     def measure() -> dict[str, Any]:
         joint = []
         for member in chunk:
-            places = np.array([names.index(candidates[i].leaf) for i in member], np.int32)
+            places = [names.index(candidates[i].leaf) for i in member]
             for draw in range(draws):
                 points = [point_of(candidates[i], draw, run.key, leaves[candidates[i].leaf].dtype) for i in member]
-                joint.append(Joint(jax.tree.map(lambda *xs: jnp.stack(xs), *points), places))
-        places_of = {name: np.int32(i) for i, name in enumerate(names)}
-        found = run.evaluator.measure(run.params, names, _Jointly(candidates[0].perturbation), joint, context=places_of)
+                joint.append(joint_of(points, places))
+        places_of = {name: (np.int32(i), None) for i, name in enumerate(names)}
+        found = run.evaluator.measure(run.params, names, Jointly(candidates[0].perturbation), joint, context=places_of)
         return {"metrics": found.metrics, "parts": None if found.parts is None else packed(found.parts)}
 
     value = run.journal.measure(text_digest(["jointly", run.metric if run.told else None, draws, *asked]), measure)

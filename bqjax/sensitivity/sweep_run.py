@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +16,8 @@ from bqjax.core.journal import Journal, packed, unpacked
 from bqjax.core.progress import Progress
 from bqjax.core.task import signed
 from bqjax.core.tree import check_finite, named_leaves
-from bqjax.sensitivity.evaluator import Evaluator
+from bqjax.sensitivity.evaluator import Evaluator, Measured
+from bqjax.sensitivity.joint import Jointly, joint_of
 from bqjax.sensitivity.perturb import Perturbation
 from bqjax.sensitivity.racing import Race, run_rounds
 from bqjax.sensitivity.sweep_rows import Candidate, SweepRow, point_of, row_of
@@ -25,6 +26,7 @@ __all__ = ["ROUND_DRAWS", "Count", "SweepRun", "by_program", "check_candidates",
 
 ROUND_DRAWS = 2  # of a race's round: they share a prefix
 _CHUNK = 128
+_SHARED = 0.75  # of the first leaf's work, what a leaf of the same program has behind it at least
 
 
 def by_program(
@@ -55,6 +57,46 @@ def check_candidates(candidates: Sequence[Candidate], leaves: Mapping[str, Any])
 def text_digest(what: Any) -> str:
     """A digest of data by its text."""
     return hashlib.sha256(repr(what).encode()).hexdigest()[:32]
+
+
+class Program(NamedTuple):
+    """What one executable scores.
+
+    Attributes:
+      names: the leaves that it can perturb, one at a time.
+      perturbation: of all of them.
+    """
+
+    names: tuple[str, ...]
+    perturbation: Perturbation
+
+
+def shared_programs(
+    evaluator: Evaluator, params: Any, candidates: Sequence[Candidate]
+) -> dict[tuple[str, Perturbation], Program]:
+    """The program of each leaf and perturbation. Leaves near each other share one where candidates are evaluated one at a time.
+
+    The prefix then ends at the first of them: what lies behind it is more than three quarters the work for each. Compiling takes
+    longer than scoring does for a network of many leaves. Several candidates at a time would make noise for all the leaves.
+    """
+    groups: dict[Perturbation, dict[str, float]] = {}
+    for c in candidates:
+        if c.leaf not in groups.setdefault(c.perturbation, {}):
+            groups[c.perturbation][c.leaf] = evaluator.suffix_operations(params, c.leaf)
+    programs = {}
+    for perturbation, work in groups.items():
+        shared: list[str] = []
+        for leaf in sorted(work, key=lambda leaf: -work[leaf]):
+            alone = not work[leaf] or not evaluator.one_at_a_time(params, leaf)
+            if shared and (alone or work[leaf] < _SHARED * work[shared[0]]):
+                programs |= {(one, perturbation): Program(tuple(shared), perturbation) for one in shared}
+                shared = []
+            shared.append(leaf)
+            if alone:
+                programs[leaf, perturbation] = Program((leaf,), perturbation)
+                shared = []
+        programs |= {(one, perturbation): Program(tuple(shared), perturbation) for one in shared}
+    return programs
 
 
 @dataclass
@@ -119,6 +161,7 @@ class SweepRun:
         self._leaves = named_leaves(self.params)
         self.baseline: dict[str, float] = self.journal.measure("baseline", lambda: self.evaluator.baseline(self.params))
         signed(self.baseline, self.metric)  # names the metric that does not exist
+        self._programs = shared_programs(self.evaluator, self.params, self.candidates)
 
     @cached_property
     def _own(self) -> tuple[np.ndarray, float]:
@@ -137,13 +180,19 @@ class SweepRun:
         self.unused += [] if name in self.unused else [name]
         return False
 
+    def _ordered(self, places: Sequence[int] | None = None) -> list[tuple[tuple[str, Perturbation], list[int]]]:
+        """As :func:`by_program`, leaves of a program one after the other: they share a prefix, too."""
+        groups = by_program(self.candidates, self._leaves, places)
+        first = {name: i for i, name in reversed(list(enumerate(self._leaves)))}
+        return sorted(groups, key=lambda group: min(first[name] for name in self._programs[group[0]].names))
+
     # --- every draw ------------------------------------------------------------------------------------------------------
 
     def all_draws(self) -> list[SweepRow]:
         """A row a candidate, of all its draws on all examples."""
         results: dict[int, list[dict[str, float]]] = {i: [] for i in range(len(self.candidates))}
         parts: dict[int, list[np.ndarray | None]] = {i: [] for i in results}
-        for (name, perturbation), members in by_program(self.candidates, self._leaves):
+        for (name, perturbation), members in self._ordered():
             draws = [(i, draw) for i in members for draw in range(self.candidates[i].draws)]
             if not self._uses(name):
                 for i, _ in draws:
@@ -173,12 +222,24 @@ class SweepRun:
             return self.journal.measure(earlier, list), None
 
         def measure() -> dict[str, Any]:
-            points = [point_of(candidate, draw, self.key, self._leaves[name].dtype) for candidate, draw in chunk]
-            found = self.evaluator.measure(self.params, [name], perturbation, points, context=self.context)
+            found = self._measure(name, perturbation, chunk)
             return {"metrics": found.metrics, "parts": None if found.parts is None else packed(found.parts)}
 
         value = self.journal.measure(text_digest(["common noise", self.metric if self.told else None, *asked]), measure)
         return value["metrics"], None if value["parts"] is None else unpacked(value["parts"])
+
+    def _measure(
+        self, name: str, perturbation: Perturbation, draws: Sequence[tuple[Candidate, int]], only: Sequence[int] | None = None
+    ) -> Measured:
+        """Draws of candidates of one leaf and perturbation, on all batches or some."""
+        points = [point_of(candidate, draw, self.key, self._leaves[name].dtype) for candidate, draw in draws]
+        names = self._programs[name, perturbation].names
+        if len(names) == 1:
+            return self.evaluator.measure(self.params, names, perturbation, points, context=self.context, only=only)
+        own = dict.fromkeys(names) if self.context is None else self.context
+        context = {leaf: (np.int32(i), own[leaf]) for i, leaf in enumerate(names)}
+        joint = [joint_of([point], [names.index(name)]) for point in points]
+        return self.evaluator.measure(self.params, names, Jointly(perturbation), joint, context=context, only=only)
 
     def differences(self, parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
         """``[draws, n]`` of what each example adds to the drop of each draw."""
@@ -206,7 +267,7 @@ class SweepRun:
         def score(places: list[int], first: int, last: int) -> None:
             order = [block_of(t) for t in range(first, last)]
             race.weights += [blocks[b][1] for b in order]
-            for (name, perturbation), members in by_program(self.candidates, self._leaves, places):
+            for (name, perturbation), members in self._ordered(places):
                 share = sum(blocks[b][1] for b in order) / examples / len(order)
                 rounds = None
                 answered = self.journal.answered
@@ -238,8 +299,7 @@ class SweepRun:
         found = []
         for t, block in enumerate(order, first):
             draws = range(t * ROUND_DRAWS, (t + 1) * ROUND_DRAWS)
-            points = [point_of(c, draw, self.key, self._leaves[name].dtype) for c in chosen for draw in draws]
-            found.append(self.evaluator.measure(self.params, [name], perturbation, points, context=self.context, only=[block]).metrics)
+            found.append(self._measure(name, perturbation, [(c, draw) for c in chosen for draw in draws], [block]).metrics)
         return found
 
     def _raced_row(self, race: Race, i: int, changes: Mapping[str, Sequence[float]]) -> SweepRow:

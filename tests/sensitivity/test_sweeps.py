@@ -209,7 +209,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     scored, scores = [], Evaluator.measure
 
     def counting(self, params, names, perturbation, candidates, **others):
-        scored.append((names, perturbation.kind, len(candidates)))
+        scored.append((list(names), perturbation.kind, len(candidates)))
         return scores(self, params, names, perturbation, candidates, **others)
 
     monkeypatch.setattr(Evaluator, "measure", counting)
