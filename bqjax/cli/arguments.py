@@ -240,10 +240,12 @@ class Sweep:
     examples: int | None = None
     """Score on the first so many examples only; default: as the config says."""
     until: str | None = None
-    """Score only what a question needs, the least noise and the fewest examples: `rank` (the order of the layers in each series), `top10`
-    (the ten that drop most; any number), or a standard error, as 0.002."""
+    """Score only as many draws and examples as a question needs: `rank` (the order of the layers in each series), `top10` (the ten
+    that drop most; any number), or a standard error, as 0.002."""
     confidence: float = 0.95
     """With --until: of all its statements together."""
+    max_drop: float = 1.0
+    """Of the metric, in points: what recipe.md may cost, the table of bits that is made where layers had Gaussian noise."""
     force: bool = False
     """Overwrite the results of an earlier sweep."""
 
@@ -259,6 +261,7 @@ class Sweep:
             examples=self.examples,
             until=self.until,
             confidence=self.confidence,
+            max_drop=self.max_drop,
             force=self.force,
             console=console,
         )

@@ -28,6 +28,7 @@ def sweep_network(
     examples: int | None = None,
     until: str | None = None,
     confidence: float = 0.95,
+    max_drop: float = 1.0,
     force: bool = False,
     console: Console,
 ) -> None:
@@ -42,6 +43,8 @@ def sweep_network(
     goal = None if until is None else parse_until(until)
     if not 0 < confidence < 1:
         raise ValueError(f"--confidence must be between 0 and 1, got {confidence:g}")
+    if not max_drop > 0:
+        raise ValueError(f"--max-drop must be positive, got {max_drop:g}")
     state = out / _STATE
     # The page is written last and the state removed after it: without a page and with a state, a sweep did not finish.
     there = [out / name for name in result_names(config) if (out / name).exists()]
@@ -54,7 +57,7 @@ def sweep_network(
         found = sweeps.run_sweep(
             config, task, limit=examples, until=goal, confidence=confidence, state_path=state, progress=progress
         )
-    for name, content in sweep_files(found, command).items():
+    for name, content in sweep_files(found, command, max_drop / 100).items():
         with atomic_write(out / name, force=True) as file:
             file.write(content)
     for rows in found.figures:

@@ -122,9 +122,9 @@ def score_on(task: Task, params: Any, batches: Sequence[Any]) -> Scored:
     if task.predict is None:
         return Scored(metrics, round(count), None, None)
     keep = np.concatenate([np.asarray(said.counted, bool) for _, _, said in found])
-    predictions, right = (np.concatenate([said[i] for _, _, said in found])[keep] for i in range(2))
+    predictions = np.concatenate([said.predictions for _, _, said in found])[keep]
     own = [example_parts(said, task.metric) for _, _, said in found]
-    parts = None if any(part is None for part in own) else np.concatenate(own)[keep].astype(np.float64)
+    parts = None if own[0] is None else np.concatenate([np.asarray(part) for part in own])[keep].astype(np.float64)
     return Scored(metrics, round(count), predictions, parts)
 
 

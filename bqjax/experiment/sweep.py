@@ -17,14 +17,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bqjax.adapters.safetensors import read_weights, write_weights
 from bqjax.core.journal import digest
 from bqjax.core.progress import Progress
 from bqjax.core.scoring import example_parts
 from bqjax.core.task import Task
 from bqjax.core.tree import named_leaves
 from bqjax.experiment.config import SweepConfig
-from bqjax.experiment.figures import BinsByLayer, Figure, NoiseByLayer, RandomAgainstGradient, RelativeBySize
+from bqjax.experiment.figures import (
+    BinsByLayer,
+    Figure,
+    NoiseByLayer,
+    RandomAgainstGradient,
+    RelativeBySize,
+    StatisticsAgainstRandom,
+)
+from bqjax.experiment.statistics import kept_arrays, weight_statistics
 from bqjax.sensitivity.gradient import loss_gradient
 from bqjax.sensitivity.paired import errors_between
 from bqjax.sensitivity.sweep_rows import Statement, statements
@@ -38,6 +45,7 @@ __all__ = [
     "NoiseByLayer",
     "RandomAgainstGradient",
     "RelativeBySize",
+    "StatisticsAgainstRandom",
     "Sweeps",
     "against_zero",
     "compare_halves",
@@ -73,7 +81,8 @@ class Sweeps:
       n_examples: that were scored.
       figures: in the config's order.
       sizes: weights by leaf name.
-      spreads: their standard deviation and the largest of them in absolute terms, by name of the leaves that were perturbed.
+      spreads: of the leaves that were perturbed, by name: standard deviation of the weights, the largest of them in absolute terms,
+        and the root mean square over output channels (the last axis) of each channel's largest.
       result: the whole sweep.
     """
 
@@ -83,7 +92,7 @@ class Sweeps:
     n_examples: int
     figures: tuple[FigureRows, ...]
     sizes: Mapping[str, int] = field(repr=False)
-    spreads: Mapping[str, tuple[float, float]] = field(repr=False)
+    spreads: Mapping[str, tuple[float, float, float]] = field(repr=False)
     result: SweepResult = field(repr=False)
 
 
@@ -100,10 +109,10 @@ class Comparison(NamedTuple):
     clearly_less: int | None
 
 
-def compare_halves(rows: FigureRows) -> Comparison:
-    """Counts the layers in which the half of largest gradient hurts more than a random half."""
+def compare_halves(rows: FigureRows, by: str = "largest") -> Comparison:
+    """Counts the layers in which the half that the gradient (or another statistic) ranks highest hurts more than a random half."""
     found = {(row.candidate.leaf, row.candidate.tags["by"]): row for row in rows.rows}
-    pairs = [(found[leaf, "largest"], found[leaf, "random"]) for leaf in rows.leaves]
+    pairs = [(found[leaf, by], found[leaf, "random"]) for leaf in rows.leaves]
     differences = np.array([a.drop - b.drop for a, b in pairs])
     errors = np.array([_error_between(a, b) for a, b in pairs])
     known = bool(np.isfinite(errors).all())
@@ -165,17 +174,24 @@ def run_sweep(
         candidates += made
         parts.append((figure, len(made)))
     gradients = any(figure.uses_gradient for figure in config.figures)
+    statistics = {s: None for figure in config.figures for s in getattr(figure, "statistics", ())}
+    key = jax.random.key(config.seed)
+    context: dict[str, Any] | None = None
+    if statistics:
+        context = weight_statistics(task, ["gradient", *(s for s in statistics if s != "gradient")], key, state_path, progress)
+    elif gradients:
+        context = dict(_gradient(task, state_path, progress))
     result = sweep(
         task.score,
         task.params,
         batches,
         candidates,
-        key=jax.random.key(config.seed),
+        key=key,
         metric=task.metric,
         predict=_told(task, batches[0]),
         until=until,
         confidence=confidence,
-        context=_gradient(task, state_path, progress) if gradients else None,
+        context=context,
         state_path=None if state_path is None else os.fspath(state_path),
         progress=progress,
         **engine,
@@ -193,9 +209,10 @@ def run_sweep(
     )
 
 
-def _spread(leaf: Any) -> tuple[float, float]:
+def _spread(leaf: Any) -> tuple[float, float, float]:
     array = np.asarray(leaf).astype(np.float64)
-    return float(array.std()), float(np.abs(array).max())
+    channels = np.abs(array).reshape(-1, array.shape[-1] if array.ndim > 1 else 1).max(0)
+    return float(array.std()), float(np.abs(array).max()), float(np.sqrt(np.mean(np.square(channels))))
 
 
 def against_zero(rows: Sequence[SweepRow], level: float = 0.05) -> list[Statement]:
@@ -254,12 +271,13 @@ def _gradient(task: Task, state_path: str | os.PathLike[str] | None, progress: P
     It is kept beside the state file: an accelerator may sum in another order in the next process, and weights at the edge of
     the larger half would change sides in the middle of a sweep.
     """
-    if progress:
-        progress(0, 1, "gradient of the loss")
-    if state_path is None:
-        return loss_gradient(task.score, task.params, task.calibration, task.rank_by)
     of = digest([task.params, list(task.calibration), np.array(task.rank_by)])[:12]
-    path = Path(f"{os.fspath(state_path)}.gradient-{of}")
-    if not path.exists():
-        write_weights(path, loss_gradient(task.score, task.params, task.calibration, task.rank_by))
-    return read_weights(path)
+    return dict(
+        kept_arrays(
+            state_path,
+            of,
+            lambda: loss_gradient(task.score, task.params, task.calibration, task.rank_by),
+            progress,
+            "gradient of the loss",
+        )
+    )

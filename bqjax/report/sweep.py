@@ -15,9 +15,12 @@ import matplotlib
 import numpy as np
 
 from bqjax.experiment.config import SweepConfig
+from bqjax.experiment.figures import Figure, NoiseByLayer
+from bqjax.experiment.recipes import make_recipe
 from bqjax.experiment.sweep import FigureRows, Sweeps, against_zero, compare_halves
 from bqjax.report.html import page
 from bqjax.report.plots import BLUE, GREY, ORANGE, as_png, as_svg, drawing, plain
+from bqjax.report.recipe import recipe_table, recipe_text
 from bqjax.report.tables import Table
 from bqjax.sensitivity.perturb import CodeNoise, HalfNoise, Noise
 from bqjax.sensitivity.sweeps import SweepResult, SweepRow
@@ -36,6 +39,7 @@ __all__ = [
 ]
 
 PAGE = "report.html"
+RECIPE = "recipe.md"
 _FAINT = "#e4e7eb"
 _METRIC = "metric "  # what the CSV's columns of metrics begin with
 
@@ -52,8 +56,8 @@ _HOVER = """<style>
 def sweep_records(sweeps: Sweeps) -> list[dict[str, Any]]:
     """A flat dict a row: what was perturbed and how, the drop, its standard errors, and the metrics.
 
-    ``drop`` is that of the sweep's metric, as a fraction; ``standard_error`` is over draws, ``paired_error`` over examples, ``error``
-    over both, and ``p`` of a drop of 0, adjusted for all rows of the figure (Holm). What a row does not have is None.
+    ``drop`` is that of the sweep's metric, as a fraction; ``standard_error`` is over draws, ``paired_error`` over examples,
+    ``error`` over both, and ``p`` of a drop of 0, adjusted for all rows of the figure (Holm). What a row does not have is None.
     """
     records = []
     for figure, rows in sweeps.figures:
@@ -114,7 +118,7 @@ def sweep_json(sweeps: Sweeps, command: str) -> str:
         "baseline": dict(sweeps.result.baseline),
         "unused": list(sweeps.result.unused),
         "figures": [{"name": figure.name, "title": figure.title} for figure, _ in sweeps.figures],
-        "comparisons": {r.figure.name: compare_halves(r)._asdict() for r in sweeps.figures if r.figure.uses_gradient},
+        "comparisons": {r.figure.name: _comparisons(r) for r in sweeps.figures if r.figure.uses_gradient},
         "leaves": {name: _spread(sweeps, name) for name in dict.fromkeys(row.candidate.leaf for row in sweeps.result.rows)},
         "race": None if sweeps.result.race is None else _race(sweeps),
         "rows": sweep_records(sweeps),
@@ -122,14 +126,35 @@ def sweep_json(sweeps: Sweeps, command: str) -> str:
     return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
+def _comparisons(rows: FigureRows) -> dict[str, Any]:
+    """Counts of layers, by statistic where there are several."""
+    ranked = _ranked(rows)
+    return compare_halves(rows)._asdict() if ranked == ["largest"] else {by: compare_halves(rows, by)._asdict() for by in ranked}
+
+
+def _ranked(rows: FigureRows) -> list[str]:
+    return [by for by in dict.fromkeys(row.candidate.tags["by"] for row in rows.rows) if by != "random"]
+
+
 def result_names(config: SweepConfig) -> list[str]:
     """Names of the files that a sweep leaves in its folder; the page is written last."""
     pictures = [f"{figure.name}.{ending}" for figure in config.figures for ending in ("png", "svg")]
-    return ["sweep.csv", "sweep.json", *pictures, PAGE]
+    return ["sweep.csv", "sweep.json", *pictures, *([RECIPE] if _has_recipe(config.figures) else []), PAGE]
 
 
-def sweep_files(sweeps: Sweeps, command: str) -> dict[str, bytes]:
-    """All files of a sweep by name. The same rows and command give the same bytes."""
+def _has_recipe(figures: Sequence[Figure]) -> bool:
+    """Whether there is a figure that a recipe is made from: Gaussian noise on whole layers."""
+    return any(isinstance(figure, NoiseByLayer) and figure.kind == "gaussian" for figure in figures)
+
+
+def sweep_files(sweeps: Sweeps, command: str, max_drop: float = 0.01) -> dict[str, bytes]:
+    """All files of a sweep by name. The same rows and command give the same bytes.
+
+    Args:
+      sweeps: what was measured.
+      command: what made it.
+      max_drop: of the recipe, where there is one: :func:`~bqjax.experiment.recipes.make_recipe`.
+    """
     files = {"sweep.csv": sweep_csv(sweeps).encode(), "sweep.json": sweep_json(sweeps, command).encode()}
     sections: list[tuple[str, Sequence[str | Table]]] = []
     for rows in sweeps.figures:
@@ -138,6 +163,10 @@ def sweep_files(sweeps: Sweeps, command: str) -> dict[str, bytes]:
         files[f"{rows.figure.name}.svg"] = svg.encode()
         sections.append((rows.figure.title, [svg]))
         sections.append((f"{rows.figure.title}: numbers", [figure_table(sweeps, rows)]))
+    if _has_recipe([rows.figure for rows in sweeps.figures]):
+        recipe = make_recipe(json.loads(files["sweep.json"]), max_drop=max_drop)
+        files[RECIPE] = recipe_text(recipe, command).encode()
+        sections.append(("Recipe", [recipe_table(recipe)]))
     files[PAGE] = page(f"{sweeps.task_name}: sensitivity", command, sections).encode()
     return files
 
@@ -167,8 +196,8 @@ def race_text(result: SweepResult) -> str:
     share = race.evaluations / race.of
     how = "settled" if race.settled else "not settled"
     return (
-        f"Race until {race.until} at {100 * race.confidence:g} %: {how} with {race.evaluations:,.0f} evaluations of perturbed networks, "
-        f"{100 * share:.0f} % of the full sweep's {race.of:,}; {race.reached}."
+        f"Race until {race.until} at {100 * race.confidence:g} %: {how} with {race.evaluations:,.0f} evaluations of perturbed "
+        f"networks, {100 * share:.0f} % of the full sweep's {race.of:,}; {race.reached}."
     )
 
 
@@ -190,8 +219,8 @@ def _race(sweeps: Sweeps) -> dict[str, Any]:
 
 
 def _spread(sweeps: Sweeps, name: str) -> dict[str, Any]:
-    size, deviation, largest = sweeps.sizes[name], *sweeps.spreads[name]
-    return {"size": size, "standard_deviation": deviation, "largest": largest}
+    deviation, largest, channels = sweeps.spreads[name]
+    return {"size": sweeps.sizes[name], "standard_deviation": deviation, "largest": largest, "channels_largest": channels}
 
 
 def figure_table(sweeps: Sweeps, rows: FigureRows) -> Table:
@@ -215,15 +244,20 @@ def _over(sweeps: Sweeps, rows: FigureRows) -> str:
 def zero_text(rows: FigureRows, level: float = 0.05) -> str:
     """How many rows differ from zero, in a sentence."""
     found = against_zero(rows.rows, level)
-    return f"{sum(s.differs for s in found)} of {len(found)} differ from 0 (all of these together at {100 * (1 - level):g} %, Holm)."
+    return (
+        f"{sum(s.differs for s in found)} of {len(found)} differ from 0 (all of these together at {100 * (1 - level):g} %, Holm)."
+    )
 
 
 def comparison_text(rows: FigureRows) -> str:
-    """In how many layers the half of largest gradient hurts more, in a sentence."""
-    found = compare_halves(rows)
-    text = (
-        f"The weights of largest gradient hurt more than random ones in {found.more} of {found.layers} layers, less in {found.less}"
-    )
+    """In how many layers the half that is ranked highest hurts more, in a sentence a statistic."""
+    return " ".join(_comparison(rows, by) for by in _ranked(rows))
+
+
+def _comparison(rows: FigureRows, by: str) -> str:
+    found = compare_halves(rows, by)
+    what = {"largest": "of largest gradient", "gradient": "of largest gradient"}.get(by, f"ranked highest by {by}")
+    text = f"The weights {what} hurt more than random ones in {found.more} of {found.layers} layers, less in {found.less}"
     if found.clearly is None:
         return f"{text}; one draw has no standard error."
     return f"{text}; by more than 2 standard errors more in {found.clearly} and less in {found.clearly_less}."

@@ -50,12 +50,12 @@ class Measured(NamedTuple):
       metrics: of each candidate, means over the examples.
       parts: ``[candidates, n]`` float32, what each example adds to the sum of the evaluator's metric, examples in the order of
         the batches, padding left out; None without predictions.
-      count: what the sums are divided by.
+      total: what the sums are divided by.
     """
 
     metrics: list[dict[str, float]]
     parts: np.ndarray | None
-    count: float
+    total: float
 
 
 class Evaluator:
@@ -267,7 +267,8 @@ class Evaluator:
             return None
         if self._counted is None:
             self.measure_baseline(params)
-        own = [np.asarray(parts[0])[..., self._counted[i]] for i, (_, _, parts) in zip(chosen, results, strict=True)]
+        counted: list[Any] = self._counted or []
+        own = [np.asarray(parts[0])[..., counted[i]] for i, (_, _, parts) in zip(chosen, results, strict=True)]
         whole = np.concatenate(own, axis=-1)  # [devices, groups, group, n]
         whole = self._gathered(whole[None])[0]
         return whole.reshape(-1, whole.shape[-1])[places]

@@ -36,8 +36,9 @@ class Jointly:
 
     perturbation: Perturbation
 
-    def __call__(self, weights: jax.Array, candidate: Joint, context: tuple[Any, Any]) -> jax.Array:
+    def __call__(self, weights: jax.Array, candidate: Joint, context: tuple[Any, Any] = (0, None)) -> jax.Array:
         place, own = context
+
         def step(i: Any, changed: jax.Array) -> jax.Array:
             def perturbed() -> jax.Array:
                 point = jax.tree.map(lambda x: x[i], candidate.points)

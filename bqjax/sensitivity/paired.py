@@ -105,8 +105,8 @@ def _combined(mean: float, examples: float, draws: float, interaction: float, sh
     squares = sum(v * v / freedom for v, freedom in parts)
     freedom = sum(v for v, _ in parts) ** 2 / squares if squares > 0 else float(min(freedom for _, freedom in parts))
     # The one NaN of math, so that equal rows compare equal.
-    known = [math.nan if math.isnan(v) else math.sqrt(v) for v in (examples, draws)]
-    return Errors(mean, *known, math.sqrt(variance), freedom)
+    examples, draws = (math.nan if math.isnan(v) else math.sqrt(v) for v in (examples, draws))
+    return Errors(mean, examples, draws, math.sqrt(variance), freedom)
 
 
 def p_values(means: Sequence[float], errors: Sequence[float], freedoms: Sequence[float]) -> np.ndarray:

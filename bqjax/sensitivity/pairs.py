@@ -1,7 +1,7 @@
 """Interactions: what perturbing two parts of a network at once costs beyond what each costs alone.
 
-Every budget adds up the damage of single layers. Here the sum is compared with what pairs, and all parts together, really cost: under
-the same noise and on the same examples, so that the error of the comparison is far smaller than that of the drops.
+Every budget adds up the damage of single layers. Here the sum is compared with what pairs, and all parts together, really cost:
+under the same noise and on the same examples, so that the error of the comparison is far smaller than that of the drops.
 
 All pairs whose earlier leaf is the same share one prefix and one executable: the later leaf of a pair is a number of the candidate.
 """
@@ -126,18 +126,18 @@ def interactions(
     """
     start = time.monotonic()
     leaves = named_leaves(params)
-    pairs = _checked(candidates, leaves, pairs)
+    asked = _checked(candidates, leaves, pairs)
     evaluator = Evaluator(score, batches, predict=predict, metric=metric, **engine)
     fingerprint = {"params": digest(params), "batches": digest(list(batches)), "key": digest(key), "context": digest(None)}
     if evaluator.shared:
         check_same({**fingerprint, "candidates": text_digest([(c.described(), c.draws) for c in candidates])})
     draws = candidates[0].draws
     with (SharedJournal if evaluator.shared else Journal)(state_path, fingerprint) as journal:
-        count = Count((len(candidates) + len(pairs) + 1) * draws, start, progress)
+        count = Count((len(candidates) + len(asked) + 1) * draws, start, progress)
         run = SweepRun(evaluator, params, candidates, key, metric, None, journal, count, predict is not None)
         singles = run.all_draws()
         found: dict[tuple[int, ...], Any] = {}
-        for names, members in _by_earlier(evaluator, params, candidates, [*pairs, tuple(range(len(candidates)))]):
+        for names, members in _by_earlier(evaluator, params, candidates, [*asked, tuple(range(len(candidates)))]):
             per_chunk = max(1, _CHUNK // draws)
             for at in range(0, len(members), per_chunk):
                 chunk = members[at : at + per_chunk]
@@ -145,12 +145,10 @@ def interactions(
                 for member, result in zip(chunk, _scored(run, names, chunk), strict=True):
                     found[member] = result
                 count.add(len(chunk) * draws, journal.answered > answered, names[0])
-    return _made(run, singles, pairs, found, time.monotonic() - start)
+    return _made(run, singles, asked, found, time.monotonic() - start)
 
 
-def _checked(
-    candidates: Sequence[Candidate], leaves: Any, pairs: Sequence[tuple[int, int]] | None
-) -> list[tuple[int, ...]]:
+def _checked(candidates: Sequence[Candidate], leaves: Any, pairs: Sequence[tuple[int, int]] | None) -> list[tuple[int, ...]]:
     check_candidates(candidates, leaves)
     if len(candidates) < 2:
         raise ValueError("interactions are between two candidates at least, got one")
@@ -163,7 +161,8 @@ def _checked(
         a, b = candidates[i], candidates[j]
         if i == j or (a.leaf == b.leaf and a.lower < b.upper and b.lower < a.upper):
             raise ValueError(
-                f"the pair {(i, j)} perturbs the same weights of leaf {a.leaf!r} twice: pair different leaves, or bins that do not overlap"
+                f"the pair {(i, j)} perturbs the same weights of leaf {a.leaf!r} twice: pair different leaves, or bins that do not "
+                "overlap"
             )
     alike = [(i, j) for i, j in itertools.combinations(range(len(candidates)), 2) if candidates[i].leaf == candidates[j].leaf]
     for i, j in alike:
@@ -218,7 +217,7 @@ def _made(
         """``[draws, n]``, or ``[draws, 1]`` where examples are not told apart."""
         metrics, parts = found[member]
         if parts is not None:
-            return run.differences(list(parts))
+            return np.asarray(run.differences(list(parts)))
         return np.array([[signed(run.baseline, run.metric) - signed(m, run.metric)] for m in metrics])
 
     def alone(i: int) -> np.ndarray:
@@ -233,9 +232,7 @@ def _made(
         errors = [excess(member) for member in pairs]
         together, beyond = excess(tuple(range(len(singles))))
     p = holm(p_values(*zip(*[(e.mean, e.both, e.freedom) for _, e in errors], strict=True))) if errors else np.array([])
-    rows = [
-        PairRow(i, j, whole.mean, e.mean, e.both, float(q)) for (i, j), (whole, e), q in zip(pairs, errors, p, strict=True)
-    ]
+    rows = [PairRow(i, j, whole.mean, e.mean, e.both, float(q)) for (i, j), (whole, e), q in zip(pairs, errors, p, strict=True)]
     count = run.count
     return Interactions(
         run.metric,

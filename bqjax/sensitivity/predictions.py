@@ -1,8 +1,8 @@
 """What the curvature makes of a perturbation before it is measured: the squared change of the outputs, at no forward pass.
 
 Second order in the change ``dW`` of a leaf, an example's outputs change by ``tr(dW^T A dW diag(g))``
-(:class:`~bqjax.sensitivity.leaf_curvature.LeafCurvature`). Where the metric is a loss of those outputs, the drop that a sweep measures
-grows with it.
+(:class:`~bqjax.sensitivity.leaf_curvature.LeafCurvature`). Where the metric is a loss of those outputs, the drop that a sweep
+measures grows with it.
 """
 
 from __future__ import annotations
@@ -64,14 +64,18 @@ def predicted_effects(
     for (name, perturbation), members in by_program(candidates, leaves):
         if name not in curvature.importance:
             continue
-        points = [point_of(candidates[i], d, key, leaves[name].dtype) for i in members for d in range(min(draws, candidates[i].draws))]
+        points = [
+            point_of(candidates[i], d, key, leaves[name].dtype) for i in members for d in range(min(draws, candidates[i].draws))
+        ]
         owner = [i for i in members for _ in range(min(draws, candidates[i].draws))]
         known = curvature.leaves.get(name)
         own = (known.inputs, known.outputs) if known is not None else curvature.importance[name]
         layout = None if known is None else known.layout
         values = np.concatenate(
             [
-                _effects(perturbation, layout, leaves[name], own, points[at : at + _GROUP], None if context is None else context[name])
+                _effects(
+                    perturbation, layout, leaves[name], own, points[at : at + _GROUP], None if context is None else context[name]
+                )
                 for at in range(0, len(points), _GROUP)
             ]
         )

@@ -86,8 +86,8 @@ def _parts(said: Predictions, metric: str) -> tuple[jax.Array, jax.Array]:
     parts, counted = example_parts(said, metric), jnp.asarray(said.counted).astype(bool)
     if parts is None:
         raise ValueError(
-            f"predictions say nothing of each example's {metric.removeprefix('-')!r}, only of {', '.join(['accuracy', *said.sums])}: "
-            "put it into Predictions.sums, or do without predict"
+            f"predictions say nothing of each example's {metric.removeprefix('-')!r}, only of "
+            f"{', '.join(['accuracy', *said.sums])}: put it into Predictions.sums, or do without predict"
         )
     return jnp.where(counted, jnp.asarray(parts, jnp.float32), 0.0), counted
 

@@ -8,8 +8,10 @@ A statement is wrong with probability at most ``1 - confidence`` over all pairs 
 as far as means over a block and its draws are normal). Rounds begin with every block once, in random order, before one comes again
 with other noise; from then on the statement is about these examples, not about those that they were drawn from.
 
-Reference: Even-Dar, Mannor, Mansour, "Action elimination and stopping conditions for the multi-armed bandit and reinforcement learning
-problems", JMLR 7, 2006; Maron, Moore, "The racing algorithm", Artificial Intelligence Review 11, 1997.
+References:
+  Even-Dar, Mannor, Mansour, "Action elimination and stopping conditions for the multi-armed bandit and reinforcement learning
+  problems", JMLR 7, 2006.
+  Maron, Moore, "The racing algorithm: model selection for lazy learners", Artificial Intelligence Review 11, 1997.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def parse_until(text: str | float) -> str | float:
         try:
             text = float(word)
         except ValueError:
-            raise ValueError(f"a race runs until 'rank', 'top10' (or another number), or a standard error such as 0.002; got {text!r}") from None
+            raise ValueError(
+                f"a race runs until 'rank', 'top10' (or another number), or a standard error such as 0.002; got {text!r}"
+            ) from None
     if not 0 < text < math.inf:
         raise ValueError(f"the standard error that a race runs until must be positive and finite, got {text}")
     return float(text)
@@ -179,7 +183,9 @@ class Race:
                 waiting = {i for i in one if not self._status(i, one)}
                 pairs = ((i, j) for i, j in itertools.combinations(one, 2) if not (self._ahead[i, j] or self._ahead[j, i]))
                 both = self.top is not None  # for a top, a pair within it does not matter
-                undecided += [(i, j) for i, j in pairs if (i in waiting and j in waiting) or (not both and (i in waiting or j in waiting))]
+                undecided += [
+                    (i, j) for i, j in pairs if (i in waiting and j in waiting) or (not both and (i in waiting or j in waiting))
+                ]
         settled = all(self._status(i, one) for one in self.sets for i in one)
         return RaceRecord(
             self.until, self.confidence, settled, self._reached(settled), tuple(order), tuple(undecided), evaluations, of
@@ -188,10 +194,14 @@ class Race:
     def _reached(self, settled: bool) -> str:
         if not isinstance(self.until, str):
             largest = max(self.error(i) for one in self.sets for i in one if i not in self.out)
-            return f"every standard error is at most {largest:.3g}" + ("" if settled else f", not {self.until:g}: there are no more draws")
+            return f"every standard error is at most {largest:.3g}" + (
+                "" if settled else f", not {self.until:g}: there are no more draws"
+            )
         if self.top is None:
             pairs = sum(len(one) * (len(one) - 1) // 2 for one in self.sets)
-            return f"{int(self._ahead.sum())} of {pairs} pairs are in order" + ("" if settled else "; the rest differ by less than can be told")
+            return f"{int(self._ahead.sum())} of {pairs} pairs are in order" + (
+                "" if settled else "; the rest differ by less than can be told"
+            )
         found = sum(self._status(i, one) == 1 for one in self.sets for i in one)
         text = f"{found} of the top {self.top}" + (f" in each of {len(self.sets)} sets" if len(self.sets) > 1 else "")
         waiting = len([i for one in self.sets for i in one if not self._status(i, one)])

@@ -96,7 +96,8 @@ class SweepRow:
       drops: of each draw.
       paired_error: of ``drop`` over examples, from each example's own difference; NaN where the sweep had no ``predict``.
       error: over both. Of a race it is over rounds, each of new draws on other examples.
-      differences: ``[draws, n]`` float32, each example's part in ``drops``: they are the means over ``n``. None without ``predict``.
+      differences: ``[draws, n]`` float32, each example's part in ``drops``, which are the means over ``n``; None without
+        ``predict``.
       predicted: what the curvature made of the candidate before it was measured; NaN where it was not asked.
     """
 

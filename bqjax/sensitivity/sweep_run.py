@@ -71,9 +71,7 @@ class Program(NamedTuple):
     perturbation: Perturbation
 
 
-def shared_programs(
-    evaluator: Evaluator, params: Any, candidates: Sequence[Candidate]
-) -> dict[tuple[str, Perturbation], Program]:
+def shared_programs(evaluator: Evaluator, params: Any, candidates: Sequence[Candidate]) -> dict[tuple[str, Perturbation], Program]:
     """The program of each leaf and perturbation. Leaves near each other share one where candidates are evaluated one at a time.
 
     The prefix then ends at the first of them: what lies behind it is more than three quarters the work for each. Compiling takes
@@ -83,7 +81,7 @@ def shared_programs(
     for c in candidates:
         if c.leaf not in groups.setdefault(c.perturbation, {}):
             groups[c.perturbation][c.leaf] = evaluator.suffix_operations(params, c.leaf)
-    programs = {}
+    programs: dict[tuple[str, Perturbation], Program] = {}
     for perturbation, work in groups.items():
         shared: list[str] = []
         for leaf in sorted(work, key=lambda leaf: -work[leaf]):
@@ -169,7 +167,7 @@ class SweepRun:
 
         def measure() -> list[Any]:
             found = self.evaluator.measure_baseline(self.params)
-            return [packed(found.parts[0]) if found.parts is not None else None, found.count]
+            return [packed(found.parts[0]) if found.parts is not None else None, found.total]
 
         parts, count = self.journal.measure(f"examples of {self.metric}", measure)
         return unpacked(parts), count
@@ -210,7 +208,9 @@ class SweepRun:
                     parts[i].append(None if own is None else own[j])
                 self.count.add(len(chunk), self.journal.answered > answered, name)
         self.evaluations = float(self.count.scored)
-        return [row_of(c, results[i], self.baseline, self.metric, self.differences(parts[i])) for i, c in enumerate(self.candidates)]
+        return [
+            row_of(c, results[i], self.baseline, self.metric, self.differences(parts[i])) for i, c in enumerate(self.candidates)
+        ]
 
     def _chunk(
         self, name: str, perturbation: Perturbation, chunk: Sequence[tuple[Candidate, int]]

@@ -66,8 +66,8 @@ def sweep(
 
     With ``until`` the sweep is a race (:mod:`bqjax.sensitivity.racing`): batches are cut to blocks, a round takes two draws on one
     block, and candidates whose place is settled are scored no more. It ends when the order of the candidates (``"rank"``), the ten
-    that drop most (``"top10"``) or a standard error (``0.002``) is settled, and at the latest when it has scored what the full sweep
-    would have; :attr:`SweepResult.race` says what was reached. Candidates are ranked within their figure and series.
+    that drop most (``"top10"``) or a standard error (``0.002``) is settled, and at the latest when it has scored what the full
+    sweep would have; ``race`` of the result says what was reached. Candidates are ranked within their figure and series.
 
     Args:
       score: see :data:`bqjax.core.task.Score`.
@@ -113,14 +113,24 @@ def sweep(
     # A mesh of this process alone makes this process's own sweep, with a file of its own.
     with (SharedJournal if evaluator.shared else Journal)(state_path, fingerprint) as journal:
         total = sum(c.draws for c in candidates)
-        run = SweepRun(evaluator, params, candidates, key, metric, context, journal, Count(total, start, progress), told is not None)
+        run = SweepRun(
+            evaluator, params, candidates, key, metric, context, journal, Count(total, start, progress), told is not None
+        )
         rows = run.all_draws() if race is None else run.raced(race)
     if predicted is not None:
         rows = [replace(row, predicted=float(value)) for row, value in zip(rows, predicted, strict=True)]
     record = None if race is None else race.record(run.evaluations, total)
     seconds, count = time.monotonic() - start, run.count
     return SweepResult(
-        metric, run.baseline, tuple(rows), tuple(run.unused), count.scored, count.resumed, seconds, evaluator.compile_seconds, record
+        metric,
+        run.baseline,
+        tuple(rows),
+        tuple(run.unused),
+        count.scored,
+        count.resumed,
+        seconds,
+        evaluator.compile_seconds,
+        record,
     )
 
 
