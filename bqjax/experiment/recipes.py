@@ -1,8 +1,9 @@
 """Recipes: from the rows of a sweep to a number of bits for each layer, as rules of methods here and as text for other libraries.
 
 Rounding to ``b`` bits is close to noise of standard deviation ``step / sqrt(12)``. What Gaussian noise of that size costs a layer
-is read from the sweep, between the levels that were measured; layers go to fewer bits in the order of what a saved bit costs, as long
-as the sum stays within the drop that is allowed. Sums are what budgets expect; :mod:`bqjax.sensitivity.pairs` says how well they hold.
+is read from the sweep, between the levels that were measured. Layers go to fewer bits in the order of what a saved bit costs, as
+long as the sum stays within the drop that is allowed. Sums are what budgets expect: :mod:`bqjax.sensitivity.pairs` says how well
+they hold.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ def recipe_table(recipe: Recipe) -> Table:
     bits = sum(layer.size * layer.bits for layer in recipe.layers) / weights
     caption = (
         f"Expected drop of {recipe.metric.removeprefix('-')} in points, read from the sweep's Gaussian noise at the size of "
-        f"rounding with a scale for each output channel. All together {100 * recipe.drop:.2f} ± {100 * recipe.error:.2f} as a sum, of "
-        f"{100 * recipe.max_drop:g} allowed; {bits:.2f} bits a weight of these layers."
+        f"rounding with a scale for each output channel. All together {100 * recipe.drop:.2f} ± {100 * recipe.error:.2f} as a "
+        f"sum, of {100 * recipe.max_drop:g} allowed; {bits:.2f} bits a weight of these layers."
     )
     return Table("Recipe", ("layer", "weights", *(f"int{b}" for b in widths), "goes to"), lines, caption)
 
