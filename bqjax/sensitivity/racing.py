@@ -104,10 +104,10 @@ class Race:
         self.looks = looks(self.most)
         self.sets = comparable(self.candidates)
         self.top = int(self.until[3:]) if isinstance(self.until, str) and self.until.startswith("top") else None
-        small = min(map(len, self.sets))
-        if self.top is not None and self.top >= small:
-            raise ValueError(f"the top {self.top} of {small} candidates is no question: ask for fewer, or for 'rank'")
-        if self.until == "rank" and small < 2:
+        largest = max(map(len, self.sets))
+        if self.top is not None and self.top >= largest:
+            raise ValueError(f"the top {self.top} of {largest} candidates is no question: ask for fewer, or for 'rank'")
+        if self.until == "rank" and largest < 2:
             raise ValueError("one candidate has no rank: sweep over more, or race until a standard error")
         self._ahead = np.zeros((n, n), bool)  # [i, j]: i drops more than j
         for one in self.sets:
@@ -227,7 +227,8 @@ def run_rounds(race: Race, score: Callable[[list[int], int, int], None]) -> None
     """Runs a race to its end: ``score(places, first, last)`` adds the drops of these rounds to the candidates at some places."""
     done = 0
     for at in race.looks:
-        waiting = race.open()
+        # Of a set that is no question, too, one look is taken.
+        waiting = race.open() if done else [i for i in range(len(race.candidates)) if i not in race.out]
         if not waiting:
             return
         score(waiting, done, at)

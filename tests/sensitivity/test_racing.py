@@ -82,8 +82,12 @@ def test_a_broken_network_is_ahead_of_all_and_scored_once():
 def test_sets_are_raced_apart():
     one, other = candidates(2, {"figure": "f", "series": "a"}), candidates(3, {"figure": "f", "series": "b"})
     assert comparable([one[0], other[0], one[1], *other[1:]]) == [[0, 2], [1, 3, 4]]
-    with pytest.raises(ValueError, match="the top 2 of 2 candidates is no question"):
-        Race([*one, *other], "top2", 0.95, 100)
+    race = Race([*one, *other], "top2", 0.95, 100)  # the set of two is no question, that of three is one
+    race.weights = [1.0] * 100
+    run_rounds(race, lambda places, first, last: [race.drops[i].extend([float(i)] * (last - first)) for i in places])
+    assert [len(x) for x in race.drops] == [8] * 5 and race.record(1, 1).settled
+    with pytest.raises(ValueError, match="the top 3 of 3 candidates is no question"):
+        Race([*one, *other], "top3", 0.95, 100)
 
 
 def test_rounds_count_by_their_examples():
