@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from bqjax.core.scoring import example_parts, named_sums
 from bqjax.core.task import Predictions, Score
 from bqjax.core.tree import named_leaves
 from bqjax.sensitivity.candidates import Timed, score_candidates
+from bqjax.sensitivity.compiled import Compiled, compiled_for
 from bqjax.sensitivity.perturb import Perturbation
 from bqjax.sensitivity.slicing import Program, Split, split, trace
 
@@ -99,14 +100,17 @@ class Prepared:
     Attributes:
       parts: the split score.
       order: for each leaf that the suffix takes, its place among the names that were asked for.
-      prefix: compiled, see :meth:`bqjax.sensitivity.slicing.Split.prefix`.
-      suffixes: compiled functions by perturbation, and by whether they take several batches at once.
+      compiled: its halves, shared with other scores that are the same program.
     """
 
     parts: Split
     order: tuple[int, ...]
-    prefix: Timed
-    suffixes: dict[tuple[Perturbation, bool], Timed] = field(default_factory=dict)
+    compiled: Compiled
+
+    @property
+    def prefix(self) -> Timed:
+        """Compiled, see :meth:`bqjax.sensitivity.slicing.Split.prefix`."""
+        return self.compiled.prefix
 
     @property
     def constants(self) -> list[Any]:
@@ -134,12 +138,12 @@ class Programs:
         self._score, self._mesh = score, mesh
         self._traced: dict[Any, Program] = {}
         self._prepared: dict[Any, Prepared] = {}
+        self._timed: dict[Timed, float] = {}  # with the seconds that others had spent on them
 
     @property
     def compile_seconds(self) -> float:
-        """Seconds spent on compiling."""
-        timed = [f for p in self._prepared.values() for f in (p.prefix, *p.suffixes.values())]
-        return sum((f.compile_seconds for f in timed), 0.0)
+        """Seconds spent on compiling since these programs were first asked for."""
+        return sum((f.compile_seconds - before for f, before in self._timed.items()), 0.0)
 
     def prepare(self, params: Any, names: tuple[str, ...], batch: Any) -> Prepared:
         """The score split at the named leaves, for batches of this shape."""
@@ -153,13 +157,17 @@ class Programs:
             parts = split(self._traced[structure], [positions.index(name) for name in names])
             # The split takes the varying leaves in the tree's order.
             order = tuple(names.index(name) for name in leaves if name in names)
-            self._prepared[structure, names] = Prepared(parts, order, Timed(parts.prefix))
+            compiled = compiled_for(self._traced[structure], parts.varying, self._mesh)
+            self._timed.setdefault(compiled.prefix, compiled.prefix.compile_seconds)
+            self._prepared[structure, names] = Prepared(parts, order, compiled)
         return self._prepared[structure, names]
 
     def suffix(self, prepared: Prepared, perturbation: Perturbation, joint: bool) -> Timed:
         """:func:`~bqjax.sensitivity.candidates.score_candidates` for this perturbation, compiled."""
-        asked = perturbation, joint
-        if asked not in prepared.suffixes:
-            function = partial(score_candidates, self._mesh, prepared.parts, perturbation, prepared.order, joint)
-            prepared.suffixes[asked] = Timed(function)
-        return prepared.suffixes[asked]
+        compiled, asked = prepared.compiled, (perturbation, joint, prepared.order)
+        if asked not in compiled.suffixes:
+            function = partial(score_candidates, self._mesh, compiled.parts, perturbation, prepared.order, joint)
+            compiled.suffixes[asked] = Timed(function)
+        suffix = compiled.suffixes[asked]
+        self._timed.setdefault(suffix, suffix.compile_seconds)
+        return suffix
