@@ -298,6 +298,13 @@ class Sweep:
     """The folder to write into; default: out/NAME OF THE CONFIG."""
     examples: int | None = None
     """Score on the first so many examples only; default: as the config says."""
+    until: str | None = None
+    """Score only as many draws and examples as a question needs: `rank` (the order of the layers in each series), `top10` (the ten
+    that drop most; any number), or a standard error, as 0.002."""
+    confidence: float = 0.95
+    """With --until: of all its statements together."""
+    max_drop: float = 1.0
+    """Of the metric, in points: what recipe.md may cost, the table of bits that is made where layers had Gaussian noise."""
     force: bool = False
     """Overwrite the results of an earlier sweep."""
 
@@ -311,6 +318,9 @@ class Sweep:
             self.out or Path("out") / self.config.stem,
             command=command,
             examples=self.examples,
+            until=self.until,
+            confidence=self.confidence,
+            max_drop=self.max_drop,
             force=self.force,
             console=console,
         )
