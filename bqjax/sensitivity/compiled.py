@@ -1,7 +1,7 @@
 """Compiled functions that outlive an evaluator: two scores that trace to the same program share them.
 
-What a function closes over is an argument of what is compiled, so that the text of a traced program says all there is to say. Programs
-whose text does not (an address, an array within a loop's body) are not shared. The last ones used are kept.
+What a function closes over is an argument of what is compiled, so that the text of a traced program says all there is to say.
+Programs whose text does not (an address, an array within a loop's body) are not shared. The last ones used are kept.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from bqjax.sensitivity.slicing import Program, Split, split
 __all__ = ["Compiled", "compiled_for"]
 
 _MOST = 64  # programs that are kept
+_SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_default_device")
 _LOCK = threading.Lock()  # rows run side by side
 _KEPT: OrderedDict[str, Compiled] = OrderedDict()
 
@@ -61,12 +62,9 @@ def compiled_for(program: Program, varying: Sequence[int], mesh: Mesh) -> Compil
         return Compiled(parts, Timed(parts.prefix))
 
     try:
-        settings = [
-            jax.config.values.get(name) for name in ("jax_default_matmul_precision", "jax_enable_x64", "jax_default_device")
-        ]
-        said = repr(
-            (_text(program), sorted(varying), mesh.axis_names, [str(d) for d in mesh.devices.flat], list(map(str, settings)))
-        )
+        settings = [str(getattr(jax.config, name, None)) for name in _SETTINGS]  # this thread's
+        devices = [str(d) for d in mesh.devices.flat]
+        said = repr((_text(program), sorted(varying), mesh.axis_names, devices, settings))
     except _Unsaid:
         return made()
     key = hashlib.sha256(said.encode()).hexdigest()
