@@ -73,6 +73,15 @@ class Compress:
     plan: bool = False
     """With --config and --target-size or --max-drop: choose method and setting of every layer by measured curves, in place of one
     Lagrangian weight for all. It takes longer, needs no outputs of the task, and writes the plan beside the file as a config."""
+    target: Literal["bq", "tflm"] = "bq"
+    """Of a .tflite model: bq is a container that `bqjax decompress` unpacks before the model runs; tflm is a .tflite file whose
+    weights stay compressed in TensorFlow Lite Micro (with --out model.cc also a C array of it)."""
+    keep_names: bool = False
+    """With --target tflm: keep names, metadata and signatures, which no interpreter computes with."""
+    max_arena: str | None = None
+    """With --target tflm: the decoded weights of an operator take at most this memory, as 32KB; larger ones stay plain."""
+    max_decode: float | None = None
+    """With --target tflm: decoding takes at most so many milliseconds, by an estimate for one x86 core."""
     force: bool = False
     """Overwrite existing files."""
 
@@ -98,6 +107,8 @@ class Compress:
             refuse_other(self.weights, "a .tflite model", "tflite", "text", "empty")
         if self.config is not None:
             self._experiment(self.config, console, command)
+        elif self.weights is not None and self.target == "tflm":
+            self._micro(self.weights, console, command)
         elif self.weights is not None and self.weights.suffix == ".tflite" and self.data is not None:
             self._tflite(self.weights, self.data, console, command)
         elif self.weights is not None and self.text is not None:
@@ -118,11 +129,16 @@ class Compress:
                 return ("weights", "lossless"), "--lossless"
             allowed = "weights", "method", "bins", "sigma_scale", "rtol", "lmbda", "target_size", "only", "skip", "coder"
             return allowed, "WEIGHTS"
+        shared: tuple[str, ...] = ("weights", "target")
+        if self.target == "tflm":
+            shared = (*shared, "keep_names", "max_arena", "max_decode")
+        else:
+            shared = (*shared, "coder") if self.data is None else shared
         if self.data is not None:
-            return ("weights", "data", "report", "table", "max_drop"), "a .tflite model and --data"
+            return (*shared, "data", "report", "table", "max_drop"), "a .tflite model and --data"
         if self.lossless:
-            return ("weights", "lossless", "coder"), "--lossless"
-        return ("weights", "method", "bins", "coder"), "a .tflite model"
+            return (*shared, "lossless"), "--lossless"
+        return (*shared, "method", "bins"), "a .tflite model"
 
     def _experiment(self, config: Path, console: Console, command: str) -> None:
         from bqjax.cli.compress import Outputs, compress_by_plan, compress_experiment, compress_within
@@ -153,6 +169,28 @@ class Compress:
         experiment = tflite_experiment(source, data, max_drop=1.0 if self.max_drop is None else self.max_drop)
         compress_experiment(experiment, None, outputs, console)
 
+    def _micro(self, source: Path, console: Console, command: str) -> None:
+        from bqjax.cli.compress import Outputs
+        from bqjax.cli.compress_micro import MicroOptions, compress_micro
+
+        out = self.out or source.with_name(f"{source.stem}_tflm.tflite")
+        compress_micro(
+            source,
+            self.data,
+            Outputs(out=out, report=self.report, table=self.table, force=self.force, command=command),
+            MicroOptions(keep_names=self.keep_names, max_arena=self.max_arena, max_decode=self.max_decode),
+            console,
+            method="lossless" if self.lossless else self._bins_method(),
+            bins=16 if self.bins is None else self.bins,
+            max_drop=1.0 if self.max_drop is None else self.max_drop,
+        )
+
+    def _bins_method(self) -> str:
+        method = self.method or "gaussian-bins"
+        if method not in ("gaussian-bins", "kmeans"):
+            raise ValueError(f"--method {method!r}: a .tflite model without data is compressed by gaussian-bins or kmeans")
+        return method
+
     def _text(self, folder: Path, text: Path, console: Console, command: str) -> None:
         from bqjax.cli.compress import Outputs
         from bqjax.cli.compress_budget import Budget
@@ -170,13 +208,10 @@ class Compress:
 
         out = self.out or _beside(source)
         if source.suffix == ".tflite":
-            method = self.method or "gaussian-bins"
-            if method not in ("gaussian-bins", "kmeans"):
-                raise ValueError(f"--method {method!r}: a .tflite model without data is compressed by gaussian-bins or kmeans")
             compress_tflite(
                 source,
                 out,
-                method="lossless" if self.lossless else method,
+                method="lossless" if self.lossless else self._bins_method(),
                 bins=16 if self.bins is None else self.bins,
                 coder=self.coder,
                 force=self.force,
@@ -263,6 +298,13 @@ class Sweep:
     """The folder to write into; default: out/NAME OF THE CONFIG."""
     examples: int | None = None
     """Score on the first so many examples only; default: as the config says."""
+    until: str | None = None
+    """Score only as many draws and examples as a question needs: `rank` (the order of the layers in each series), `top10` (the ten
+    that drop most; any number), or a standard error, as 0.002."""
+    confidence: float = 0.95
+    """With --until: of all its statements together."""
+    max_drop: float = 1.0
+    """Of the metric, in points: what recipe.md may cost, the table of bits that is made where layers had Gaussian noise."""
     force: bool = False
     """Overwrite the results of an earlier sweep."""
 
@@ -276,6 +318,9 @@ class Sweep:
             self.out or Path("out") / self.config.stem,
             command=command,
             examples=self.examples,
+            until=self.until,
+            confidence=self.confidence,
+            max_drop=self.max_drop,
             force=self.force,
             console=console,
         )

@@ -12,8 +12,10 @@ from bqjax.adapters.origin import described as origin_described
 from bqjax.adapters.write_back import write_file, write_folder
 from bqjax.core.files import atomic_write
 from bqjax.report.console import say
+from bqjax.report.micro import stored_table
 from bqjax.report.tables import file_table, rich_table
 from bqjax.tflite.container import described, load_model
+from bqjax.tflite.micro import is_micro, read_micro
 
 __all__ = ["decompress", "inspect", "refuse_same"]
 
@@ -24,13 +26,27 @@ def refuse_same(source: Path, out: Path) -> None:
         raise ValueError(f"{out} is the file that is read: name another one to write")
 
 
+def _refuse_dtype(dtype: str | None, source: Path) -> None:
+    if dtype is not None:
+        raise ValueError(f"--dtype cannot go with {source}, which holds a .tflite model")
+
+
 def decompress(source: Path, out: Path, *, dtype: str | None = None, force: bool = False, console: Console) -> None:
     """Decodes a file to plain safetensors weights, to the folder that they came in, or to the ``.tflite`` model that it holds."""
     refuse_same(source, out)
+    if is_micro(source):
+        _refuse_dtype(dtype, source)
+        found = read_micro(source)
+        twin = found.twin
+        if not found.short:
+            raise ValueError(f"{source}: a .tflite model whose weights are plain already: there is nothing to decode")
+        with atomic_write(out, force=force) as file:
+            file.write(twin)
+        say(console, f"wrote {out}: a .tflite model whose weights are plain, {len(twin):,} bytes")
+        return
     info = codec.inspect(source)
     if info.metadata.get("kind") == "tflite":
-        if dtype is not None:
-            raise ValueError(f"--dtype cannot go with {source}, which holds a .tflite model")
+        _refuse_dtype(dtype, source)
         content = load_model(source)
         with atomic_write(out, force=force) as file:
             file.write(content)
@@ -46,6 +62,9 @@ def decompress(source: Path, out: Path, *, dtype: str | None = None, force: bool
 
 def inspect(source: Path, *, console: Console) -> None:
     """Shows what a file holds, leaf by leaf, without decoding it."""
+    if is_micro(source):
+        console.print(rich_table(stored_table(source, source.name)))
+        return
     info = codec.inspect(source)
     console.print(rich_table(file_table(info, source.name)))
     metadata = described(info.metadata) if info.metadata.get("kind") == "tflite" else origin_described(info)

@@ -29,7 +29,7 @@ class Unit(NamedTuple):
     def text(self, value: float, sign: str = "") -> str:
         """A value, with its sign where ``sign`` is ``"+"``.
 
-        >>> unit_of("accuracy").text(0.9173), unit_of("-nats").text(1.42565), unit_of("-nats").text(0.0312, "+")
+        >>> unit_of("accuracy").text(0.9173), unit_of("-nats").text(1.4256), unit_of("-nats").text(0.0312, "+")
         ('91.73', '1.4256', '+0.0312')
         """
         return f"{self.factor * value:{sign}.{self.digits}f}"
