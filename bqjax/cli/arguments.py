@@ -24,6 +24,8 @@ class Compress:
 
     weights: Annotated[Path | None, tyro.conf.Positional] = None
     """Any .safetensors weights, as a file, a folder or an index, compressed without model and data; or a .tflite model."""
+    others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Further .safetensors files of the same checkpoint, where it is named file by file: together they become one file, --out."""
     config: Path | None = None
     """A Python file that defines `config = Experiment(...)`; see configs/. Its first method makes the file."""
     data: Path | None = None
@@ -71,6 +73,8 @@ class Compress:
     """Overwrite existing files."""
 
     def run(self, console: Console, command: str) -> None:
+        if self.others:
+            self._check_others(self.others)
         # What would have no effect is refused.
         takes, what = self._takes()
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in (*takes, "out", "force")]
@@ -97,6 +101,16 @@ class Compress:
         elif self.weights is not None:
             self._weights(self.weights, console)
 
+    def _check_others(self, others: tuple[Path, ...]) -> None:
+        if self.config is not None:
+            raise ValueError(f"--config cannot go with {others[0]}: name either WEIGHTS.safetensors or --config FILE")
+        for path in (self.weights, *others):
+            if path is not None and path.suffix == ".tflite":
+                raise ValueError(f"{path}: a .tflite model is compressed by itself, each in a command of its own")
+        if self.out is None:
+            files = f"{1 + len(others)} files of one checkpoint"
+            raise ValueError(f"{files} become one file: name it by --out; several checkpoints take a command each")
+
     def _takes(self) -> tuple[tuple[str, ...], str]:
         """The options that have an effect beside what is compressed, and the name of that."""
         if (self.weights is None) == (self.config is None):
@@ -105,8 +119,8 @@ class Compress:
             return ("config", "data", "report", "table", "method", "target_size", "max_drop", "confidence", "plan"), "--config"
         if self.weights is None or self.weights.suffix != ".tflite":
             if self.lossless:
-                return ("weights", "lossless"), "--lossless"
-            allowed = "weights", "method", "bins", "sigma_scale", "rtol", "lmbda", "target_size", "only", "skip", "coder"
+                return ("weights", "others", "lossless"), "--lossless"
+            allowed = "weights", "others", "method", "bins", "sigma_scale", "rtol", "lmbda", "target_size", "only", "skip", "coder"
             return allowed, "WEIGHTS"
         if self.data is not None:
             return ("weights", "data", "report", "table", "max_drop"), "a .tflite model and --data"
@@ -162,11 +176,12 @@ class Compress:
                 console=console,
             )
         elif self.lossless:
-            compress_lossless(source, out, force=self.force, console=console)
+            compress_lossless(source, out, others=self.others, force=self.force, console=console)
         else:
             compress_weights(
                 source,
                 out,
+                others=self.others,
                 method=self._weight_method(),
                 target_size=self.target_size,
                 only=self.only,
