@@ -182,10 +182,7 @@ def test_files_named_one_by_one_become_one(tmp_path, capsys, monkeypatch):
     for args, what in (
         ((first, third), "2 files of one checkpoint become one file: name it by --out"),
         ((first, third, "--out", "q"), f"lacks 1 of 3 shards: {second}"),
-        (
-            (first, "other.safetensors", "--out", "q"),
-            "both hold a tensor 'w1': they are several checkpoints, compress each by itself",
-        ),
+        (("other.safetensors", "again.safetensors", "--out", "q"), "both hold a tensor 'w1': they are several checkpoints"),
         ((first, first, "--out", "q"), "is named twice"),
         ((first, tmp_path, "--out", "q"), "is a folder, which stands for all of its files: name nothing beside it"),
         ((first, "m.tflite"), "m.tflite: a .tflite model is compressed by itself"),
