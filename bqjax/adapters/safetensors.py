@@ -125,7 +125,7 @@ class StoredTensor:
         data = np.empty(self.type.nbytes, np.uint8)
         with self.path.open("rb", buffering=0) as file:  # half the time of np.fromfile for small tensors
             file.seek(self.offset)
-            left = memoryview(data)
+            left = data.data
             while left:  # one call reads at most 2 GB
                 read = file.readinto(left)
                 if not read:

@@ -208,7 +208,7 @@ class Planned:
             return Compressed(task.params)
         replace(task.params, dict.fromkeys(names))  # names the leaf that does not exist
         importance = weights_importance(task, key=key, draws=self.draws)
-        new: dict[str, Clustered] = {}
+        new: dict[str, CompressedLeaf] = {}
         for i, layer in enumerate(self.layers):
             new.update(compress_layer(task.params, layer, importance, key=key, floor=self.floor, iterations=self.iterations))
             if progress:

@@ -47,6 +47,14 @@ class Model:
         """Those of ``params`` whose codes can change: no other constant shares their buffer."""
         return {name: layer for name, layer in self.params.items() if self.spans[name, "codes"][0] not in self.fixed}
 
+    def sharing(self, field: str) -> dict[str, tuple[str, ...]]:
+        """Layers whose ``field`` lies in one buffer, which change together: by the first of them, all of them."""
+        groups: dict[int, list[str]] = {}
+        for (name, what), (start, _) in self.spans.items():
+            if what == field:
+                groups.setdefault(start, []).append(name)
+        return {names[0]: tuple(names) for names in groups.values() if len(names) > 1}
+
     @property
     def n_weights(self) -> int:
         """Values of all weights, those that cannot be compressed with loss included (:func:`~.constants.reported`)."""
@@ -163,7 +171,10 @@ def rewritten(model: Model, params: Mapping[str, Mapping[str, Any]]) -> bytes:
             start, size = model.spans[name, field]
             data = new.astype(new.dtype.newbyteorder("<")).tobytes()
             if start in model.fixed and not np.array_equal(old, new):
-                raise ValueError(f"{name}/{field} shares its buffer with another constant of the model: it cannot change")
+                raise ValueError(
+                    f"{name}/{field} shares its buffer with another constant of the model: it cannot change; leave it by a rule "
+                    f"before the others, Rule({name + '/*'!r}, skip=True)"
+                )
             first, other = written.setdefault(start, (f"{name}/{field}", data))
             if other != data:
                 raise ValueError(f"{first} and {name}/{field} share one buffer but differ: give both the same values")
