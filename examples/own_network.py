@@ -87,9 +87,8 @@ points = 100 * (after.metrics["accuracy"] - before.metrics["accuracy"])
 error = 100 * paired_error(before.parts, after.parts, before.n_examples)
 n_weights, size = sum(x.size for x in jax.tree.leaves(params)), path.stat().st_size
 print(f"float32     {4 * n_weights:>8,} bytes             {before.metrics['accuracy']:.2%} of {before.n_examples} test images")
-print(
-    f"the file    {size:>8,} bytes, {4 * n_weights / size:4.1f} times  {after.metrics['accuracy']:.2%}, {points:+.2f} ± {error:.2f} points"
-)
+cost = f"{after.metrics['accuracy']:.2%}, {points:+.2f} ± {error:.2f} points"
+print(f"the file    {size:>8,} bytes, {4 * n_weights / size:4.1f} times  {cost}")
 print(f"            {8 * size / n_weights:.2f} bits a weight over all {n_weights:,} weights, lmbda {found.info.lmbda:.2g} per bit")
 
 # ## What it prints
