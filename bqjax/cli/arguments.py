@@ -22,9 +22,9 @@ class Compress:
     Either `--config FILE` names a task and methods, of which one makes the file, or WEIGHTS are compressed as they are.
     """
 
-    weights: Annotated[Path | None, tyro.conf.Positional] = None
+    weights: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")] = None
     """Any .safetensors weights, as a file, a folder or an index, compressed without model and data; or a .tflite model."""
-    others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    others: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MORE")] = ()
     """Further .safetensors files of the same checkpoint, where it is named file by file: together they become one file, --out."""
     config: Path | None = None
     """A Python file that defines `config = Experiment(...)`; see configs/. Its first method makes the file."""
@@ -52,7 +52,7 @@ class Compress:
     """Patterns of the leaves of WEIGHTS to compress; default: floating point, two or more dimensions."""
     skip: tuple[str, ...] = ()
     """Patterns of leaves to leave as they are."""
-    coder: Literal["auto", "raw", "zstd", "ans", "huffman"] = "auto"
+    coder: Literal["auto", "raw", "zstd", "ans", "huffman", "adaptive"] = "auto"
     """How the indices of WEIGHTS are coded."""
     lossless: bool = False
     """Entropy-code only: WEIGHTS come back bit for bit, a .tflite model byte for byte."""
@@ -80,7 +80,7 @@ class Compress:
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in (*takes, "out", "force")]
         if given:
             options = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise ValueError(f"{options} cannot go with {what}")
+            raise ValueError(f"{options} cannot go with {what}{_instead(given, what)}")
         if self.target_size is not None and self.max_drop is not None:
             raise ValueError("--target-size cannot go with --max-drop: name one of the two")
         if self.max_drop is None and self.confidence != 0.5:
@@ -198,6 +198,14 @@ class Compress:
             raise ValueError("--target-size chooses the error of even levels itself: it cannot go with --rtol or another --method")
         name = self.method or "even"
         return WeightMethod(name=name, bins=self.bins, sigma_scale=self.sigma_scale, rtol=self.rtol, lmbda=self.lmbda)
+
+
+def _instead(given: Sequence[str], what: str) -> str:
+    """What does for weights alone what some options do where there are data."""
+    if what != "WEIGHTS" or not {"data", "max_drop", "confidence", "plan", "report", "table"} & set(given):
+        return ""
+    remedy = "bound each leaf's error by --rtol or the size by --target-size, or name a task by --config"
+    return f", whose accuracy nothing measures: {remedy}"
 
 
 def _beside(source: Path) -> Path:
@@ -326,6 +334,9 @@ def main(args: Sequence[str] | None = None) -> int:
         # Wide enough for the tables where the output is a file or a pipe.
         console = Console() if sys.stdout.isatty() else Console(width=160)
         command.run(console, f"bqjax {shlex.join(args)}")
+    except FileNotFoundError as error:
+        print(f"bqjax: error: no file {error.filename}", file=sys.stderr)
+        return 2
     except (ValueError, OSError, ImportError) as error:
         print(f"bqjax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -193,6 +193,7 @@ def quietly(target: Target, path: Path, original: bytes) -> str | None:
     """Reads a damaged file; the message where it is refused."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # of arithmetic on what a file holds
             warnings.simplefilter("ignore", UserWarning)
             target.read(path, original)
     except ValueError as error:
