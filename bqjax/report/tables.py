@@ -157,7 +157,7 @@ def _distortion_table(info: RateDistortionInfo) -> Table:
             f"{cost:.4g}",
             f"{100 * cost / (total or 1.0):.1f}",
             f"{alone[name]:.4g}" if name in alone else "",
-            f"importance alone: it {info.left[name]}" if name in info.left else "",
+            f"importance alone: it {info.left[name]}" if name in info.left else info.notes.get(name, ""),
         )
         for name, cost in sorted(info.predicted.items(), key=lambda item: -item[1])
     ]

@@ -252,6 +252,27 @@ def test_wide_inputs_are_cut_to_blocks():
     assert (np.diagonal(leaf.inputs, axis1=1, axis2=2)[~leaf.layout.real_inputs()] == 0).all()
 
 
+def test_blocks_are_as_wide_as_there_are_rows_behind_them():
+    x = normal(75, 300)
+    outputs, params = (lambda p, x: x @ p["w"]), {"w": normal(300, 2)}
+    few = curvature(outputs, params, [x, x])
+    assert few["w"].layout.rows_shape == (2, 2, 150) and few["w"].rows == 150
+    assert few.notes == {"w": "in 2 blocks of 150 inputs, from 150 rows of calibration data"}
+    check(few["w"], x[:, :150], x[:, 150:])
+    enough = curvature(outputs, params, [x] * 4)
+    assert enough["w"].layout.rows_shape == (1, 2, 300) and not enough.notes
+    # No more than that many positions are looked at, and no block is narrower than 128.
+    assert curvature(outputs, params, [x] * 4, positions=10)["w"].layout.rows_shape == (3, 2, 100)
+
+    # Both steps of a loop count, and parts of inputs are not cut again.
+    def loop(p, x):
+        return lax.scan(lambda state, part: (state, part @ p["w"]), 0, jnp.stack([x, x]))[1].sum(0)
+
+    assert curvature(loop, params, [x])["w"].layout.rows_shape == (2, 2, 150)
+    parts = curvature(lambda p, x: x[:, :150] @ p["w"][:150] + x[:, 150:] @ p["w"][150:], params, [x])
+    assert parts["w"].layout.rows_shape == (2, 2, 150) and parts["w"].rows == 75
+
+
 def test_the_outputs_factor_makes_the_exact_gauss_newton_diagonal():
     """Of one linear layer, where the matrix is a Kronecker product: ``outputs * diag(inputs)`` is its diagonal."""
     v, x = normal(3, 2), X[:, 0]
