@@ -88,10 +88,14 @@ def _one_bias(model: Model) -> frozenset[str]:
     return frozenset(name for names in model.sharing("bias").values() for name in names)
 
 
-def litert_predict(model: Model) -> Callable[[Any, Any], Predictions]:
+def litert_predict(model: Model, through: Callable[[bytes], bytes] = bytes) -> Callable[[Any, Any], Predictions]:
     """What LiteRT with its default kernels says of a batch, for :class:`bqjax.core.task.Task`; not traceable.
 
     The last answer is kept: a score of the same parameters and batch costs nothing more.
+
+    Args:
+      model: with other weights.
+      through: makes the file that is run of the rewritten one.
     """
     last: tuple[Any, Any, Predictions] | None = None
 
@@ -103,7 +107,7 @@ def litert_predict(model: Model) -> Callable[[Any, Any], Predictions]:
         plain = {name: {field: np.asarray(leaf) for field, leaf in layer.items()} for name, layer in params.items()}
         counted, labels = np.asarray(batch["mask"]) != 0, np.asarray(batch["labels"])
         guess = np.zeros(len(labels), np.int32)
-        guess[counted] = predictions(rewritten(model, plain), np.asarray(batch["inputs"])[counted])
+        guess[counted] = predictions(through(rewritten(model, plain)), np.asarray(batch["inputs"])[counted])
         said = Predictions(guess, (guess == labels) & counted, counted)  # type: ignore[arg-type]
         last = params, batch, said
         return said
