@@ -43,9 +43,10 @@ def micro_summary(out: Path, original_bytes: int, examples: np.ndarray | None = 
         yield f"equality with the plain twin in TFLM was not checked: {error}; then run the command again"
         return
     try:
-        inputs = (
-            random_inputs(file.twin, _INPUTS, jax.random.key(0)) if examples is None else [[x[None]] for x in examples[:_INPUTS]]
-        )
+        if examples is None:
+            inputs = random_inputs(file.twin, _INPUTS, jax.random.key(0))
+        else:
+            inputs = [[x[None]] for x in examples[:_INPUTS]]
         found = compare_in_tflm(file.content, file.twin, inputs)
     except ValueError as error:
         yield f"equality with the plain twin in TFLM was not checked: {error}"
