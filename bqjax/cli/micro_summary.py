@@ -1,4 +1,4 @@
-"""What commands say of a file for TFLM: its size beside others of the same model, and whether TFLM makes the same of its plain twin."""
+"""What commands say of a file for TFLM: its size beside others of the model, and whether TFLM makes the same of the plain twin."""
 
 from __future__ import annotations
 
