@@ -173,7 +173,7 @@ class _Trials:
         about = {"task": self._task.name, "method": self._method.label, **self.found(lmbda)}
 
         def measure() -> int:
-            return file_bytes(self.tree(lmbda), self._method.coder, about)
+            return file_bytes(self.tree(lmbda), self._method.coder, about, self._task.storage)
 
         return int(self._journal.measure(f"bytes {lmbda.hex()} {(self._method.coder, about)!r}", measure))
 

@@ -13,15 +13,18 @@ from typing import Any
 
 from bqjax.codec import save
 from bqjax.core.progress import Progress
+from bqjax.core.task import Storage
 from bqjax.sensitivity.lagrangian import HIGHEST, LOWEST
 
 __all__ = ["file_bytes", "lambda_for_bytes"]
 
 
-def file_bytes(tree: Any, coder: str = "auto", metadata: Mapping[str, str] | None = None) -> int:
-    """Size of the file that :func:`bqjax.codec.save` writes for a tree, in bytes."""
+def file_bytes(tree: Any, coder: str = "auto", metadata: Mapping[str, str] | None = None, storage: Storage | None = None) -> int:
+    """Size of the file that :func:`bqjax.codec.save`, or the storage of a task, writes for a tree, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
-        return save(Path(folder) / "tree.bq.safetensors", tree, coder=coder, metadata=metadata).file_bytes
+        path = Path(folder) / "tree.bq.safetensors"
+        (save if storage is None else storage.save)(path, tree, coder=coder, metadata=metadata)
+        return path.stat().st_size
 
 
 def lambda_for_bytes(
