@@ -222,8 +222,8 @@ def _clustered(found: QuantizedRows, layout: Layout, dtype: Any) -> Clustered:
         return Clustered(indices, codebook[:, None], layout.shape, dtype, scale=np.asarray(step), offset=np.zeros((), np.float32))
     fits = max(abs(low), abs(high)) <= 32  # float16 is then off by a 64th of a step at most
     kind = np.float16 if fits and np.abs(found.levels[used]).max() < 6e4 and step > 1e-4 else np.float32
-    codebook, indices = trim_codebook(found.levels.astype(kind), index)
-    return Clustered(indices, codebook[:, None], layout.shape, dtype)
+    codebook, indices = trim_codebook(found.levels, index)  # levels that no weight takes may be beyond float16
+    return Clustered(indices, codebook.astype(kind)[:, None], layout.shape, dtype)
 
 
 def removal_distortion(prepared: Prepared) -> float:
