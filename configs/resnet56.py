@@ -5,7 +5,19 @@ bqjax compare --config configs/resnet56.py --data DATA --out out/resnet56
 
 from bqjax import Rule
 from bqjax.experiment import Experiment
-from bqjax.methods import GWK, PTQ, BinConfig, GaussianBins, GWKConfig, KMeans, PTQConfig, RateConfig, RateDistortion
+from bqjax.methods import (
+    GWK,
+    PTQ,
+    BinConfig,
+    EvenConfig,
+    EvenLevels,
+    GaussianBins,
+    GWKConfig,
+    KMeans,
+    PTQConfig,
+    RateConfig,
+    RateDistortion,
+)
 from train.tasks import resnet_task
 
 # The first convolution has 432 weights and the head 640: eight bits of blocks would be larger than they are.
@@ -16,6 +28,7 @@ config = Experiment(
     data="weights/resnet56_cifar10.safetensors and tfds/cifar10 (see train/tasks/cifar.py)",
     methods=(
         *(KMeans(k=k, label=f"k-means, {k}") for k in (16, 32)),
+        *(EvenLevels(config=EvenConfig(rtol=e), label=f"even levels, {100 * e:g} %") for e in (0.05, 0.1)),
         *(
             GaussianBins(
                 bins=BinConfig(n_bins=32, sigma_scale=2.0), rate=RateConfig(lmbda=p), label=f"B&Q, entropy-constrained, lmbda {p:g}"

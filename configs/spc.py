@@ -12,6 +12,8 @@ from bqjax.methods import (
     BinAndQuant,
     BinConfig,
     BudgetConfig,
+    EvenConfig,
+    EvenLevels,
     GaussianBins,
     GWKConfig,
     KMeans,
@@ -46,6 +48,7 @@ config = Experiment(
         *(GaussianBins(bins=BinConfig(n_bins=n), label=f"Gaussian bins, {n}") for n in (4, 8, 16)),
         *(GaussianBins(bins=BinConfig(n_bins=n, sigma_scale=2.0), label=f"Gaussian bins of 2 sigma, {n}") for n in (4, 8, 16)),
         *(KMeans(k=k, label=f"k-means, {k}") for k in (2, 4, 8, 15, 16, 512)),
+        *(EvenLevels(config=EvenConfig(rtol=e), label=f"even levels, {100 * e:g} %") for e in (0.05, 0.1)),
         *(
             GWK(
                 config=GWKConfig(bits=bits, cv=d, pw=d, weighting=weighting),

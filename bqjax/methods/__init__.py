@@ -4,7 +4,17 @@ from bqjax.methods.base import Compressed, Method, Uncompressed
 from bqjax.methods.baselines.deep_compression import DeepCompressionConfig
 from bqjax.methods.baselines.diba import DiBAConfig
 from bqjax.methods.baselines.dkm import DKMConfig
-from bqjax.methods.baselines.methods import PTQ, Binary, DeepCompression, DiBA, KMeans, ProductQuantization, ResidualQuantization
+from bqjax.methods.baselines.even import EvenConfig
+from bqjax.methods.baselines.methods import (
+    PTQ,
+    Binary,
+    DeepCompression,
+    DiBA,
+    EvenLevels,
+    KMeans,
+    ProductQuantization,
+    ResidualQuantization,
+)
 from bqjax.methods.baselines.product import ProductConfig
 from bqjax.methods.baselines.ptq import PTQConfig
 from bqjax.methods.baselines.residual import ResidualConfig
@@ -33,6 +43,8 @@ __all__ = [
     "DeepCompressionConfig",
     "DiBA",
     "DiBAConfig",
+    "EvenConfig",
+    "EvenLevels",
     "GWKConfig",
     "GaussianBins",
     "KMeans",
