@@ -94,7 +94,7 @@ class RateDistortion:
     solver: SolverConfig = field(default_factory=SolverConfig)
     steps: int = 7
     scan: int = 4
-    gauge: int = 256
+    gauge: int = 0
     by_leaf: bool = False
     positions: int = 2048
     draws: int = 1
