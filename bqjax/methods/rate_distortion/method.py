@@ -22,8 +22,8 @@ from bqjax.core.tree import named_leaves
 from bqjax.methods.base import Compressed
 from bqjax.methods.rate_distortion.distortion import measured_distortion, predicted_distortion
 from bqjax.methods.rate_distortion.gauge import gauged_curvature, measured_ratios
-from bqjax.methods.rate_distortion.search import file_bytes, lambda_for_bytes
-from bqjax.methods.rate_distortion.solver import SolverConfig, bin_and_quant_rd, prepare, removal_distortion
+from bqjax.methods.rate_distortion.search import file_bytes, gaussian_lambda, lambda_for_bytes
+from bqjax.methods.rate_distortion.solver import SolverConfig, bin_and_quant_rd, mean_removal_cost, prepare, removal_distortion
 from bqjax.sensitivity.curvature import Curvature
 from bqjax.sensitivity.lagrangian import lambda_within
 from bqjax.sensitivity.task_statistics import once, task_curvature
@@ -173,9 +173,10 @@ class RateDistortion:
     def _lmbda(self, trials: _Trials, progress: Progress | None) -> float:
         if self.lmbda is not None:
             return self.lmbda
-        unit = removal_distortion(trials.prepared)
+        unit = mean_removal_cost(trials.prepared)
         if self.target_bytes is not None:
-            return lambda_for_bytes(trials.bytes, self.target_bytes, unit, trials.n_weights, progress=progress)
+            start = gaussian_lambda(*removal_distortion(trials.prepared), self.target_bytes)
+            return lambda_for_bytes(trials.bytes, self.target_bytes, unit, trials.n_weights, start=start, progress=progress)
         return lambda_within(trials.excess, unit, steps=self.steps, scan=self.scan, progress=progress)
 
 

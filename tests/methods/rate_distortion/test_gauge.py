@@ -64,7 +64,9 @@ def test_rows_of_a_task_share_them(curvature):
     task = Task(
         name="toy", params=PARAMS, score=score, calibration=BATCHES, test=BATCHES, outputs=outputs, metric="-loss", rank_by="-loss"
     )
-    first, second = (RateDistortion(lmbda=p, draws=4, gauge=64).compress(task, key=jax.random.key(1)).info.ratios for p in (1e-3, 1e-2))
+    first, second = (
+        RateDistortion(lmbda=p, draws=4, gauge=64).compress(task, key=jax.random.key(1)).info.ratios for p in (1e-3, 1e-2)
+    )
     assert first == second and list(first) == ["w"]
     assert RateDistortion(lmbda=1e-3, draws=4).compress(task, key=jax.random.key(1)).info.ratios == {}
     with pytest.raises(ValueError, match="gauge must not be negative, got -1"):
