@@ -29,8 +29,8 @@ def file_bytes(tree: Any, coder: str = "auto", metadata: Mapping[str, str] | Non
 def gaussian_lambda(costs: np.ndarray, weights: np.ndarray, target: int) -> float:
     """The lmbda at which Gaussian sources have a number of bytes, by reverse water-filling: a first guess.
 
-    A source whose removal costs ``D`` a weight costs ``D 2^(-2b)`` at its rate ``b``, where a bit is worth ``2 ln 2 D 2^(-2b)``. So at a
-    lmbda each has ``max(0, log2(2 ln 2 D / lmbda) / 2)`` bits.
+    A source whose removal costs ``D`` a weight costs ``D 2^(-2b)`` at its rate ``b``, where a bit is worth ``2 ln 2 D 2^(-2b)``. So
+    at a lmbda each has ``max(0, log2(2 ln 2 D / lmbda) / 2)`` bits.
 
     Args:
       costs: ``[n]`` of the removal of a weight.
