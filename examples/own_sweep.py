@@ -94,9 +94,8 @@ for i, leaf in enumerate(shapes):
 zero = result.against_zero(level=0.05)
 print(f"{sum(s.differs for s in zero)} of {len(zero)} rows differ from 0; two layers at 40 %:")
 for s in result.differences([4, 9, 14]):
-    print(
-        f"  {candidates[s.first].leaf} - {candidates[s.second].leaf}: {100 * s.difference:.1f} ± {100 * s.error:.1f}, p {s.p:.3f}"
-    )
+    names = f"{candidates[s.first].leaf} - {candidates[s.second].leaf}"
+    print(f"  {names}: {100 * s.difference:.1f} ± {100 * s.error:.1f}, p {s.p:.3f}")
 
 # ## Asking for less
 #
@@ -112,9 +111,8 @@ print(f"most sensitive: {asked[race.order[0][0]].leaf}, {race.evaluations:.0f} e
 
 pairs = interactions(score, params, data, [candidates[i] for i in (3, 8, 13)], key=key, metric="-loss", predict=predict)
 for p in pairs.pairs:
-    print(
-        f"  {[*shapes][p.first]} and {[*shapes][p.second]}: loss {p.drop:.3f}, {p.interaction:+.3f} ± {p.error:.3f} beyond the sum"
-    )
+    names = f"{[*shapes][p.first]} and {[*shapes][p.second]}"
+    print(f"  {names}: loss {p.drop:.3f}, {p.interaction:+.3f} ± {p.error:.3f} beyond the sum")
 
 # ## What it prints
 #
