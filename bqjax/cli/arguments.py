@@ -402,6 +402,9 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         # Wide enough for the tables where the output is a file or a pipe.
         console = Console() if sys.stdout.isatty() else Console(width=160)
+        from bqjax.cli.compilation_cache import use_compilation_cache
+
+        use_compilation_cache()
         command.run(console, f"bqjax {shlex.join(args)}")
     except FileNotFoundError as error:
         print(f"bqjax: error: no file {error.filename}", file=sys.stderr)
