@@ -27,10 +27,11 @@ from bqjax.core.journal import Journal, digest
 from bqjax.core.progress import Progress
 from bqjax.core.scoring import score_batches
 from bqjax.core.task import Score, signed
+from bqjax.methods.rate_distortion.leaf import mean_curvature
 from bqjax.sensitivity.importance import output_importance
 from bqjax.sensitivity.limit import highest_within
 from bqjax.tflite.codes.grid import QuantizedLayer, quantize_layer, quantize_layer_by_output
-from bqjax.tflite.codes.layer_stats import Layer, Measured, Moments, layer_stats, to_rows, to_weight
+from bqjax.tflite.codes.layer_stats import Layer, Measured, Moments, layer_layout, layer_stats
 
 __all__ = ["QuantizedConfig", "QuantizedInfo", "QuantizedNetwork", "QuantizedReport", "measure_layers", "search_codes"]
 
@@ -51,7 +52,7 @@ class QuantizedConfig:
       steps: of the bisection, each compresses and scores the network once.
       scan: lmbdas tried after it, from the one that it accepted to twice the lowest that it refused, see
         :func:`bqjax.sensitivity.limit.highest_within`; 0 takes what the bisection found.
-      passes: over a layer, see :func:`bqjax.tflite.codes.grid.quantize_layer`.
+      passes, sweeps: over a layer and of coordinate descent after each, see :func:`bqjax.tflite.codes.grid.quantize_layer`.
       step_scale: likewise.
       damping: of the inputs' second moment, a share of its mean diagonal.
     """
@@ -64,7 +65,8 @@ class QuantizedConfig:
     by_output: bool = False
     steps: int = 7
     scan: int = 8
-    passes: int = 3
+    passes: int = 2
+    sweeps: int = 4
     step_scale: float = 1.0
     damping: float = 0.01
 
@@ -74,8 +76,9 @@ class QuantizedConfig:
         for what in ("steps", "passes"):
             if getattr(self, what) < 1:
                 raise ValueError(f"{what} must be at least 1, got {getattr(self, what)}")
-        if self.scan < 0:
-            raise ValueError(f"scan must not be negative, got {self.scan}")
+        for what in ("scan", "sweeps"):
+            if getattr(self, what) < 0:
+                raise ValueError(f"{what} must not be negative, got {getattr(self, what)}")
         for what in ("max_drop", "layer_drop"):
             value = getattr(self, what)
             if value is not None and not (value >= 0 and math.isfinite(value)):
@@ -174,9 +177,8 @@ def measure_layers(
     real = {layer: {**leaves, "codes": jnp.asarray(leaves["codes"], jnp.float32)} for layer, leaves in network.params.items()}
     names = [f"{name}/codes" for name in shapes]
     importance = output_importance(network.real, real, batches, key=keys[0], draws=draws, names=names)
-    return {
-        name: Measured(*moments[name].result(), to_rows(importance[f"{name}/codes"], network.layers[name].kind)) for name in shapes
-    }
+    layouts = {name: layer_layout(network.layers[name].kind, shape) for name, shape in shapes.items()}
+    return {name: Measured(*moments[name].result(), layouts[name].to_rows(importance[f"{name}/codes"])) for name in shapes}
 
 
 class _Search:
@@ -196,10 +198,9 @@ class _Search:
             for name, m in measured.items()
         }
         self._score = jax.jit(network.score) if network.traceable else network.score
-        self.rows = {
-            name: to_rows(np.asarray(network.params[name]["codes"]).astype(np.int64), layer.kind)
-            for name, layer in network.layers.items()
-        }
+        codes = {name: np.asarray(network.params[name]["codes"]).astype(np.int64) for name in network.layers}
+        self._layouts = {name: layer_layout(layer.kind, codes[name].shape) for name, layer in network.layers.items()}
+        self.rows = {name: layout.to_rows(codes[name]) for name, layout in self._layouts.items()}
 
     def score(self, params: Callable[[], Any], what: str) -> dict[str, float]:
         """Metrics of ``params()``, which is not called where the journal knows them: new codes take longer than their score."""
@@ -220,13 +221,14 @@ class _Search:
             lmbda,
             compensate=config.compensate,
             passes=config.passes,
+            sweeps=config.sweeps,
             step_scale=config.step_scale,
         )
 
     def leaves(self, name: str, new: QuantizedLayer) -> dict[str, Any]:
         """A layer's leaves with new codes, and the bias that goes with them."""
         old = self.network.params[name]
-        codes = to_weight(new.codes, self.network.layers[name].kind, old["codes"].shape).astype(old["codes"].dtype)
+        codes = self._layouts[name].to_leaf(new.codes).astype(old["codes"].dtype)
         leaves = {**old, "codes": codes}
         if self.config.correct_bias and "bias" in old:
             moved = np.einsum(
@@ -239,13 +241,8 @@ class _Search:
 
     def unit(self) -> float:
         """The lmbda at which the grid of the middle weight would be that of the old codes."""
-        found = []
-        for name in self.rows:
-            stats = self._stats[name]
-            g = np.log(np.maximum(np.asarray(stats.importance, np.float64), 1e-30)).mean()
-            u = np.log(np.maximum(np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64), 1e-30)).mean()
-            found.append((g - 2 * u, self.rows[name].size))
-        logs, sizes = np.array(found).T
+        sizes = np.array([rows.size for rows in self.rows.values()])
+        logs = np.array([math.log(mean_curvature(self._stats[name])) for name in self.rows])
         return float(math.exp((logs * sizes).sum() / sizes.sum()) * math.log(2) / 12)
 
     def at(self, lmbda: float) -> dict[str, QuantizedLayer]:

@@ -11,7 +11,6 @@ import pytest
 
 import bqjax.tflite.codes.search
 from bqjax.core.classification import batches, classification_score
-from bqjax.tflite.codes.layer_stats import to_rows
 from bqjax.tflite.codes.search import QuantizedConfig, QuantizedNetwork, measure_layers, search_codes
 
 KEY = jax.random.key(0)
@@ -106,7 +105,7 @@ def test_the_bias_takes_up_the_mean_of_what_outputs_move(measured):
     net, data, found = measured
     lmbda = search_codes(net, data, found, QuantizedConfig(max_drop=0.1))[1].lmbda
     params, _ = search_codes(net, data, found, QuantizedConfig(lmbda=lmbda, layer_drop=None))
-    moved = to_rows(net.params["first"]["codes"].astype(np.int64) - params["first"]["codes"], "FULLY_CONNECTED")[0]
+    moved = net.params["first"]["codes"].astype(np.int64) - params["first"]["codes"]
     assert (moved != 0).any()
     by_bias = params["first"]["bias"].astype(np.int64) - net.params["first"]["bias"]
     np.testing.assert_allclose(by_bias, moved @ found["first"].mean[0], atol=0.6)
