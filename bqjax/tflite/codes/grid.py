@@ -1,7 +1,7 @@
 """Integer codes of a layer onto few values, spread evenly, as coarse as the cost of their storage makes worthwhile.
 
-The codes of an already quantized layer lie on a fine grid. Its bins here are those of a coarser grid, whose levels are integers again
-(:func:`bqjax.methods.rate_distortion.levels.integer_grid`): of the step at which quantizing noise and storage are in balance.
+The codes of an already quantized layer lie on a fine grid. Its bins here are those of a coarser grid, whose levels are integers
+again (:func:`bqjax.methods.rate_distortion.levels.integer_grid`): of the step at which quantizing noise and storage are in balance.
 Within that grid the solver of float leaves chooses the values (:func:`bqjax.methods.rate_distortion.leaf.quantize_on`).
 Outputs that matter more than others of their layer can have a finer grid (:func:`row_classes`), where what that saves is
 more than the tables cost (:func:`quantize_layer_by_output`).
@@ -13,7 +13,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from bqjax.methods.rate_distortion.levels import balanced_step, integer_grid, le
 __all__ = ["QuantizedLayer", "quantize_layer", "quantize_layer_by_output", "row_classes", "row_curvature"]
 
 _TABLE_BITS, _VALUE_BITS = 400.0, 16.0  # of a class in the file: its record, and each value with its frequency
+_MOST_CLASSES = 8  # of outputs
 
 
 class QuantizedLayer(NamedTuple):
@@ -51,7 +52,7 @@ def _entropy(counts: np.ndarray) -> float:
     return float(-(used * np.log2(used / used.sum())).sum())
 
 
-def row_classes(stats: LeafStats, min_rows: int = 1, width: float = 1.0) -> np.ndarray:
+def row_classes(stats: LeafStats, min_rows: int = 1, width: float = 0.5) -> np.ndarray:
     """Rows of a layer that share a grid: those whose steps in balance differ by less than a factor of ``2^width``.
 
     Args:
@@ -135,31 +136,30 @@ def quantize_layer_by_output(
         its codes.
     """
     together = quantize_layer(codes, zero_point, stats, lmbda, **settings)
-    classes = row_classes(stats, min_rows=max(1, codes.shape[1] // 8))
+    classes = row_classes(stats, min_rows=max(1, codes.shape[1] // _MOST_CLASSES))
     if together is None or not classes.max():
         return together
-    parts = []
+    apart = _by_class(codes, zero_point, stats, lmbda, classes, settings)
+    return min(together, apart, key=lambda layer: layer.distortion + lmbda * (layer.bits + _table_bits(layer)))
+
+
+def _by_class(
+    codes: np.ndarray, zero_point: int, stats: LeafStats, lmbda: float, classes: np.ndarray, settings: Mapping[str, Any]
+) -> QuantizedLayer:
+    """Each class of rows with a grid of its own."""
+    new, distortion, bits, steps = np.empty_like(codes), 0.0, 0.0, []
     for c in range(int(classes.max()) + 1):
         rows = np.flatnonzero(classes[0] == c)
-        part = codes[:, rows]
-        own = stats._replace(importance=stats.importance[:, rows])
-        parts.append(quantize_layer(part, zero_point, own, lmbda, **settings) or _unchanged(part))
-    apart = _joined(parts, classes)
-    return min(together, apart, key=lambda layer: layer.distortion + lmbda * (layer.bits + _table_bits(layer)))
+        part, own = codes[:, rows], stats._replace(importance=stats.importance[:, rows])
+        layer = quantize_layer(part, zero_point, own, lmbda, **settings) or _unchanged(part)
+        new[:, rows] = layer.codes
+        distortion, bits, steps = distortion + layer.distortion, bits + layer.bits, [*steps, *layer.steps]
+    return QuantizedLayer(new, classes, distortion, bits, tuple(steps))
 
 
 def _unchanged(codes: np.ndarray) -> QuantizedLayer:
     bits = _entropy(np.unique(codes, return_counts=True)[1])
     return QuantizedLayer(codes, np.zeros(codes.shape[:2], np.int64), 0.0, bits, (1.0,))
-
-
-def _joined(parts: Sequence[QuantizedLayer], classes: np.ndarray) -> QuantizedLayer:
-    """Classes of rows as one layer."""
-    codes = np.empty((*classes.shape, parts[0].codes.shape[-1]), np.int64)
-    for c, part in enumerate(parts):
-        codes[:, classes[0] == c] = part.codes
-    distortion, bits = sum(part.distortion for part in parts), sum(part.bits for part in parts)
-    return QuantizedLayer(codes, classes, distortion, bits, tuple(step for part in parts for step in part.steps))
 
 
 def _table_bits(layer: QuantizedLayer) -> float:

@@ -150,6 +150,7 @@ def measure_layers(
     key: jax.Array,
     positions: int = 2048,
     draws: int = 2,
+    examples: int = 10,
     progress: Progress | None = None,
 ) -> dict[str, Measured]:
     """What a search needs to know of every layer, from calibration data; no labels are used.
@@ -160,6 +161,7 @@ def measure_layers(
       key: a ``jax.random`` key.
       positions: places of a layer's input that are looked at in each batch.
       draws: random signs for the importance.
+      examples: of a batch that share one draw of signs. An output's importance is known to ``sqrt(2 / draws of signs)`` of itself.
       progress: called after each batch.
     """
     if not len(batches):
@@ -176,7 +178,7 @@ def measure_layers(
     # Gradients need real numbers.
     real = {layer: {**leaves, "codes": jnp.asarray(leaves["codes"], jnp.float32)} for layer, leaves in network.params.items()}
     names = [f"{name}/codes" for name in shapes]
-    importance = output_importance(network.real, real, batches, key=keys[0], draws=draws, names=names)
+    importance = output_importance(network.real, real, batches, key=keys[0], draws=draws, names=names, examples=examples)
     layouts = {name: layer_layout(network.layers[name].kind, shape) for name, shape in shapes.items()}
     return {name: Measured(*moments[name].result(), layouts[name].to_rows(importance[f"{name}/codes"])) for name in shapes}
 
