@@ -6,6 +6,7 @@ that cost on images that nothing was chosen by. Run it with
     python examples/own_network.py
 """
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -66,14 +67,14 @@ reported = batches(images[test], labels[test], 497)
 
 # ## Compress
 #
-# Start from 32 Gaussian bins a kernel. `output_importance` says how much each weight moves the logits, and `search_lmbda` finds the
+# Start from 32 Gaussian bins a kernel. `output_importance` says how much each weight moves the logits, `search_lambda` finds the
 # highest Lagrangian weight of a bit that costs at most half a point on the calibration images.
 
 bins = bqjax.gaussian_bins(params, 32, [bqjax.Rule("*/kernel")])
-importance = bqjax.output_importance(outputs, params, searched, key=jax.random.key(0))
-limit = bqjax.RateConfig(max_drop=0.005)
-lmbda = bqjax.search_lmbda(score, params, searched, bins, importance, limit, metric="accuracy", rank_by="-loss")
-tree = bqjax.bin_and_quant_ecsq(params, bins, importance, lmbda)
+importance = bqjax.output_importance(outputs, params, searched, key=jax.random.key(0), names=list(bins))
+compress = partial(bqjax.bin_and_quant_ecsq, params, bins, importance)
+lmbda = bqjax.search_lambda(compress, score, params, searched, importance, limits={"accuracy": 0.005})
+tree = compress(lmbda)
 
 # ## One file, and what it decodes to
 #

@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from bqjax import codec
 from bqjax.cli.compress_budget import Budget, plan_within
 from bqjax.core.files import atomic_write
 from bqjax.core.task import Task
@@ -19,7 +18,8 @@ from bqjax.experiment.kept_rows import file_digest, search_path, task_fingerprin
 from bqjax.methods.base import Method
 from bqjax.report.console import progress_bar, say
 from bqjax.report.experiment import experiment_page, row_details, table_text
-from bqjax.report.tables import file_table, results_table, rich_table, search_table
+from bqjax.report.micro import stored_table
+from bqjax.report.tables import results_table, rich_table, search_table
 
 __all__ = ["Outputs", "compress_by_plan", "compress_experiment", "compress_within"]
 
@@ -84,7 +84,7 @@ def compress_experiment(
     finally:
         if not any(searches.iterdir()):
             searches.rmdir()
-    files = file_table(codec.inspect(out), out.name)
+    files = stored_table(out, out.name)
     entry = Entry(label=method.label, settings=repr(method), row=outcome.row, file=out.name, sha256=file_digest(out))
     found = Comparison.of(task, before, [entry])
     for shown in ([search_table(outcome.info)] if outcome.info else []) + [files, results_table(found)]:

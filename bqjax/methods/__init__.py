@@ -4,7 +4,17 @@ from bqjax.methods.base import Compressed, Method, Uncompressed
 from bqjax.methods.baselines.deep_compression import DeepCompressionConfig
 from bqjax.methods.baselines.diba import DiBAConfig
 from bqjax.methods.baselines.dkm import DKMConfig
-from bqjax.methods.baselines.methods import PTQ, Binary, DeepCompression, DiBA, KMeans, ProductQuantization, ResidualQuantization
+from bqjax.methods.baselines.even import EvenConfig
+from bqjax.methods.baselines.methods import (
+    PTQ,
+    Binary,
+    DeepCompression,
+    DiBA,
+    EvenLevels,
+    KMeans,
+    ProductQuantization,
+    ResidualQuantization,
+)
 from bqjax.methods.baselines.product import ProductConfig
 from bqjax.methods.baselines.ptq import PTQConfig
 from bqjax.methods.baselines.residual import ResidualConfig
@@ -16,6 +26,7 @@ from bqjax.methods.budget.method import WithinBudget
 from bqjax.methods.budget.plan import Blocks, BudgetConfig, Layer, Planned, Values
 from bqjax.methods.gwk.config import GWKConfig
 from bqjax.methods.gwk.method import GWK
+from bqjax.methods.rate_distortion.fixed_rate import ErrorFeedback, WeightedKMeans
 from bqjax.methods.rate_distortion.method import RateDistortion
 from bqjax.methods.rate_distortion.solver import SolverConfig
 
@@ -33,6 +44,9 @@ __all__ = [
     "DeepCompressionConfig",
     "DiBA",
     "DiBAConfig",
+    "ErrorFeedback",
+    "EvenConfig",
+    "EvenLevels",
     "GWKConfig",
     "GaussianBins",
     "KMeans",
@@ -50,5 +64,6 @@ __all__ = [
     "SolverConfig",
     "Uncompressed",
     "Values",
+    "WeightedKMeans",
     "WithinBudget",
 ]

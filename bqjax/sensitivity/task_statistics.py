@@ -46,7 +46,7 @@ def _frozen(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def task_curvature(
-    task: Task, *, key: jax.Array, positions: int = 2048, draws: int = 1, examples: int = 32, max_width: int = 4096
+    task: Task, *, key: jax.Array, positions: int = 2048, draws: int = 1, examples: int = 32, max_width: int | None = None
 ) -> Curvature:
     """Curvature of a task's outputs on its calibration data.
 

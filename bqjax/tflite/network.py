@@ -72,10 +72,14 @@ def _searched(model: Model, found: Mapping[str, Operator]) -> dict[str, Operator
     return {name: operator for name, operator in found.items() if name in model.changeable}
 
 
-def litert_predict(model: Model) -> Callable[[Any, Any], Predictions]:
+def litert_predict(model: Model, through: Callable[[bytes], bytes] = bytes) -> Callable[[Any, Any], Predictions]:
     """What LiteRT with its default kernels says of a batch, for :class:`bqjax.core.task.Task`; not traceable.
 
     The last answer is kept: a score of the same parameters and batch costs nothing more.
+
+    Args:
+      model: with other weights.
+      through: makes the file that is run of the rewritten one.
     """
     last: tuple[Any, Any, Predictions] | None = None
 
@@ -87,7 +91,7 @@ def litert_predict(model: Model) -> Callable[[Any, Any], Predictions]:
         plain = {name: {field: np.asarray(leaf) for field, leaf in layer.items()} for name, layer in params.items()}
         counted, labels = np.asarray(batch["mask"]) != 0, np.asarray(batch["labels"])
         guess = np.zeros(len(labels), np.int32)
-        guess[counted] = predictions(rewritten(model, plain), np.asarray(batch["inputs"])[counted])
+        guess[counted] = predictions(through(rewritten(model, plain)), np.asarray(batch["inputs"])[counted])
         said = Predictions(guess, (guess == labels) & counted, counted)  # type: ignore[arg-type]
         last = params, batch, said
         return said

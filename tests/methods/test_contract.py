@@ -390,6 +390,29 @@ def test_the_contract(method, kind, dtype, tmp_path):
     bits_are_those_of_the_formula(compressed, dtype)
 
 
+def pruned_tree():
+    """2:4 along the inputs of a dense kernel, whole output channels and single weights of a convolution's."""
+    conv, dense = half_tree()
+    kernel = conv.kernel.copy()
+    kernel[..., 5:] = 0
+    kernel[np.random.default_rng(1).random(kernel.shape) < 0.3] = 0
+    w = dense["kernel"].reshape(2, 4, 8)
+    order = np.argsort(np.abs(w), axis=1)
+    return [conv._replace(kernel=kernel), dense | {"kernel": np.where(order.argsort(1) < 2, 0, w).reshape(8, 8)}]
+
+
+# Whoever gives edges says what falls together; of one value there is none for zero.
+@pytest.mark.parametrize("method", [m for m in METHODS if "by hand" not in m.name and m.name != "gaussian 1"], ids=method_ids)
+def test_zeros_of_pruned_weights_stay_zeros(method, tmp_path):
+    params = pruned_tree()
+    compressed = method.make(params)(params)
+    for (name, before), after in zip(named_leaves(params).items(), named_leaves(decode(compressed)).values(), strict=True):
+        np.testing.assert_array_equal(np.asarray(after)[before == 0], 0, err_msg=name)
+        assert np.count_nonzero(after) > 0.2 * np.count_nonzero(before), name
+    codec.save(tmp_path / "f", compressed, coder="ans")
+    assert same_tree(codec.load(tmp_path / "f", like=compressed), compressed)
+
+
 # --- tracing -----------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from bqjax.methods.rate_distortion.distortion import measured_distortion, predicted_distortion
 from bqjax.methods.rate_distortion.method import RateDistortion, RateDistortionInfo
-from bqjax.methods.rate_distortion.search import lambda_for_bytes, search_lambda
+from bqjax.methods.rate_distortion.search import lambda_for_bytes
 from bqjax.methods.rate_distortion.solver import Prepared, SolverConfig, bin_and_quant_rd, prepare
 
 __all__ = [
@@ -15,5 +15,4 @@ __all__ = [
     "measured_distortion",
     "predicted_distortion",
     "prepare",
-    "search_lambda",
 ]

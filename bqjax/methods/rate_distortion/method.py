@@ -9,6 +9,7 @@ from statistics import NormalDist
 from typing import Any
 
 import jax
+import numpy as np
 
 from bqjax._version import __version__
 from bqjax.core.journal import Journal, digest
@@ -17,11 +18,13 @@ from bqjax.core.progress import Progress
 from bqjax.core.rules import Rule
 from bqjax.core.scoring import Scored, paired_error, score_on
 from bqjax.core.task import Task, signed
+from bqjax.core.tree import named_leaves
 from bqjax.methods.base import Compressed
 from bqjax.methods.rate_distortion.distortion import measured_distortion, predicted_distortion
-from bqjax.methods.rate_distortion.search import file_bytes, lambda_for_bytes, search_lambda
+from bqjax.methods.rate_distortion.search import file_bytes, lambda_for_bytes
 from bqjax.methods.rate_distortion.solver import SolverConfig, bin_and_quant_rd, prepare, removal_distortion
 from bqjax.sensitivity.curvature import Curvature
+from bqjax.sensitivity.lagrangian import lambda_within
 from bqjax.sensitivity.task_statistics import task_curvature
 
 __all__ = ["RateDistortion", "RateDistortionInfo"]
@@ -38,6 +41,7 @@ class RateDistortionInfo:
       measured: the same of the whole network on calibration data.
       measured_leaves: the same of leaves changed alone, with the bias that takes up their mean; empty where it was not asked for.
       left: leaves that were solved by their importance alone, and why.
+      notes: by leaf name, what is left out of its curvature: the width of blocks, where inputs are cut.
     """
 
     lmbda: float
@@ -47,6 +51,7 @@ class RateDistortionInfo:
     measured: float
     measured_leaves: Mapping[str, float]
     left: Mapping[str, str]
+    notes: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,7 @@ class RateDistortion:
       coder: that the file will be saved with, for ``target_bytes``; see :func:`bqjax.codec.save`.
       rules: which leaves.
       solver: how leaves are solved.
-      steps, scan: of the search for drops, see :func:`bqjax.methods.rate_distortion.search.search_lambda`.
+      steps, scan: of the search for drops, see :func:`bqjax.sensitivity.lagrangian.lambda_within`.
       by_leaf: report what each leaf alone costs, too: a pass over the calibration data a leaf.
       positions, draws, examples, max_width: see :func:`bqjax.sensitivity.curvature.output_curvature`.
       label: in tables.
@@ -88,7 +93,7 @@ class RateDistortion:
     positions: int = 2048
     draws: int = 1
     examples: int = 32
-    max_width: int = 4096
+    max_width: int | None = None
     label: str = "rate-distortion"
 
     def __post_init__(self) -> None:
@@ -106,8 +111,9 @@ class RateDistortion:
         if self.target_bytes is not None and self.target_bytes < 1:
             raise ValueError(f"target_bytes must be at least 1, got {self.target_bytes}")
         for what in ("steps", "positions", "draws", "examples", "max_width"):
-            if getattr(self, what) < 1:
-                raise ValueError(f"{what} must be at least 1, got {getattr(self, what)}")
+            value = getattr(self, what)
+            if value is not None and value < 1:
+                raise ValueError(f"{what} must be at least 1, got {value}")
         if self.scan < 0:
             raise ValueError(f"scan must not be negative, got {self.scan}")
 
@@ -131,7 +137,7 @@ class RateDistortion:
             tree = trials.tree(lmbda)
             predicted = predicted_distortion(task.params, tree, curvature)
             measured, leaves = trials.distortion(lmbda, tree, list(predicted) if self.by_leaf else ())
-        info = RateDistortionInfo(lmbda, baseline, final, predicted, measured, leaves, dict(curvature.left))
+        info = RateDistortionInfo(lmbda, baseline, final, predicted, measured, leaves, dict(curvature.left), dict(curvature.notes))
         return Compressed(tree, info, trials.found(lmbda))
 
     def _lmbda(self, trials: _Trials, progress: Progress | None) -> float:
@@ -139,8 +145,8 @@ class RateDistortion:
             return self.lmbda
         unit = removal_distortion(trials.prepared)
         if self.target_bytes is not None:
-            return lambda_for_bytes(trials.bytes, self.target_bytes, unit, progress=progress)
-        return search_lambda(trials.excess, unit, steps=self.steps, scan=self.scan, progress=progress)
+            return lambda_for_bytes(trials.bytes, self.target_bytes, unit, trials.n_weights, progress=progress)
+        return lambda_within(trials.excess, unit, steps=self.steps, scan=self.scan, progress=progress)
 
 
 class _Trials:
@@ -149,6 +155,7 @@ class _Trials:
     def __init__(self, method: RateDistortion, task: Task, curvature: Curvature, journal: Journal):
         self._method, self._task, self._curvature, self._journal = method, task, curvature, journal
         self.prepared = prepare(task.params, curvature, method.rules, method.solver)
+        self.n_weights = sum(int(np.size(leaf)) for leaf in named_leaves(task.params).values())
         self._before: Scored | None = None
 
     def tree(self, lmbda: float) -> Any:
@@ -166,7 +173,7 @@ class _Trials:
         about = {"task": self._task.name, "method": self._method.label, **self.found(lmbda)}
 
         def measure() -> int:
-            return file_bytes(self.tree(lmbda), self._method.coder, about)
+            return file_bytes(self.tree(lmbda), self._method.coder, about, self._task.storage)
 
         return int(self._journal.measure(f"bytes {lmbda.hex()} {(self._method.coder, about)!r}", measure))
 

@@ -23,6 +23,7 @@ import numpy as np
 from bqjax.core.leaves import Clustered, trim_codebook
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import check_finite, named_leaves, replace
+from bqjax.kmeans.fixed_levels import pruned
 from bqjax.methods.rate_distortion.distortion import add_means, leaf_change
 from bqjax.methods.rate_distortion.leaf import LeafStats, QuantizedRows, diagonal_stats, leaf_stats, quantize_rows
 from bqjax.methods.rate_distortion.vectors import affine_vector
@@ -166,7 +167,8 @@ def bin_and_quant_rd(
 
     Returns:
       The tree with :class:`~bqjax.core.leaves.Clustered` leaves for kernels, whose codebooks hold the levels in use, and
-      :class:`~bqjax.core.leaves.Affine` for vectors where that pays.
+      :class:`~bqjax.core.leaves.Affine` for vectors where that pays. Zeros of pruned kernels, of which 5 % or more of the weights
+      are zero, stay zeros: errors are passed on to the other weights alone.
 
     Raises:
       ValueError: a negative, infinite or NaN lmbda; a curvature of other parameters; NaN weights, by leaf; a leaf that has neither
@@ -190,6 +192,7 @@ def bin_and_quant_rd(
             step_scales=config.step_scales,
             passes=config.passes,
             sweeps=config.sweeps,
+            hold_zeros=pruned(leaves[name]) is not None and name not in moved,
         )
         new[name] = _clustered(found, layout, leaves[name].dtype)
         if name in prepared.shifts:

@@ -22,7 +22,7 @@ import numpy as np
 from bqjax.methods.rate_distortion.leaf import LeafStats, Price, mean_curvature, quantize_on
 from bqjax.methods.rate_distortion.levels import balanced_step, integer_grid, level_bits
 
-__all__ = ["QuantizedLayer", "quantize_layer", "quantize_layer_by_output", "row_classes", "row_curvature"]
+__all__ = ["QuantizedLayer", "quantize_layer", "quantize_layer_by_output", "row_classes", "row_curvature", "weight_curvature"]
 
 _TABLE_BITS, _VALUE_BITS = 400.0, 16.0  # of a class in the file: its record, and each value with its frequency
 _MOST_CLASSES = 8  # of outputs
@@ -87,6 +87,14 @@ def row_curvature(stats: LeafStats) -> np.ndarray:
     return np.maximum(np.asarray(stats.importance, np.float64), 1e-30) * inputs[:, None]
 
 
+def weight_curvature(stats: LeafStats) -> np.ndarray:
+    """``[G, rows, d]``: what half a squared step costs at each weight, when later ones make good what they can."""
+    pivots = np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64)
+    by_place = np.zeros_like(pivots)
+    np.put_along_axis(by_place, np.asarray(stats.order), 1 / np.maximum(np.square(pivots), 1e-30), axis=1)
+    return np.asarray(stats.importance, np.float64)[:, :, None] * by_place[:, None, :]
+
+
 def quantize_layer(
     codes: np.ndarray,
     zero_point: int,
@@ -147,7 +155,8 @@ def _by_class(
     codes: np.ndarray, zero_point: int, stats: LeafStats, lmbda: float, classes: np.ndarray, settings: Mapping[str, Any]
 ) -> QuantizedLayer:
     """Each class of rows with a grid of its own."""
-    new, distortion, bits, steps = np.empty_like(codes), 0.0, 0.0, []
+    new, distortion, bits = np.empty_like(codes), 0.0, 0.0
+    steps: list[float] = []
     for c in range(int(classes.max()) + 1):
         rows = np.flatnonzero(classes[0] == c)
         part, own = codes[:, rows], stats._replace(importance=stats.importance[:, rows])

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,23 @@ from bqjax.core.journal import Journal, digest
 from bqjax.core.progress import Progress
 from bqjax.core.scoring import score_batches
 from bqjax.core.task import Score, signed
-from bqjax.methods.rate_distortion.leaf import mean_curvature
+from bqjax.methods.rate_distortion.leaf import LeafStats, mean_curvature
 from bqjax.sensitivity.importance import output_importance
 from bqjax.sensitivity.limit import highest_within
 from bqjax.tflite.codes.grid import QuantizedLayer, quantize_layer, quantize_layer_by_output
 from bqjax.tflite.codes.layer_stats import Layer, Measured, Moments, layer_layout, layer_stats
 
-__all__ = ["QuantizedConfig", "QuantizedInfo", "QuantizedNetwork", "QuantizedReport", "measure_layers", "search_codes"]
+__all__ = ["QuantizedConfig", "QuantizedInfo", "QuantizedNetwork", "QuantizedReport", "Target", "measure_layers", "search_codes"]
+
+
+class Target(Protocol):
+    """A file format that says itself what codes of a layer cost. A frozen dataclass: its ``repr`` tells searches apart."""
+
+    def prepared(
+        self, codes: np.ndarray, zero_point: int, stats: LeafStats, settings: Mapping[str, Any]
+    ) -> Callable[[float], QuantizedLayer | None]:
+        """New codes of one layer by lmbda; arguments as of :func:`bqjax.tflite.codes.grid.quantize_layer`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +65,8 @@ class QuantizedConfig:
       passes, sweeps: over a layer and of coordinate descent after each, see :func:`bqjax.tflite.codes.grid.quantize_layer`.
       step_scale: likewise.
       damping: of the inputs' second moment, a share of its mean diagonal.
+      target: the file format that codes are for, where it is another than :mod:`bqjax.tflite.container`, which codes them at their
+        entropy.
     """
 
     lmbda: float | None = None
@@ -69,6 +81,7 @@ class QuantizedConfig:
     sweeps: int = 4
     step_scale: float = 1.0
     damping: float = 0.01
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         if self.lmbda is not None and not (self.lmbda >= 0 and math.isfinite(self.lmbda)):
@@ -203,6 +216,7 @@ class _Search:
         codes = {name: np.asarray(network.params[name]["codes"]).astype(np.int64) for name in network.layers}
         self._layouts = {name: layer_layout(layer.kind, codes[name].shape) for name, layer in network.layers.items()}
         self.rows = {name: layout.to_rows(codes[name]) for name, layout in self._layouts.items()}
+        self._prepared: dict[str, Callable[[float], QuantizedLayer | None]] = {}
 
     def score(self, params: Callable[[], Any], what: str) -> dict[str, float]:
         """Metrics of ``params()``, which is not called where the journal knows them: new codes take longer than their score."""
@@ -214,6 +228,13 @@ class _Search:
 
     def layer(self, name: str, lmbda: float) -> QuantizedLayer | None:
         config = self.config
+        names = ("compensate", "passes", "sweeps", "step_scale")
+        settings: dict[str, Any] = {name: getattr(config, name) for name in names}
+        if config.target is not None:
+            if name not in self._prepared:
+                layer = self.rows[name], self.zero_point(name), self._stats[name]
+                self._prepared[name] = config.target.prepared(*layer, settings)
+            return self._prepared[name](lmbda)
         # Outputs of a depthwise layer have a few weights each: too few for tables of their own.
         by_output = config.by_output and self.network.layers[name].kind != "DEPTHWISE_CONV_2D"
         return (quantize_layer_by_output if by_output else quantize_layer)(
@@ -221,10 +242,7 @@ class _Search:
             self.zero_point(name),
             self._stats[name],
             lmbda,
-            compensate=config.compensate,
-            passes=config.passes,
-            sweeps=config.sweeps,
-            step_scale=config.step_scale,
+            **settings,
         )
 
     def leaves(self, name: str, new: QuantizedLayer) -> dict[str, Any]:

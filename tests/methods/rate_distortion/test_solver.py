@@ -21,7 +21,6 @@ from bqjax.methods.rate_distortion import (
     bin_and_quant_rd,
     lambda_for_bytes,
     predicted_distortion,
-    search_lambda,
 )
 from bqjax.sensitivity.curvature import output_curvature
 
@@ -193,17 +192,29 @@ def test_the_method_refuses_what_it_cannot_do(problem):
         RateDistortion(target_bytes=50, draws=1).compress(task(params, batches), key=jax.random.key(0))
 
 
-def test_searches_end_where_the_limit_is():
-    found = search_lambda(lambda lmbda: lmbda - 0.3, 1.0, steps=9, scan=0)
-    assert 0.28 < found <= 0.3
-    with pytest.raises(ValueError, match="no lmbda keeps the limit: the nearest"):
-        search_lambda(lambda lmbda: 1 + lmbda, 1.0, steps=4, scan=1)
-    sizes = []
+@pytest.mark.parametrize("target", [15_000, 25_000, 60_000, 90_000])
+@pytest.mark.parametrize("spread", [0.0, 1.5])
+def test_a_size_takes_few_files(target, spread):
+    """Files of Gaussian layers of several curvatures, each at its rate by reverse water-filling, beside 3,000 bytes of tables."""
+    rng = np.random.default_rng(0)
+    curvatures = np.exp(spread * rng.normal(size=20))
+    curvatures /= curvatures.mean()
+    sizes = {}
 
     def size(lmbda):
-        sizes.append(int(10_000 / (1 + 5 * lmbda**0.3)))
-        return sizes[-1]
+        bits = np.maximum(0.5 * np.log2(2 * np.log(2) * curvatures / lmbda), 0.02)
+        sizes[lmbda] = int(3000 + 200_000 / 8 * bits.mean())
+        return sizes[lmbda]
 
-    found = lambda_for_bytes(size, 4000, 1.0)
-    assert 3980 <= size(found) <= 4000 and len(sizes) < 12
-    assert lambda_for_bytes(lambda _: 10, 4000, 1.0) < 1e-4
+    found = lambda_for_bytes(size, target, 1.0, 200_000)
+    assert 0.995 * target <= sizes[found] <= target and len(sizes) <= 5
+
+
+def test_sizes_that_are_out_of_reach():
+    made = []
+    assert lambda_for_bytes(lambda lmbda: made.append(lmbda) or 10, 4000, 1.0, 100) < 1e-4
+    assert len(made) < 8
+    with pytest.raises(ValueError, match="no lmbda reaches 4,000 bytes: the nearest, 4, makes a file of 5,000 bytes"):
+        lambda_for_bytes(lambda lmbda: 5000, 4000, 1.0, 100)
+    # A size that jumps past the target: the largest below it is taken.
+    assert lambda_for_bytes(lambda lmbda: 5000 if lmbda < 0.01 else 3000, 4000, 1.0, 10_000) == pytest.approx(0.01, rel=0.2)
