@@ -4,7 +4,7 @@ At a given lmbda a layer takes what costs least by distortion plus lmbda times i
 
 - the even grid in balance with lmbda, its indices priced by the lengths of their Huffman codewords;
 - look-up tables of each width: values of least error under the layer's curvature, one table for all, or one a channel;
-- the codes that it has, where nothing is worth giving up.
+- the codes that it has, by a Huffman code, a bitmap or as they are, where nothing is worth giving up.
 
 Weights are chosen by error feedback in all of them, see :func:`bqjax.methods.rate_distortion.feedback.compensated_values`.
 Values of a table are those of weighted k-means of the codes, a weight counting by its curvature (exact, by dynamic programming).
@@ -68,7 +68,7 @@ class MicroTarget:
             for width in widths
             if 1 << width < len(np.unique(codes)) and (not by_channel or codes.shape[-1] > 1 << width)
         ]
-        kept_bits = 8.0 * min(codes.size, _huffman_layer_bytes(codes))
+        kept_bits = 8.0 * min(codes.size, _stored_bytes(codes, zero_point))
 
         def at(lmbda: float) -> QuantizedLayer | None:
             found = [layer for layer in map(partial(_even, codes, zero_point, stats, lmbda, settings), self.steps) if layer]
@@ -78,8 +78,10 @@ class MicroTarget:
         return at
 
 
-def _huffman_layer_bytes(codes: np.ndarray) -> int:
-    return huffman_bytes(np.unique(codes, return_counts=True)[1])[1] + ENTRY_BYTES
+def _stored_bytes(codes: np.ndarray, zero_point: int) -> int:
+    """By a Huffman code or a bitmap, whichever is smaller, with what else an encoded weight takes."""
+    pruned = -(-codes.size // 8) + int(np.count_nonzero(codes != zero_point)) + HEADER_BYTES
+    return min(huffman_bytes(np.unique(codes, return_counts=True)[1])[1], pruned) + ENTRY_BYTES
 
 
 def _price(counts: np.ndarray, zero: int) -> np.ndarray:
@@ -92,10 +94,10 @@ def _price(counts: np.ndarray, zero: int) -> np.ndarray:
 def _even(
     codes: np.ndarray, zero_point: int, stats: LeafStats, lmbda: float, settings: Mapping[str, Any], scale: float
 ) -> QuantizedLayer | None:
-    """The grid in balance, with the bits that a Huffman code and its tables take."""
+    """The grid in balance, with the bits that it takes in the file."""
     step_scale = scale * settings["step_scale"]
     layer = quantize_layer(codes, zero_point, stats, lmbda, **{**settings, "step_scale": step_scale}, price=_price)
-    return None if layer is None else layer._replace(bits=8.0 * _huffman_layer_bytes(layer.codes))
+    return None if layer is None else layer._replace(bits=8.0 * _stored_bytes(layer.codes, zero_point))
 
 
 def _with_table(codes: np.ndarray, stats: LeafStats, width: int, compensate: bool, by_channel: bool) -> QuantizedLayer:
