@@ -1,19 +1,24 @@
 """Rate-distortion optimal quantization: error feedback under the curvature of the outputs, at what each index costs in the file."""
 
+from bqjax.methods.rate_distortion.block_solver import Blocks, PreparedBlocks, block_quant_rd, prepare_blocks
 from bqjax.methods.rate_distortion.distortion import measured_distortion, predicted_distortion
 from bqjax.methods.rate_distortion.method import RateDistortion, RateDistortionInfo
 from bqjax.methods.rate_distortion.search import lambda_for_bytes, search_lambda
 from bqjax.methods.rate_distortion.solver import Prepared, SolverConfig, bin_and_quant_rd, prepare
 
 __all__ = [
+    "Blocks",
     "Prepared",
+    "PreparedBlocks",
     "RateDistortion",
     "RateDistortionInfo",
     "SolverConfig",
     "bin_and_quant_rd",
+    "block_quant_rd",
     "lambda_for_bytes",
     "measured_distortion",
     "predicted_distortion",
     "prepare",
+    "prepare_blocks",
     "search_lambda",
 ]
