@@ -38,7 +38,7 @@ class BlockStats(NamedTuple):
       inputs: ``[G, D]`` inputs of the leaf's rows; padding points to a zero behind them.
       real: ``[G, D]`` False for padding, whose moment is that of an input by itself.
       whitener: ``[G, B, d, d]``, ``u_JJ^-T`` of each block.
-      factor: ``[G, D, D]``, upper triangular, ``factor^T factor = moment^-1``.
+      factor: ``[G, D, D]``, upper triangular, ``factor^T factor = moment^-1``; None where only coordinate descent goes on.
       moment: ``[G, D, D]``, damped.
       importance: ``[G, rows]``, positive.
     """
@@ -47,7 +47,7 @@ class BlockStats(NamedTuple):
     inputs: jax.Array
     real: jax.Array
     whitener: jax.Array
-    factor: jax.Array
+    factor: jax.Array | None
     moment: jax.Array
     importance: jax.Array
 
