@@ -29,7 +29,7 @@ from bqjax.core.tree import named_leaves
 from bqjax.kmeans.codebooks import codebook_name, codebooks, with_codebooks
 from bqjax.methods.gwk.assignment import code_lengths, index_bits
 from bqjax.methods.gwk.config import GWKConfig, block_size
-from bqjax.methods.rate_distortion import Blocks, prepare_blocks
+from bqjax.methods.rate_distortion import BlockConfig, prepare_blocks
 from bqjax.methods.rate_distortion.block_refresh import BlockRefresh, block_refreshes, refreshed_indices
 from bqjax.methods.rate_distortion.block_solver import solve_blocks
 from bqjax.sensitivity.curvature import output_curvature
@@ -80,12 +80,12 @@ def solved_start(model: Any, names: Sequence[str], settings: GWKPhase, batches: 
     return SolvedStart({name: solved[name] for name in names}, block_refreshes(prepared, curvature), settings.lmbda)
 
 
-def _rule(name: str, shape: tuple[int, ...], settings: GWKPhase) -> Rule[Blocks]:
+def _rule(name: str, shape: tuple[int, ...], settings: GWKPhase) -> Rule[BlockConfig]:
     """A kernel's blocks, and its group."""
     own: GWKPhase | GWKLayers = next((each for each in settings.layers if fnmatch.fnmatchcase(name, f"{each.pattern}/kernel")), settings)
     d = block_size(shape, GWKConfig(bits=own.bits, cv=own.cv, pw=own.pw))
     group = own.group if isinstance(own, GWKLayers) else None
-    return Rule(name, Blocks(d=d, k=2**own.bits, codebook_bits=None), group=group)
+    return Rule(name, BlockConfig(d=d, k=2**own.bits, codebook_bits=None), group=group)
 
 
 def bits_a_weight(leaves: dict[str, Clustered]) -> jax.Array:

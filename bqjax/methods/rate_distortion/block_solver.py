@@ -29,11 +29,11 @@ from bqjax.methods.rate_distortion.blocks import BlockLayout, block_layout
 from bqjax.methods.rate_distortion.solver import SolverConfig, bin_and_quant_rd, shifts_taken
 from bqjax.sensitivity.curvature import Curvature
 
-__all__ = ["Blocks", "PreparedBlocks", "block_quant_rd", "prepare_blocks", "solve_blocks"]
+__all__ = ["BlockConfig", "PreparedBlocks", "block_quant_rd", "prepare_blocks", "solve_blocks"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blocks:
+class BlockConfig:
     """How leaves are cut to blocks.
 
     Attributes:
@@ -64,7 +64,7 @@ class _Group(NamedTuple):
     """Leaves of one codebook, by name."""
 
     group: str | None
-    setting: Blocks
+    setting: BlockConfig
     layouts: dict[str, BlockLayout]
     leaves: dict[str, BlockLeaf]
 
@@ -77,7 +77,7 @@ class PreparedBlocks:
 
 
 def prepare_blocks(
-    params: Any, curvature: Curvature, blocks: Sequence[Rule[Blocks]], config: SolverConfig | None = None
+    params: Any, curvature: Curvature, blocks: Sequence[Rule[BlockConfig]], config: SolverConfig | None = None
 ) -> PreparedBlocks:
     """Checks, lays out and factors the leaves that go to blocks.
 
@@ -92,9 +92,9 @@ def prepare_blocks(
     leaves, found = named_leaves(params), dict[tuple[str | None, str], _Group]()
     shifts = shifts_taken(params, curvature, None, config)
     for name, rule in select(params, blocks).taken.items():
-        setting = rule.setting or Blocks()
-        if not isinstance(setting, Blocks):
-            raise ValueError(f"rule {rule.pattern!r}: the setting must be Blocks, got {setting!r}")
+        setting = rule.setting or BlockConfig()
+        if not isinstance(setting, BlockConfig):
+            raise ValueError(f"rule {rule.pattern!r}: the setting must be BlockConfig, got {setting!r}")
         check_finite(name, leaves[name])
         if name not in curvature.leaves:
             why = curvature.left.get(name, "was not asked for")
@@ -106,7 +106,7 @@ def prepare_blocks(
         at = (rule.group, "" if rule.group is not None else name)
         group = found.setdefault(at, _Group(rule.group, setting, {}, {}))
         if group.setting != setting:
-            raise ValueError(f"leaves of group {rule.group!r} share one codebook, and {name!r} has other Blocks than the first")
+            raise ValueError(f"leaves of group {rule.group!r} share one codebook, and {name!r} has other BlockConfig than the first")
         group.layouts[name], group.leaves[name] = layout, BlockLeaf(to_columns(rows, stats), stats)
     for group in found.values():
         n = sum(layout.numbers.size for layout in group.layouts.values())
@@ -207,7 +207,7 @@ def block_quant_rd(
     curvature: Curvature,
     *,
     lmbda: float,
-    blocks: Sequence[Rule[Blocks]],
+    blocks: Sequence[Rule[BlockConfig]],
     key: jax.Array,
     config: SolverConfig | None = None,
     prepared: PreparedBlocks | None = None,
@@ -218,7 +218,7 @@ def block_quant_rd(
       params: parameters, any pytree, concrete.
       curvature: of the outputs in these parameters (:func:`bqjax.sensitivity.curvature.output_curvature`).
       lmbda: of a bit, in the units of half the squared change of the outputs of an example.
-      blocks: which leaves go to blocks; a rule's ``setting`` is :class:`Blocks`, and leaves of one ``group`` share a codebook.
+      blocks: which leaves go to blocks; a rule's ``setting`` is :class:`BlockConfig`, and leaves of one ``group`` share a codebook.
       key: a ``jax.random`` key, of the seeds of k-means.
       config: damping, vectors and shifts, as for the scalar solver, which solves all other leaves.
       prepared: from :func:`prepare_blocks` of the same arguments, for several lmbdas.

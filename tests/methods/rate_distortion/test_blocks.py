@@ -14,9 +14,10 @@ from bqjax import codec, decode
 from bqjax.core.blocks import from_blocks, to_blocks
 from bqjax.core.leaves import Affine, Clustered
 from bqjax.core.rules import Rule
+from bqjax.core.task import Task
 from bqjax.core.tree import named_leaves
 from bqjax.kmeans.vector import kmeans_vector
-from bqjax.methods.rate_distortion import Blocks, block_quant_rd
+from bqjax.methods.rate_distortion import BlockConfig, BlockRateDistortion, block_quant_rd
 from bqjax.methods.rate_distortion.block_codebook import BlockLeaf, refitted_codebook
 from bqjax.methods.rate_distortion.block_feedback import (
     block_errors,
@@ -26,6 +27,7 @@ from bqjax.methods.rate_distortion.block_feedback import (
     to_columns,
 )
 from bqjax.methods.rate_distortion.blocks import block_layout
+from bqjax.methods.rate_distortion.search import file_bytes
 from bqjax.methods.rate_distortion.feedback import compensated_values, inverse_factor
 from bqjax.sensitivity.curvature import output_curvature
 from bqjax.sensitivity.leaf_curvature import Layout, LeafCurvature
@@ -156,7 +158,7 @@ def problem():
     return params, batches, output_curvature(outputs, params, batches, key=jax.random.key(0), draws=4)
 
 
-RULES = [Rule("conv", Blocks(d=9, k=16), group="kernels"), Rule("next", Blocks(d=9, k=16), group="kernels")]
+RULES = [Rule("conv", BlockConfig(d=9, k=16), group="kernels"), Rule("next", BlockConfig(d=9, k=16), group="kernels")]
 
 
 def test_a_tree_of_blocks_is_a_file_and_better_than_plain_k_means(problem, tmp_path):
@@ -192,15 +194,32 @@ def test_a_higher_lmbda_takes_fewer_bits(problem):
     assert counts[0] == 16 and counts[1] >= counts[2] and counts[2] < 16
 
 
+def test_the_method_meets_a_size(problem):
+    params, batches, _ = problem
+
+    def score(params, batch):
+        return {"loss": jnp.square(outputs(params, batch)).sum(), "accuracy": jnp.zeros(())}, jnp.float32(len(batch))
+
+    task = Task(score=score, params=params, calibration=batches, test=batches[:1], name="small", outputs=outputs)
+    method = BlockRateDistortion(target_bytes=1100, blocks=RULES)
+    found = method.compress(task, key=jax.random.key(0))
+    about = {"task": "small", "method": method.label, **found.found}
+    assert 900 <= file_bytes(found.tree, "auto", about) <= 1100
+    assert set(found.info.predicted) >= {"conv", "next", "head"} and found.info.lmbda > 0
+    for fields, message in (({}, "name one of"), ({"lmbda": 1.0}, "blocks are rules"), ({"lmbda": -1.0, "blocks": RULES}, "lmbda")):
+        with pytest.raises(ValueError, match=message):
+            BlockRateDistortion(**fields)
+
+
 @pytest.mark.parametrize(
     ("rules", "lmbda", "message"),
     [
-        ([Rule("conv", Blocks(d=55))], 1e-3, "rows of 54 weights"),
-        ([Rule("conv", 9)], 1e-3, "must be Blocks"),
-        ([Rule("conv", Blocks(k=256))], 1e-3, "72 blocks, fewer than the 256 entries"),
-        ([Rule("conv", Blocks(k=4), group="a"), Rule("next", Blocks(k=8), group="a")], 1e-3, "share one codebook"),
+        ([Rule("conv", BlockConfig(d=55))], 1e-3, "rows of 54 weights"),
+        ([Rule("conv", 9)], 1e-3, "must be BlockConfig"),
+        ([Rule("conv", BlockConfig(k=256))], 1e-3, "72 blocks, fewer than the 256 entries"),
+        ([Rule("conv", BlockConfig(k=4), group="a"), Rule("next", BlockConfig(k=8), group="a")], 1e-3, "share one codebook"),
         (RULES, -1.0, "not negative"),
-        ([Rule("nothing", Blocks())], 1e-3, "nothing"),
+        ([Rule("nothing", BlockConfig())], 1e-3, "nothing"),
     ],
 )
 def test_what_cannot_be_cut_to_blocks_is_named(problem, rules, lmbda, message):
@@ -218,6 +237,6 @@ def test_blocks_must_lie_in_the_inputs_of_one_output():
 
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="k must be from 1"):
-        Blocks(k=0)
+        BlockConfig(k=0)
     with pytest.raises(ValueError, match="codebook_bits"):
-        Blocks(codebook_bits=9)
+        BlockConfig(codebook_bits=9)
