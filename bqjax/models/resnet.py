@@ -24,6 +24,7 @@ from flax import nnx
 
 from bqjax.adapters.safetensors import read_weights
 from bqjax.adapters.torch import load_torch
+from bqjax.models.activation import relu_once
 
 __all__ = ["CifarResNet", "ResidualBlock", "load_resnet", "resnet_inputs"]
 
@@ -65,12 +66,14 @@ class ResidualBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[n, h, w, cin] -> [n, ceil(h / stride), ceil(w / stride), cout]``."""
-        y = nnx.relu(self.bn1(self.conv1(x)))
+        # The running statistics are for evaluation, which needs no gradients.
+        relu = relu_once if not self.bn1.use_running_average else nnx.relu
+        y = relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         shortcut = x[:, :: self.stride, :: self.stride, :]
         if self.added:
             shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (self.added, self.added)))
-        return nnx.relu(shortcut + y)
+        return relu(shortcut + y)
 
 
 class CifarResNet(nnx.Module):
@@ -106,7 +109,8 @@ class CifarResNet(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits ``[n, classes]`` of images ``[n, h, w, 3]`` as :func:`resnet_inputs` makes them."""
-        x = nnx.relu(self.bn1(self.conv1(x)))
+        relu = relu_once if not self.bn1.use_running_average else nnx.relu
+        x = relu(self.bn1(self.conv1(x)))
         for stage in (self.layer1, self.layer2, self.layer3):
             for block in stage:
                 x = block(x)

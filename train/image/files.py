@@ -13,7 +13,7 @@ import numpy as np
 from bqjax import codec
 from bqjax.core.leaves import Affine, Clustered, decode, index_dtype
 from bqjax.core.tree import named_leaves, replace
-from bqjax.kmeans.codebooks import codebooks, quantize_codebooks, with_codebooks
+from bqjax.kmeans.codebooks import codebooks, quantize_codebooks, trimmed_codebooks, with_codebooks
 from bqjax.methods.gwk.config import bits_per_weight
 from bqjax.quantizers import QuantizerConfig, libra_parameter_binarization, rounded_weights
 from train.image.vectors import LAYERS, few_bits, folded, packed_quantizers, statistics_of, unpacked_quantizers
@@ -79,7 +79,7 @@ def write_quantized(
         held = packed_quantizers(quantizers)
         quantizers = replace(quantizers, unpacked_quantizers(held))
     tree = clustered or _levels(network, quantizers, config)
-    small = quantize_codebooks(tree, _intervals(tree, quantizers))
+    small = quantize_codebooks(trimmed_codebooks(tree), _intervals(tree, quantizers))
     kernels = {name: leaf for name, leaf in named_leaves(network).items() if np.ndim(leaf) > 1}
     others = {name: _int8(np.asarray(leaf)) for name, leaf in kernels.items() if name not in small}
     stored_network, told = replace(network, small | others), _needed(statistics)

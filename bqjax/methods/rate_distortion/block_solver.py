@@ -21,7 +21,7 @@ import numpy as np
 from bqjax.core.leaves import Clustered, index_dtype
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import check_finite, named_leaves
-from bqjax.kmeans.codebooks import quantize_codebooks
+from bqjax.kmeans.codebooks import quantize_codebooks, trimmed_codebooks
 from bqjax.kmeans.ecvq import ideal_code_lengths
 from bqjax.methods.rate_distortion.block_codebook import BlockLeaf, refitted_codebook, start_codebook
 from bqjax.methods.rate_distortion.block_feedback import block_errors, block_stats, compensated_blocks, descended_blocks, to_columns
@@ -182,24 +182,19 @@ def _clustered(
     """Leaves for the file, of the entries that any leaf of the group uses."""
     first = None if like is None else next(iter(like.values()))
     table = np.asarray(codebook if first is None else first.codebook)
-    used = np.unique(np.concatenate([np.asarray(index).reshape(-1) for index in chosen]))
-    place = np.zeros(len(table), np.int64)
-    place[used] = np.arange(len(used))
     made = {}
     for (name, layout), leaf, index in zip(group.layouts.items(), group.leaves.values(), chosen, strict=True):
-        indices = place[layout.to_indices(index, leaf.stats.order)].astype(index_dtype(len(used)))
-        shape = tuple(dtypes[name].shape)
         made[name] = Clustered(
-            indices,
-            table[used],
-            shape,
+            layout.to_indices(index, leaf.stats.order).astype(index_dtype(len(table))),
+            table,
+            tuple(dtypes[name].shape),
             dtypes[name].dtype,
             layout.axis_order,
             group=group.group,
             scale=None if first is None else first.scale,
             offset=None if first is None else first.offset,
         )
-    return made
+    return trimmed_codebooks(made)
 
 
 def block_quant_rd(
