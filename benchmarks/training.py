@@ -3,9 +3,10 @@
     python benchmarks/training.py
     python benchmarks/training.py --batch-size 64 --float
 
-Float, or quantized to W8/A8 with distillation off, random weights, batches of random images of CIFAR-10's size, Adam. Both steps are compiled
-in one process and run in turn; the figure is the median of the CPU seconds of the process (all threads), which other work on the machine
-disturbs least. Both start from the same weights, and their losses must be the same. The last line is one JSON object.
+Float, or quantized to W8/A8 with distillation off, random weights, batches of random images of CIFAR-10's size, Adam. Both steps
+are compiled in one process and run in turn; the figure is the median of the CPU seconds of the process (all threads), which other
+work on the machine disturbs least. Both start from the same weights, and their losses must be the same. The last line is one JSON
+object.
 """
 
 from __future__ import annotations

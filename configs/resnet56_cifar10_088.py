@@ -1,9 +1,9 @@
 """python -m train --config configs/resnet56_cifar10_088.py --data-dir DATA --out out/resnet56_088
 
-ResNet-56 on CIFAR-10, W8/A8, at 0.88 bits a weight over all kernels: blocks start from the solver, latent weights and codebooks train
-together with bits in the choice of blocks, then codebooks alone. Started again with the same command, a run goes on from its last epoch.
-For a quiet machine with many hours: 8 epochs. Whole kernels of the second and third stage share a codebook of 256, rows of three of the
-first one of 32; indices take 0.83 bits a clustered weight, codebooks, first convolution and head the rest.
+ResNet-56 on CIFAR-10, W8/A8, at 0.88 bits a weight over all kernels: blocks start from the solver, latent weights and codebooks
+train together with bits in the choice of blocks, then codebooks alone. Started again with the same command, a run goes on from its
+last epoch. For a quiet machine with many hours: 8 epochs. Whole kernels of the second and third stage share a codebook of 256,
+rows of three of the first one of 32; indices take 0.83 bits a clustered weight, codebooks, first convolution and head the rest.
 """
 
 from bqjax.quantizers import QuantizerConfig

@@ -20,7 +20,15 @@ from bqjax.core.leaves import Clustered, index_dtype
 from bqjax.core.tree import named_leaves, replace
 from bqjax.kmeans.assignment import weighted_sums
 
-__all__ = ["clustered_leaves", "codebook_gradients", "codebook_name", "codebooks", "quantize_codebooks", "trimmed_codebooks", "with_codebooks"]
+__all__ = [
+    "clustered_leaves",
+    "codebook_gradients",
+    "codebook_name",
+    "codebooks",
+    "quantize_codebooks",
+    "trimmed_codebooks",
+    "with_codebooks",
+]
 
 
 def clustered_leaves(tree: Any) -> dict[str, Clustered]:
@@ -86,7 +94,8 @@ def codebook_gradients(tree: Any, grads: Any) -> dict[str, jax.Array]:
 
 
 def trimmed_codebooks(tree: Any) -> Any:
-    """The tree without the codebook entries that no leaf points to; leaves that share a codebook keep what any of them uses. Concrete.
+    """The tree without the codebook entries that no leaf points to; leaves that share a codebook keep what any of them uses.
+    Concrete.
 
     Example:
       >>> leaf = Clustered(np.array([2, 0, 2], np.uint8), np.float32([[1.0], [5.0], [7.0]]), (3,), np.float32)

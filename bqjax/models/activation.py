@@ -1,9 +1,9 @@
 """Relu that is computed once: for training on CPUs, where XLA would compute it again for everything that reads it.
 
-XLA's CPU compiler joins elementwise operations with what consumes them, and computes them anew for each consumer. In a residual network
-the weight gradient of a convolution reads its input transposed, and that input is a relu of a sum of all blocks before it in the stage: the
-compiler computes the whole chain again in the transposed order, one strided read after the other, for every convolution. An operation
-that it takes for expensive, such as a division, it does not compute twice.
+XLA's CPU compiler joins elementwise operations with what consumes them, and computes them anew for each consumer. In a residual
+network the weight gradient of a convolution reads its input transposed, and that input is a relu of a sum of all blocks before it
+in the stage: the compiler computes the whole chain again in the transposed order, one strided read after the other, for every
+convolution. An operation that it takes for expensive, such as a division, it does not compute twice.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ __all__ = ["relu_once"]
 def relu_once(x: jax.Array) -> jax.Array:
     """Relu, to the bit, whose value is kept in memory and not computed again. Traceable, with reverse-mode derivatives.
 
-    On a CPU by ``jax.default_backend()`` at the time of tracing; elsewhere it is ``jax.nn.relu``. It pays in training, where gradients
-    read the value again.
+    On a CPU by ``jax.default_backend()`` at the time of tracing; elsewhere it is ``jax.nn.relu``. It pays in training, where
+    gradients read the value again.
 
     Args:
       x: floating point, not empty.

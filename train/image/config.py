@@ -48,9 +48,9 @@ class GWKPhase:
       epochs: of the phase.
       schedule: ``"epoch"`` replaces weights by their reconstruction after every epoch (the paper); ``"step"`` (ours, for
         short training) runs on the reconstruction in every step, with gradients straight through to latent weights.
-      start: ``"kmeans"``, or ``"solver"`` (ours): blocks chosen under the curvature of the float network's outputs, and codebooks that
-        train beside latent weights (:mod:`train.image.solved`); schedule "step". ``decay``, ``weighting`` and ``rate`` are then not
-        looked at, and ``epochs=0`` with ``tune_epochs`` trains codebooks alone.
+      start: ``"kmeans"``, or ``"solver"`` (ours): blocks chosen under the curvature of the float network's outputs, and codebooks
+        that train beside latent weights (:mod:`train.image.solved`); schedule "step". ``decay``, ``weighting`` and ``rate`` are
+        then not looked at, and ``epochs=0`` with ``tune_epochs`` trains codebooks alone.
       lmbda: of a bit at the solver's start, in the units of half the squared change of the outputs of an example.
       bits_per_weight: what indices shall take on the mean over all clustered weights, entropy-coded; lmbda then follows. None keeps
         lmbda. Start "solver".
@@ -108,7 +108,6 @@ class GWKPhase:
         self._check_start()
         if self.schedule != "step" and any(each.index_bits is not None for each in self.layers):
             raise ValueError('index_bits of layers need schedule "step"')
-
 
     def _check_start(self) -> None:
         if self.start not in ("kmeans", "solver"):

@@ -56,8 +56,8 @@ def write_quantized(
     Clustered kernels are indices and codebooks of 8 bits, on the grid of the layer's weight quantizer, so that the layer computes
     what it did. Without clusters, quantized kernels of up to 8 bits are the codes of that grid (of IR-Net: signs, from which
     its powers of two are computed anew). Other kernels (first and last layer) are int8 with a scale for each output
-    channel. Everything else that the forward pass needs (biases, BatchNorm, intervals) is as it is, or with ``vector_bits`` folded and
-    in few bits (:mod:`train.image.vectors`).
+    channel. Everything else that the forward pass needs (biases, BatchNorm, intervals) is as it is, or with ``vector_bits`` folded
+    and in few bits (:mod:`train.image.vectors`).
 
     Args:
       path: of the file; one that is there is replaced.

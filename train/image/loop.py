@@ -186,7 +186,8 @@ def _phase(
     found: dict[str, Any] = {}
     if name != "float" and config.quantizer is not None:
         scored, found = _through_file(run, training.scheme, objective, state, trained)
-    # A phase after a quantized one goes on from weights as they were before rounding, one after clusters from the kernels of the file.
+    # A phase after a quantized one goes on from weights as they were before rounding, one after clusters from the kernels of the
+    # file.
     model = objective.model(_with_kernels(trained, scored) if found else trained)
     return model, _evaluated(run, objective, scored, data.test)["accuracy"], found
 
@@ -208,7 +209,9 @@ def _through_file(
     state = jax.tree.map(np.asarray, state)
     leaves = scheme.finish(state.params["scheme"], state.carried)
     if jax.process_index() == 0:
-        norms = {"/".join(map(str, path)): m for path, m in nnx.iter_modules(objective.model(trained)) if isinstance(m, nnx.BatchNorm)}
+        norms = {
+            "/".join(map(str, path)): m for path, m in nnx.iter_modules(objective.model(trained)) if isinstance(m, nnx.BatchNorm)
+        }
         options = {"vector_bits": run.config.vector_bits, "epsilons": {name: norm.epsilon for name, norm in norms.items()}}
         run.say(write_quantized(file, network, leaves, quantizers, statistics, run.config.quantizer, **options))
     multihost_utils.sync_global_devices("exported")

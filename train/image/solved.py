@@ -1,9 +1,9 @@
 """Training below one bit a weight that starts from the solver: blocks chosen under the curvature of the float network's outputs.
 
 Before the first step kernels are blocks already, assigned with error feedback at what their indices cost
-(:mod:`bqjax.methods.rate_distortion.block_solver`). Then both the codebooks and latent weights train: the network sees the blocks, and
-gradients go to the codebooks and straight through to the latent weights. After each step every block looks whether another entry is
-cheaper now by the solver's cost, distance under the curvature and bits of the index.
+(:mod:`bqjax.methods.rate_distortion.block_solver`). Then both the codebooks and latent weights train: the network sees the blocks,
+and gradients go to the codebooks and straight through to the latent weights. After each step every block looks whether another
+entry is cheaper now by the solver's cost, distance under the curvature and bits of the index.
 
 References:
   Bengio, Léonard, Courville 2013 (arXiv 1308.3432): the straight-through estimator.
@@ -38,7 +38,8 @@ from train.schemes import Numbers, Scheme, Weights
 
 __all__ = ["SolvedClusters", "SolvedStart", "bits_a_weight", "solved_start"]
 
-# Rate control: indices that take a tenth of a bit a weight too many raise lmbda by this share of it a step, at most by the second number.
+# Rate control: indices that take a tenth of a bit a weight too many raise lmbda by this share of it a step, at most by the second
+# number.
 _GAIN, _MOST = 0.5, 0.1
 _RANGE = 1e4  # how far lmbda may go from where it started
 
@@ -82,7 +83,9 @@ def solved_start(model: Any, names: Sequence[str], settings: GWKPhase, batches: 
 
 def _rule(name: str, shape: tuple[int, ...], settings: GWKPhase) -> Rule[BlockConfig]:
     """A kernel's blocks, and its group."""
-    own: GWKPhase | GWKLayers = next((each for each in settings.layers if fnmatch.fnmatchcase(name, f"{each.pattern}/kernel")), settings)
+    own: GWKPhase | GWKLayers = next(
+        (each for each in settings.layers if fnmatch.fnmatchcase(name, f"{each.pattern}/kernel")), settings
+    )
     d = block_size(shape, GWKConfig(bits=own.bits, cv=own.cv, pw=own.pw))
     group = own.group if isinstance(own, GWKLayers) else None
     return Rule(name, BlockConfig(d=d, k=2**own.bits, codebook_bits=None), group=group)

@@ -1,7 +1,8 @@
-"""What a file holds beside kernels, in few bytes: BatchNorm folded to a scale and a shift, vectors in 8 or 16 bits, quantizers in one record a kind.
+"""What a file holds beside kernels, in few bytes: folded BatchNorm, vectors in 8 or 16 bits, quantizers in one record a kind.
 
-In evaluation BatchNorm is a line, ``x -> a x + b`` with ``a = scale / sqrt(var + epsilon)`` and ``b = bias - mean a``. A file needs no more than
-that: the network that is read has it with a mean of 0 and a variance of 1. (A network that trains on keeps its own statistics.)
+In evaluation BatchNorm is a line, ``x -> a x + b`` with ``a = scale / sqrt(var + epsilon)`` and ``b = bias - mean a``. A file
+needs no more than that: the network that is read has it with a mean of 0 and a variance of 1. (A network that trains on keeps its
+own statistics.)
 
 References:
   Jacob et al. 2018 (arXiv 1712.05877), section 3.2: folding; codes with a scale and a zero point.
@@ -67,12 +68,18 @@ def folded(network: Mapping[str, Any], statistics: Mapping[str, Any], epsilons: 
     for name, epsilon in epsilons.items():
         for where, leaf in ((values, "scale"), (values, "bias"), (told, "mean"), (told, "var")):
             if f"{name}/{leaf}" not in where:
-                raise ValueError(f"BatchNorm {name!r} has no {leaf}: it cannot be folded, leave vectors as they are (vector_bits=None)")
+                raise ValueError(
+                    f"BatchNorm {name!r} has no {leaf}: it cannot be folded, leave vectors as they are (vector_bits=None)"
+                )
         scale, bias = (np.asarray(values[f"{name}/{leaf}"], np.float64) for leaf in ("scale", "bias"))
         mean, var = (np.asarray(told[f"{name}/{leaf}"], np.float64) for leaf in ("mean", "var"))
         a = scale / np.sqrt(var + epsilon)
         # A network that divides by sqrt(1 + epsilon) again.
-        new[name] = {"scale": (a * math.sqrt(1 + epsilon)).astype(np.float32), "bias": (bias - mean * a).astype(np.float32), _FOLDED: None}
+        new[name] = {
+            "scale": (a * math.sqrt(1 + epsilon)).astype(np.float32),
+            "bias": (bias - mean * a).astype(np.float32),
+            _FOLDED: None,
+        }
     return _with(network, new), _without(statistics, set(epsilons))
 
 
@@ -105,8 +112,8 @@ def packed_quantizers(quantizers: Any) -> dict[str, Any]:
         layer, _, kind = name.rpartition("/")
         layers.setdefault(layer, {})[kind] = value
     groups: dict[tuple[str, ...], list[str]] = {}
-    for layer, kinds in layers.items():
-        groups.setdefault(tuple(sorted(kinds)), []).append(layer)
+    for layer, scalars in layers.items():
+        groups.setdefault(tuple(sorted(scalars)), []).append(layer)
     found = {}
     for i, (kinds, names) in enumerate(groups.items()):
         vectors = {kind: few_bits([np.asarray(layers[layer][kind], np.float32) for layer in names], 16) for kind in kinds}

@@ -1,7 +1,8 @@
 """Codebooks of blocks under the curvature: where they start, and least squares for given indices.
 
-For given indices the distortion ``sum g_r / 2 (w_r - S_r c)^T H (w_r - S_r c)`` is quadratic in the codebook ``c [k, d]``, whose entries are
-coupled wherever two blocks of a row meet in ``H``. It is minimised by conjugate gradients, which never build that matrix.
+For given indices the distortion ``sum g_r / 2 (w_r - S_r c)^T H (w_r - S_r c)`` is quadratic in the codebook ``c [k, d]``, whose
+entries are coupled wherever two blocks of a row meet in ``H``. It is minimised by conjugate gradients, which never build that
+matrix.
 
 References:
   Hestenes, Stiefel, "Methods of conjugate gradients for solving linear systems", 1952.

@@ -1,13 +1,13 @@
 """Error feedback and coordinate descent for blocks of weights: vector quantization under a layer's curvature, entropy-constrained.
 
-As :mod:`bqjax.methods.rate_distortion.feedback`, with a block of ``d`` inputs of one output in place of one weight. Blocks of inputs are gone
-through in turn. With ``u`` the factor of the inverse moment of the inputs (``u^T u = H^-1``, upper triangular in the order of the
-blocks) and ``u_JJ`` its ``d x d`` part at a block ``J``, the error ``e_J`` that a block keeps costs
+As :mod:`bqjax.methods.rate_distortion.feedback`, with a block of ``d`` inputs of one output in place of one weight. Blocks of
+inputs are gone through in turn. With ``u`` the factor of the inverse moment of the inputs (``u^T u = H^-1``, upper triangular in
+the order of the blocks) and ``u_JJ`` its ``d x d`` part at a block ``J``, the error ``e_J`` that a block keeps costs
 
     ``|u_JJ^-T e_J|^2``
 
-when all later blocks are moved as well as they can be, which is by ``-u_JF^T u_JJ^-T e_J``. Each block takes the codebook entry of least
-``g_r / 2`` times that plus ``lmbda`` times the bits of its index. At ``d = 1`` this is the scalar rule.
+when all later blocks are moved as well as they can be, which is by ``-u_JF^T u_JJ^-T e_J``. Each block takes the codebook entry of
+least ``g_r / 2`` times that plus ``lmbda`` times the bits of its index. At ``d = 1`` this is the scalar rule.
 
 References:
   Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ", ICLR 2023 (arXiv 2210.17323): the Cholesky form.
@@ -34,7 +34,8 @@ class BlockStats(NamedTuple):
     """What the solver needs of a leaf in blocks; its ``D = B d`` inputs are in the order in which blocks are gone through.
 
     Attributes:
-      order: ``[G, B]`` numbers of the blocks of a row (of :class:`~bqjax.methods.rate_distortion.blocks.BlockLayout`) in that order.
+      order: ``[G, B]`` numbers of the blocks of a row (of :class:`~bqjax.methods.rate_distortion.blocks.BlockLayout`) in that
+        order.
       inputs: ``[G, D]`` inputs of the leaf's rows; padding points to a zero behind them.
       real: ``[G, D]`` False for padding, whose moment is that of an input by itself.
       whitener: ``[G, B, d, d]``, ``u_JJ^-T`` of each block.
@@ -66,7 +67,8 @@ def block_stats(curvature: LeafCurvature, layout: BlockLayout, *, centred: bool 
     outputs = np.asarray(curvature.outputs, np.float64)
     # What calibration never reached is not known to be worthless.
     outputs = outputs + 0.01 * outputs.mean() + 1e-30
-    return BlockStats(*_factored(moment, jnp.asarray(layout.inputs), share), jnp.asarray(outputs, jnp.float32))
+    order, inputs, real, whitener, factor, damped = _factored(moment, jnp.asarray(layout.inputs), share)
+    return BlockStats(order, inputs, real, whitener, factor, damped, jnp.asarray(outputs, jnp.float32))
 
 
 @jax.jit
@@ -110,7 +112,7 @@ def _values(codebook: jax.Array, chosen: jax.Array, real: jax.Array) -> jax.Arra
 
 
 def block_errors(columns: jax.Array, chosen: jax.Array, codebook: jax.Array, stats: BlockStats) -> jax.Array:
-    """``sum g / 2 e^T H e`` of indices ``[G, rows, B]`` in the order of the statistics. Traceable, differentiable in the codebook."""
+    """``sum g / 2 e^T H e`` of indices ``[G, rows, B]`` in the order of the statistics. Traceable."""
     values = jax.vmap(_values, (None, 0, 0))(codebook, chosen, stats.real)
     e = columns - values
     return (stats.importance * (jnp.matmul(e, stats.moment) * e).sum(-1)).sum() / 2
@@ -168,7 +170,8 @@ def descended_blocks(
       sweeps: over all blocks.
 
     Returns:
-      Indices as :func:`compensated_blocks`; distortion plus ``lmbda`` times bits is never above what it starts from, but for rounding.
+      Indices as :func:`compensated_blocks`; distortion plus ``lmbda`` times bits is never above what it starts from, but for
+      rounding.
     """
     charge = lmbda * bits
 

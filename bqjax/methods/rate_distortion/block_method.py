@@ -44,8 +44,8 @@ class BlockRateDistortion:
     Attributes:
       lmbda: of a bit.
       target_bytes: or the largest size of the file.
-      blocks: which leaves go to blocks, with a :class:`~bqjax.methods.rate_distortion.block_solver.BlockConfig` as the setting; others go
-        by single weights.
+      blocks: which leaves go to blocks, with a :class:`~bqjax.methods.rate_distortion.block_solver.BlockConfig` as the setting;
+        others go by single weights.
       coder: that the file will be saved with, for ``target_bytes``.
       solver: damping, vectors and shifts.
       positions, draws, examples, max_width: see :func:`bqjax.sensitivity.curvature.output_curvature`.
@@ -100,4 +100,6 @@ class BlockRateDistortion:
             unit = removal_distortion(prepare(task.params, curvature, None, self.solver))
             lmbda = lambda_for_bytes(size, self.target_bytes or 1, unit, progress=progress)
         solved = tree(lmbda)
-        return Compressed(solved, BlockRateDistortionInfo(lmbda, predicted_distortion(task.params, solved, curvature)), found(lmbda))
+        return Compressed(
+            solved, BlockRateDistortionInfo(lmbda, predicted_distortion(task.params, solved, curvature)), found(lmbda)
+        )

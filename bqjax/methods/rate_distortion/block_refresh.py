@@ -1,8 +1,8 @@
 """Blocks chosen anew while weights train: coordinate descent under the curvature from where the indices are. Traceable.
 
-In a training loop weights move a little in every step. Each block keeps its entry unless another is cheaper by what it does to the outputs
-and by its bits, while all other blocks stay: indices don't jump back and forth as they would by error feedback, where an early block
-decides for all later ones.
+In a training loop weights move a little in every step. Each block keeps its entry unless another is cheaper by what it does to the
+outputs and by its bits, while all other blocks stay: indices don't jump back and forth as they would by error feedback, where an
+early block decides for all later ones.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace as with_fields
-
 from typing import Any, NamedTuple
 
 import jax
@@ -91,15 +90,19 @@ def refreshed_indices(
 
 
 def _refreshed(
-    weight: jax.Array, indices: jax.Array, codebook: jax.Array, bits: jax.Array, lmbda: jax.Array, refresh: BlockRefresh, *, sweeps: int
+    weight: jax.Array,
+    indices: jax.Array,
+    codebook: jax.Array,
+    bits: jax.Array,
+    lmbda: jax.Array,
+    refresh: BlockRefresh,
+    *,
+    sweeps: int,
 ) -> jax.Array:
     columns = to_columns(refresh.layout.to_rows(weight), refresh.stats)
     chosen = indices.astype(jnp.int32)[refresh.numbers]
     new = descended_blocks(columns, chosen, refresh.stats, codebook, bits, lmbda, sweeps=sweeps)
     return jnp.zeros(len(indices), jnp.int32).at[refresh.numbers.reshape(-1)].set(new.reshape(-1))
-
-
-
 
 
 @functools.lru_cache

@@ -1,8 +1,9 @@
 """Entropy-constrained vector quantization under the outputs' curvature: blocks of weights from codebooks that leaves may share.
 
-Below one bit a weight an index must stand for several weights. Codebooks start from weighted k-means; then indices are chosen with error
-feedback at what each costs (:mod:`bqjax.methods.rate_distortion.block_feedback`) and codebooks refitted by least squares under the
-curvature (:mod:`bqjax.methods.rate_distortion.block_codebook`), in turn. What is left of the tree goes through the scalar solver at the same lmbda.
+Below one bit a weight an index must stand for several weights. Codebooks start from weighted k-means; then indices are chosen with
+error feedback at what each costs (:mod:`bqjax.methods.rate_distortion.block_feedback`) and codebooks refitted by least squares
+under the curvature (:mod:`bqjax.methods.rate_distortion.block_codebook`), in turn. What is left of the tree goes through the
+scalar solver at the same lmbda.
 
 References: see :mod:`bqjax.methods.rate_distortion.block_feedback`.
 """
@@ -106,12 +107,16 @@ def prepare_blocks(
         at = (rule.group, "" if rule.group is not None else name)
         group = found.setdefault(at, _Group(rule.group, setting, {}, {}))
         if group.setting != setting:
-            raise ValueError(f"leaves of group {rule.group!r} share one codebook, and {name!r} has other BlockConfig than the first")
+            raise ValueError(
+                f"leaves of group {rule.group!r} share one codebook, and {name!r} has other BlockConfig than the first"
+            )
         group.layouts[name], group.leaves[name] = layout, BlockLeaf(to_columns(rows, stats), stats)
     for group in found.values():
         n = sum(layout.numbers.size for layout in group.layouts.values())
         if n < group.setting.k:
-            raise ValueError(f"leaf {next(iter(group.leaves))!r} has {n} blocks, fewer than the {group.setting.k} entries of its codebook")
+            raise ValueError(
+                f"leaf {next(iter(group.leaves))!r} has {n} blocks, fewer than the {group.setting.k} entries of its codebook"
+            )
     return PreparedBlocks(groups=tuple(found.values()))
 
 
@@ -132,9 +137,7 @@ def _assigned(group: _Group, codebook: jax.Array, bits: jax.Array, lmbda: jax.Ar
 
 def _cost(group: _Group, chosen: Sequence[jax.Array], codebook: jax.Array, lmbda: float) -> float:
     leaves = group.leaves.values()
-    lost = sum(
-        float(block_errors(leaf.columns, index, codebook, leaf.stats)) for leaf, index in zip(leaves, chosen, strict=True)
-    )
+    lost = sum(float(block_errors(leaf.columns, index, codebook, leaf.stats)) for leaf, index in zip(leaves, chosen, strict=True))
     bits = _lengths(chosen, len(codebook))
     return lost + lmbda * sum(float(bits[index].sum()) for index in chosen)
 
@@ -177,7 +180,11 @@ def _solved(group: _Group, lmbda: float, key: jax.Array, dtypes: Mapping[str, An
 
 
 def _clustered(
-    group: _Group, chosen: Sequence[jax.Array], codebook: Any, dtypes: Mapping[str, Any], like: Mapping[str, Clustered] | None = None
+    group: _Group,
+    chosen: Sequence[jax.Array],
+    codebook: Any,
+    dtypes: Mapping[str, Any],
+    like: Mapping[str, Clustered] | None = None,
 ) -> dict[str, Clustered]:
     """Leaves for the file, of the entries that any leaf of the group uses."""
     first = None if like is None else next(iter(like.values()))
@@ -222,8 +229,8 @@ def block_quant_rd(
       The tree with :class:`~bqjax.core.leaves.Clustered` leaves, and what the scalar solver makes of the others.
 
     Raises:
-      ValueError: a lmbda that is negative or not finite; a leaf without curvature, or whose blocks would not lie along the inputs of
-        one output; leaves of one group that differ in their setting; more entries than blocks; whatever
+      ValueError: a lmbda that is negative or not finite; a leaf without curvature, or whose blocks would not lie along the inputs
+        of one output; leaves of one group that differ in their setting; more entries than blocks; whatever
         :func:`~bqjax.methods.rate_distortion.solver.bin_and_quant_rd` refuses.
     """
     if not (lmbda >= 0 and math.isfinite(lmbda)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from bqjax.core.blocks import output_first, to_blocks
@@ -21,7 +22,8 @@ class BlockLayout(NamedTuple):
     """Where blocks lie.
 
     Attributes:
-      inputs: ``[G, B, d]`` int32, the inputs of each block of a row, the same for all rows of a group; padding is the number of inputs.
+      inputs: ``[G, B, d]`` int32, the inputs of each block of a row, the same for all rows of a group; padding is the number of
+        inputs.
       numbers: ``[G, rows, B]`` int64, each block's number in the leaf's own order of blocks.
       axis_order: of that order.
     """
@@ -60,7 +62,7 @@ def block_layout(name: str, layout: Layout, d: int) -> BlockLayout:
         raise ValueError(f"leaf {name!r} of shape {shape} has rows of {row} weights: a block must have 1 to {row}, not {d}")
     # Weights by their number, counted from 1: padding is 0 in both orders.
     own = np.arange(1, math.prod(shape) + 1).reshape(shape)
-    blocks = np.asarray(to_blocks(own, order, d))
+    blocks = np.asarray(to_blocks(jnp.asarray(own), order, d))
     rows = layout.to_rows(own)
     groups, n_rows, n_inputs = rows.shape
     place = np.full(own.size + 1, -1, np.int64)
@@ -84,6 +86,6 @@ def block_layout(name: str, layout: Layout, d: int) -> BlockLayout:
 
 def _across(name: str, d: int) -> ValueError:
     return ValueError(
-        f"leaf {name!r} cannot be cut to blocks of {d}: a block would not lie along the inputs of one output (parts of wide inputs, "
-        "or of a leaf that several layers share); give it blocks that divide its rows, or single weights by leaving it out"
+        f"leaf {name!r} cannot be cut to blocks of {d}: a block would not lie along the inputs of one output (parts of wide "
+        "inputs, or of a leaf that several layers share); give it blocks that divide its rows, or single weights by leaving it out"
     )

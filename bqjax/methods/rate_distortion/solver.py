@@ -135,9 +135,7 @@ def prepare(
     return Prepared(rows=rows, stats=stats, layouts=layouts, vectors=vectors, shifts=shifts)
 
 
-def shifts_taken(
-    params: Any, curvature: Curvature, rules: Sequence[Rule[Any]] | None, config: SolverConfig
-) -> dict[str, Shift]:
+def shifts_taken(params: Any, curvature: Curvature, rules: Sequence[Rule[Any]] | None, config: SolverConfig) -> dict[str, Shift]:
     """By name, the leaves whose outputs' mean is corrected, and where."""
     taken = select(params, rules).taken
     # Rules say which leaves may change, and that holds for the biases that take up a mean.

@@ -17,7 +17,7 @@ from bqjax.core.rules import Rule
 from bqjax.core.task import Task
 from bqjax.core.tree import named_leaves
 from bqjax.kmeans.vector import kmeans_vector
-from bqjax.methods.rate_distortion import BlockConfig, BlockRateDistortion, block_quant_rd
+from bqjax.methods.rate_distortion import BlockConfig, BlockRateDistortion, block_quant_rd, prepare_blocks
 from bqjax.methods.rate_distortion.block_codebook import BlockLeaf, refitted_codebook
 from bqjax.methods.rate_distortion.block_feedback import (
     block_errors,
@@ -26,9 +26,10 @@ from bqjax.methods.rate_distortion.block_feedback import (
     descended_blocks,
     to_columns,
 )
+from bqjax.methods.rate_distortion.block_refresh import block_refreshes, refreshed_indices
 from bqjax.methods.rate_distortion.blocks import block_layout
-from bqjax.methods.rate_distortion.search import file_bytes
 from bqjax.methods.rate_distortion.feedback import compensated_values, inverse_factor
+from bqjax.methods.rate_distortion.search import file_bytes
 from bqjax.sensitivity.curvature import output_curvature
 from bqjax.sensitivity.leaf_curvature import Layout, LeafCurvature
 
@@ -192,6 +193,35 @@ def test_a_higher_lmbda_takes_fewer_bits(problem):
         tree = block_quant_rd(params, curvature, lmbda=lmbda, blocks=RULES, key=jax.random.key(1))
         counts.append(tree["conv"].k)
     assert counts[0] == 16 and counts[1] >= counts[2] and counts[2] < 16
+
+
+def test_indices_that_are_refreshed_cost_less_under_the_curvature(problem):
+    """The oracle is the quadratic form of the curvature as a whole, by NumPy."""
+    params, _, curvature = problem
+    prepared = prepare_blocks(params, curvature, RULES)
+    refreshes = block_refreshes(prepared, curvature)
+    rng = np.random.default_rng(0)
+    codebook = (rng.normal(size=(16, 9)) / 3).astype(np.float32)
+    leaves, weights = {}, {}
+    for name in ("conv", "next"):
+        shape = params[name].shape
+        indices = rng.integers(0, 16, shape[2] * shape[3]).astype(np.uint8)
+        leaves[name] = Clustered(indices, codebook, shape, np.float32, (3, 2, 0, 1), group="kernels")
+        weights[name] = params[name] + rng.normal(size=shape).astype(np.float32) / 20
+    lengths = jnp.linspace(2.0, 6.0, 16)
+    new = refreshed_indices(weights, leaves, refreshes, dict.fromkeys(leaves, lengths), 0.05, sweeps=2)
+
+    def cost(name, leaf):
+        known = curvature[name]
+        e = known.layout.to_rows(np.asarray(weights[name], np.float64) - np.asarray(leaf.decode(), np.float64))
+        stats = refreshes[name].stats
+        e = np.take_along_axis(np.pad(e, ((0, 0), (0, 0), (0, 1))), np.asarray(stats.inputs)[:, None, :], axis=2)
+        quadratic = (np.matmul(e, np.asarray(stats.moment, np.float64)) * e).sum(-1)
+        return (np.asarray(stats.importance, np.float64) * quadratic).sum() / 2 + 0.05 * float(lengths[leaf.indices].sum())
+
+    for name, leaf in new.items():
+        leaf.validate(name)
+        assert cost(name, leaf) < 0.8 * cost(name, leaves[name])
 
 
 def test_the_method_meets_a_size(problem):

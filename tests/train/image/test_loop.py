@@ -157,7 +157,14 @@ def test_clustered_weights(schedule, whole, tmp_path):
 @pytest.mark.parametrize("epochs", [2, pytest.param(0, marks=pytest.mark.slow)])
 def test_training_starts_from_the_solver(epochs, whole, tmp_path):
     gwk = GWKPhase(
-        epochs=epochs, tune_epochs=0 if epochs else 2, schedule="step", start="solver", lmbda=3e-3, bits_per_weight=0.8, cv=9, freeze=0.9
+        epochs=epochs,
+        tune_epochs=0 if epochs else 2,
+        schedule="step",
+        start="solver",
+        lmbda=3e-3,
+        bits_per_weight=0.8,
+        cv=9,
+        freeze=0.9,
     )
     quantizer = QuantizerConfig(weight_bits=8, activation_bits=8)
     fields = {"quantizer": quantizer, "gwk": gwk, "keep_float": ("conv1", "fc?"), "initial": str(whole[0] / "model.safetensors")}

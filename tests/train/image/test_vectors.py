@@ -81,7 +81,9 @@ def test_quantizers_of_several_kinds_come_back_by_name():
 def test_a_network_through_its_file(bits, tmp_path):
     params, quantizers, statistics = network()
     rng = np.random.default_rng(2)
-    leaf = Clustered(rng.integers(0, 4, 32).astype(np.uint8), rng.normal(size=(4, 9)).astype(np.float32), (3, 3, 4, 8), np.float32, (3, 2, 0, 1))
+    leaf = Clustered(
+        rng.integers(0, 4, 32).astype(np.uint8), rng.normal(size=(4, 9)).astype(np.float32), (3, 3, 4, 8), np.float32, (3, 2, 0, 1)
+    )
     path = tmp_path / "net.bq.safetensors"
     config = QuantizerConfig(weight_bits=8, activation_bits=8)
     said = write_quantized(
