@@ -14,7 +14,7 @@ config = TrainConfig(
     dataset="cifar10",
     weights="weights/resnet20_cifar10.safetensors",
     teacher_weights="weights/resnet56_cifar10.safetensors",
-    quantizer=QuantizerConfig(weight_bits=8, activation_bits=8),
+    quantizer=QuantizerConfig(weight_bits=8, activation_bits=8, activation_start="mse"),
     gwk=GWKPhase(
         epochs=14,
         schedule="step",

@@ -13,7 +13,7 @@ config = TrainConfig(
     model="resnet56",
     dataset="cifar10",
     weights="weights/resnet56_cifar10.safetensors",
-    quantizer=QuantizerConfig(weight_bits=8, activation_bits=8),
+    quantizer=QuantizerConfig(weight_bits=8, activation_bits=8, activation_start="mse"),
     gwk=GWKPhase(
         epochs=6,
         schedule="step",

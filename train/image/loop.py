@@ -198,6 +198,12 @@ def _with_kernels(trained: Variables, scored: Variables) -> Variables:
     return trained[0], replace(trained[1], kernels), trained[2]
 
 
+def _epsilons(model: Any) -> dict[str, float]:
+    """Of each BatchNorm by its name."""
+    modules = ((path, module) for path, module in nnx.iter_modules(model) if isinstance(module, nnx.BatchNorm))
+    return {"/".join(map(str, path)): module.epsilon for path, module in modules}
+
+
 def _through_file(
     run: _Run, scheme: Scheme, objective: ImageObjective, state: TrainState, trained: Variables
 ) -> tuple[Variables, dict[str, Any]]:
@@ -209,11 +215,18 @@ def _through_file(
     state = jax.tree.map(np.asarray, state)
     leaves = scheme.finish(state.params["scheme"], state.carried)
     if jax.process_index() == 0:
-        norms = {
-            "/".join(map(str, path)): m for path, m in nnx.iter_modules(objective.model(trained)) if isinstance(m, nnx.BatchNorm)
-        }
-        options = {"vector_bits": run.config.vector_bits, "epsilons": {name: norm.epsilon for name, norm in norms.items()}}
-        run.say(write_quantized(file, network, leaves, quantizers, statistics, run.config.quantizer, **options))
+        run.say(
+            write_quantized(
+                file,
+                network,
+                leaves,
+                quantizers,
+                statistics,
+                run.config.quantizer,
+                vector_bits=run.config.vector_bits,
+                epsilons=_epsilons(objective.model(trained)),
+            )
+        )
     multihost_utils.sync_global_devices("exported")
     stored = read_quantized(file)
     scored = replace(quantizers, stored.quantizers), stored.network, replace(statistics, stored.statistics)
