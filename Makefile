@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-slow test-all check docs format clean setup
+.PHONY: demo test test-slow test-all fuzz check docs format clean setup
 
 # Reinstalled when pyproject.toml changes.
 setup: $(VENV)/.installed
@@ -30,6 +30,13 @@ test-slow: setup $(VENV)/.docs
 # Both, with more examples of each property, on programs compiled as users have them (tests/conftest.py).
 test-all: setup $(VENV)/.docs
 	HYPOTHESIS_PROFILE=thorough JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m ""
+
+# Damaged files of every kind: each a ValueError or the content that was there, within 1 s and 200 MB. Goes on where it was
+# interrupted; a million take about half an hour of one core.
+SEED := 0
+COUNT := 1000000
+fuzz: setup
+	PYTHONPATH=tests:tests/tflite $(BIN)/python -m fuzz --seed $(SEED) --count $(COUNT)
 
 check: setup
 	$(BIN)/ruff check .

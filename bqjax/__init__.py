@@ -16,7 +16,7 @@ from bqjax.core.task import Task
 from bqjax.core.tree import named_leaves
 from bqjax.kmeans.scalar import kmeans_scalar
 from bqjax.methods.baselines.weight_sharing import kmeans_share
-from bqjax.methods.bins import RateConfig, SearchConfig, SearchInfo, search_bins, search_lmbda
+from bqjax.methods.bins import RateConfig, SearchConfig, SearchInfo, search_bins
 from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import BinConfig, Bins, gaussian_bins
 from bqjax.methods.bins.quantize import bin_and_quant
@@ -28,6 +28,7 @@ from bqjax.quantizers import QuantizerConfig, ewgs_round
 from bqjax.sensitivity.curvature import output_curvature
 from bqjax.sensitivity.evaluator import Evaluator
 from bqjax.sensitivity.importance import output_importance
+from bqjax.sensitivity.lagrangian import search_lambda
 
 __all__ = [
     "Affine",
@@ -64,6 +65,6 @@ __all__ = [
     "output_importance",
     "save",
     "search_bins",
-    "search_lmbda",
+    "search_lambda",
     "straight_through",
 ]

@@ -15,6 +15,8 @@ from bqjax.methods import (
     BudgetConfig,
     DeepCompression,
     DeepCompressionConfig,
+    EvenConfig,
+    EvenLevels,
     GaussianBins,
     GWKConfig,
     KMeans,
@@ -43,6 +45,7 @@ config = Experiment(
         ),
         *(GaussianBins(bins=BinConfig(n_bins=n, sigma_scale=2.0), label=f"Gaussian bins of 2 sigma, {n}") for n in (16, 32)),
         *(KMeans(k=k, label=f"k-means, {k}") for k in (8, 16, 32)),
+        *(EvenLevels(config=EvenConfig(rtol=e), label=f"even levels, {100 * e:g} %") for e in (0.05, 0.1)),
         *(
             GWK(config=GWKConfig(bits=8, cv=2, pw=2, weighting=weighting), rules=SMALL, label=f"{name}, 8 bits for 2")
             for name, weighting in (("PQ", "none"), ("GWK", "block"))

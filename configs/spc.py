@@ -12,6 +12,8 @@ from bqjax.methods import (
     BinAndQuant,
     BinConfig,
     BudgetConfig,
+    EvenConfig,
+    EvenLevels,
     GaussianBins,
     GWKConfig,
     KMeans,
@@ -46,6 +48,7 @@ config = Experiment(
         *(GaussianBins(bins=BinConfig(n_bins=n), label=f"Gaussian bins, {n}") for n in (4, 8, 16)),
         *(GaussianBins(bins=BinConfig(n_bins=n, sigma_scale=2.0), label=f"Gaussian bins of 2 sigma, {n}") for n in (4, 8, 16)),
         *(KMeans(k=k, label=f"k-means, {k}") for k in (2, 4, 8, 15, 16, 512)),
+        *(EvenLevels(config=EvenConfig(rtol=e), label=f"even levels, {100 * e:g} %") for e in (0.05, 0.1)),
         *(
             GWK(
                 config=GWKConfig(bits=bits, cv=d, pw=d, weighting=weighting),
@@ -55,9 +58,8 @@ config = Experiment(
             for name, weighting in (("PQ", "none"), ("GWK", "block"))
             for d, bits in ((2, 4), (4, 5), (4, 8), (8, 8))
         ),
-        # 320 clips say little of 4,096 inputs at a time: narrower blocks of the dense layer are damped less.
-        *(RateDistortion(lmbda=p, max_width=256, label=f"rate-distortion, lmbda {p:g}") for p in (2.5e-07, 5e-07, 1e-06)),
-        RateDistortion(max_drop=0.01, max_width=256, label="rate-distortion, drop 1"),
+        *(RateDistortion(lmbda=p, label=f"rate-distortion, lmbda {p:g}") for p in (2.5e-07, 5e-07, 1e-06)),
+        RateDistortion(max_drop=0.01, label="rate-distortion, drop 1"),
     ),
     budget=BudgetConfig(refine=1),
 )

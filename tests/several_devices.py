@@ -22,6 +22,7 @@ FUNCTIONS = {
     "engine": ("sensitivity/test_evaluator_engine.py", "on_devices_twice"),
     "sweeps": ("sensitivity/test_multi_device.py", "on_all_devices"),
     "groups": ("core/test_gather.py", "on_different_devices"),
+    "pytree": ("test_any_pytree.py", "on_different_devices"),
     "rows": ("experiment/test_side_by_side.py", "side_by_side"),
 }
 

@@ -10,8 +10,9 @@ from bqjax.core.files import atomic_write
 from bqjax.experiment import sweep as sweeps
 from bqjax.experiment.config import SweepConfig
 from bqjax.report.console import progress_bar, say
-from bqjax.report.sweep import PAGE, figure_table, result_names, sweep_files
+from bqjax.report.sweep import PAGE, figure_table, race_text, result_names, sweep_files
 from bqjax.report.tables import rich_table
+from bqjax.sensitivity.racing import parse_until
 
 __all__ = ["sweep_network"]
 
@@ -25,6 +26,9 @@ def sweep_network(
     *,
     command: str,
     examples: int | None = None,
+    until: str | None = None,
+    confidence: float = 0.95,
+    max_drop: float = 1.0,
     force: bool = False,
     console: Console,
 ) -> None:
@@ -36,6 +40,11 @@ def sweep_network(
         raise ValueError(f"{out} is a file: --out names a folder")
     if examples is not None and examples < 1:
         raise ValueError(f"--examples must be at least 1, got {examples}")
+    goal = None if until is None else parse_until(until)
+    if not 0 < confidence < 1:
+        raise ValueError(f"--confidence must be between 0 and 1, got {confidence:g}")
+    if not max_drop > 0:
+        raise ValueError(f"--max-drop must be positive, got {max_drop:g}")
     state = out / _STATE
     # The page is written last and the state removed after it: without a page and with a state, a sweep did not finish.
     there = [out / name for name in result_names(config) if (out / name).exists()]
@@ -45,8 +54,10 @@ def sweep_network(
         task = config.make_task(data, progress)
     out.mkdir(parents=True, exist_ok=True)
     with progress_bar(console, task.name) as progress:
-        found = sweeps.run_sweep(config, task, limit=examples, state_path=state, progress=progress)
-    for name, content in sweep_files(found, command).items():
+        found = sweeps.run_sweep(
+            config, task, limit=examples, until=goal, confidence=confidence, state_path=state, progress=progress
+        )
+    for name, content in sweep_files(found, command, max_drop / 100).items():
         with atomic_write(out / name, force=True) as file:
             file.write(content)
     for rows in found.figures:
@@ -56,5 +67,7 @@ def sweep_network(
     for path in sweeps.state_files(state):
         path.unlink()
     result = found.result
+    if result.race is not None:
+        say(console, race_text(result))
     resumed = f", {result.n_resumed:,} of them by an earlier run" if result.n_resumed else ""
     say(console, f"scored {result.n_scores:,} perturbed networks{resumed} in {result.seconds:.0f} s; wrote {out / PAGE}")

@@ -16,9 +16,10 @@ from bqjax.core.rules import Rule
 from bqjax.core.tree import check_finite
 from bqjax.kmeans.fixed_levels import fixed_levels
 from bqjax.methods.baselines.even import EvenConfig, even_levels
-from bqjax.methods.baselines.product import ProductConfig, check_blocks, product_quantize
+from bqjax.methods.baselines.product import ProductConfig, product_quantize
 from bqjax.methods.baselines.ptq import PTQConfig, quantize
 from bqjax.methods.baselines.residual import ResidualConfig, residual_quantize
+from bqjax.methods.baselines.weight_blocks import check_blocks
 from bqjax.methods.baselines.weight_sharing import kmeans_share
 from bqjax.methods.bins.gaussian import BinConfig, gaussian_bins
 from bqjax.methods.bins.quantize import bin_and_quant
@@ -121,8 +122,6 @@ class WeightMethod:
         why = ""
         if np.any(fixed != 0):
             why = "sentinels"
-        elif fixed.size and self.name in _BLOCK:
-            why = "pruned zeros"
         elif self.name in _BLOCK:
             try:
                 check_blocks(name, weight, _BLOCK[self.name].k, _BLOCK[self.name].d)

@@ -19,7 +19,7 @@ class LeafInfo:
 
     Attributes:
       name: as :func:`bqjax.core.tree.named_leaves` gives it.
-      kind: ``"array"``, ``"clustered"``, ``"affine"``, ``"residual"`` or ``"factored"``; ``"bits"`` for a part.
+      kind: ``"array"``, ``"clustered"``, ``"affine"``, ``"residual"``, ``"factored"`` or ``"masked"``; ``"bits"`` for a part.
       shape: shape of the weight.
       dtype: name of the weight's dtype.
       coder: coder of the codes; of an array ``"raw"``, ``"zstd"`` or ``"planes"``; those of all parts.
@@ -31,7 +31,8 @@ class LeafInfo:
       table_dtype: name of the dtype of codebook or scale.
       code_dtype: dtype of affine codes.
       parts: the streams of a leaf that has several: the stages of a residual leaf; the binary matrices of a factored one,
-        whose number of columns, or rows, is ``k``. Bytes of the leaf are those of its parts together, and of its own table.
+        whose number of columns, or rows, is ``k``; the leaf under a mask, and the mask. Bytes of the leaf are those of its parts
+        together, and of its own table.
       axis: axis of affine scales.
       axis_order: axis order of clustered leaves.
       same_as: name of an earlier leaf that holds the bytes of this one, too, which then takes none; None where it has its own.

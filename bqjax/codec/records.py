@@ -8,7 +8,8 @@ codebook entries, ``d`` weights a block (1), ``o`` axis order (0, 1, ...), ``g``
 codebook and the others have neither ``k``, ``d`` nor ``q``. An integer codebook of floating-point weights is followed by
 scale and offset in float32. Affine: ``c`` dtype of the codes (int8), ``a`` axis of the scales (none), ``b`` bits of a code (8).
 Residual: ``o``, and ``p``, a list of the stages with ``n``, ``e``, ``k``, ``d`` and ``q`` each. Factored: ``w`` middle dimension,
-``q`` dtype of the outer diagonals, and ``p`` with ``n`` and ``e`` of the two binary matrices.
+``q`` dtype of the outer diagonals, and ``p`` with ``n`` and ``e`` of the two binary matrices. Masked (``m``): ``l``, the record of
+the leaf whose weights are masked, and ``p``, one record of the mask's blocks with ``n``, ``e``, ``k``, ``d`` and ``o``.
 Kind ``s`` is a leaf equal to an earlier one, whose name is ``r``, and has no bytes; with ``i: 1`` the two were one object.
 (Releases that do not know it refuse a file that has one as of an unknown leaf kind; others are not changed by it.)
 """
@@ -25,17 +26,24 @@ from bqjax.codec.info import LeafInfo
 from bqjax.codec.structure import DTYPES
 from bqjax.core.leaves.residual import MAX_STAGES
 
-__all__ = ["factored_info", "parse_records", "residual_info", "to_record"]
+__all__ = ["factored_info", "masked_info", "parse_records", "residual_info", "to_record"]
 
 _MAX_SIZE = 1 << 48  # bytes or entries of anything in one leaf: what addresses reach, so that products cannot overflow
 _MAX_DIMS = 64
 _LINE_BYTES = 8  # scale and offset of an integer codebook
-_TAGS = {"array": "", "clustered": "c", "affine": "a", "residual": "r", "factored": "f"}
+_TAGS = {"array": "", "clustered": "c", "affine": "a", "residual": "r", "factored": "f", "masked": "m"}
 _KINDS = {tag: kind for kind, tag in _TAGS.items()}
 _ARRAY_CODERS = ("planes",)  # that a record names
-_KEYS = {"array": "sten", "clustered": "xstenqkdog", "affine": "xstenqcab", "residual": "xstop", "factored": "xstqwp"}
+_KEYS = {
+    "array": "sten",
+    "clustered": "xstenqkdog",
+    "affine": "xstenqcab",
+    "residual": "xstop",
+    "factored": "xstqwp",
+    "masked": "xlp",
+}
 _SAME = "s"
-_PART_KEYS = {"residual": "enqkd", "factored": "en"}
+_PART_KEYS = {"residual": "enqkd", "factored": "en", "masked": "enkdo"}
 
 
 def _coders(parts: Sequence[LeafInfo]) -> str:
@@ -80,10 +88,31 @@ def factored_info(
     )
 
 
+def masked_info(name: str, leaf: LeafInfo, mask: LeafInfo) -> LeafInfo:
+    """The description of a leaf and of the mask over it."""
+    return LeafInfo(
+        name,
+        kind="masked",
+        shape=leaf.shape,
+        dtype=leaf.dtype,
+        coder=_coders((leaf, mask)),
+        code_bytes=leaf.code_bytes + mask.code_bytes,
+        table_bytes=leaf.table_bytes + mask.table_bytes,
+        k=leaf.k,
+        d=leaf.d,
+        group=leaf.group,
+        table_dtype=leaf.table_dtype,
+        parts=(leaf, mask),
+    )
+
+
 def to_record(info: LeafInfo) -> dict[str, Any]:
     """The JSON object of a leaf. Of a group's leaves, those with ``table_bytes = 0`` refer to the one before."""
     if info.same_as is not None:
         return {"x": _SAME, "r": info.same_as} | ({"i": 1} if info.tied else {})
+    if info.kind == "masked":
+        leaf, mask = map(to_record, info.parts)
+        return {"x": _TAGS["masked"], "l": leaf, "p": [{key: v for key, v in mask.items() if key in _PART_KEYS["masked"]}]}
     order = (list(info.axis_order), list(range(len(info.shape))))
     fields: dict[str, tuple[Any, Any]] = {
         "x": (_TAGS[info.kind], ""),
@@ -192,6 +221,8 @@ def _parse(name: str, record: Any, groups: dict[str, LeafInfo]) -> LeafInfo:
         raise ValueError("its record is no JSON object")
     kind = _KINDS[_choice(record, "x", "", _KINDS, "leaf kind")]
     _known(record, _KEYS[kind])
+    if kind == "masked":
+        return _parse_masked(name, record, groups)
     shape = _numbers(record, "s", None)
     dtype = _choice(record, "t", "float32", DTYPES, "dtype")
     if math.prod(max(size, 1) for size in shape) * DTYPES[dtype].itemsize > _MAX_SIZE:
@@ -211,7 +242,7 @@ def _parse(name: str, record: Any, groups: dict[str, LeafInfo]) -> LeafInfo:
     order = _numbers(record, "o", list(range(len(shape))))
     if kind == "residual":
         records = _part_list(record, "residual", 1, MAX_STAGES)
-        stages = [_parse_clustered(name, stage, shape, dtype, order) for stage in records]
+        stages = [_parse_clustered(f"{name}, stage {i}", stage, shape, dtype, order) for i, stage in enumerate(records)]
         return residual_info(name, shape, dtype, order, stages)
     group = record.get("g")
     if group is not None and type(group) is not str:
@@ -272,6 +303,17 @@ def _parse_factored(name: str, record: dict[str, Any], shape: tuple[int, ...], d
     for part in info.parts:
         _check_count(part, part.n_symbols)
     return info
+
+
+def _parse_masked(name: str, record: dict[str, Any], groups: dict[str, LeafInfo]) -> LeafInfo:
+    inner = record.get("l")
+    if type(inner) is not dict:
+        raise ValueError(f"'l' must be the record of the leaf under the mask, is {_short(inner)}")
+    _choice(inner, "x", "", {*_KINDS} - {_TAGS["array"], _TAGS["masked"]}, "leaf kind under a mask")
+    leaf = _parse(name, inner, groups)
+    (part,) = _part_list(record, "masked", 1, 1)
+    order = _numbers(part, "o", list(range(len(leaf.shape))))
+    return masked_info(name, leaf, _parse_clustered(f"{name}, mask", part | {"q": "uint8"}, leaf.shape, "uint8", order))
 
 
 def _parse_clustered(

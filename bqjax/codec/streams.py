@@ -10,8 +10,8 @@ from bqjax.codec import entropy, structure
 from bqjax.codec.header import read_exactly
 from bqjax.codec.info import LeafInfo
 from bqjax.codec.planes import decode_planes, encode_planes
-from bqjax.codec.records import factored_info, residual_info
-from bqjax.core.leaves import Affine, Clustered, CompressedLeaf, Factored, Residual, is_compressed
+from bqjax.codec.records import factored_info, masked_info, residual_info
+from bqjax.core.leaves import Affine, Clustered, CompressedLeaf, Factored, Masked, Residual, is_compressed
 
 __all__ = ["ReadGroup", "WrittenGroup", "decode_leaf", "encode_leaf"]
 
@@ -82,6 +82,10 @@ def encode_leaf(
         return info, [part for _, parts in stages for part in parts]
     if isinstance(leaf, Factored):
         return _encode_factored(name, leaf, coder)
+    if isinstance(leaf, Masked):
+        leaf.validate(name)
+        parts = encode_leaf(name, leaf.leaf, coder, groups), _encode_clustered(f"{name}, mask", leaf.kept, coder, {})
+        return masked_info(name, parts[0][0], parts[1][0]), [*parts[0][1], *parts[1][1]]
     raise ValueError(f"leaf {name!r} is a {type(leaf).__name__}, which this version of the format cannot store")
 
 
@@ -220,6 +224,13 @@ def decode_leaf(file: BinaryIO, info: LeafInfo, groups: dict[str, ReadGroup]) ->
         except ValueError as error:
             raise ValueError(f"leaf {info.name!r}: {error}") from error
         return _from_bytes(plain, structure.DTYPES[info.dtype], info.shape)
+    if info.kind == "masked":
+        within = decode_leaf(file, info.parts[0], groups)
+        if not isinstance(within, CompressedLeaf):
+            raise ValueError(f"leaf {info.name!r}: a mask is over a compressed leaf")
+        masked = Masked(within, _read_clustered(file, info.parts[1], {}))
+        masked.validate(info.name)
+        return masked
     leaf: CompressedLeaf
     dtype = structure.DTYPES[info.dtype]
     if info.kind == "affine":

@@ -8,7 +8,7 @@ from bqjax.core.classification import (
     classification_score,
     classification_task,
 )
-from bqjax.core.leaves import Affine, Clustered, Factored, Residual, bits, decode, is_compressed
+from bqjax.core.leaves import Affine, Clustered, Factored, Masked, Residual, bits, decode, is_compressed
 from bqjax.core.rules import Rule, Selection, select
 from bqjax.core.scoring import Scored, mean_metrics, paired_error, score_batches, score_on
 from bqjax.core.task import Predictions, Score, Storage, Task
@@ -18,6 +18,7 @@ __all__ = [
     "Affine",
     "Clustered",
     "Factored",
+    "Masked",
     "Predictions",
     "Residual",
     "Rule",

@@ -44,11 +44,10 @@ def classification_score(apply: Callable[[Any, Any], jax.Array], classes: Sequen
     outcome = _classify(apply, classes)
 
     def score(params: Any, batch: Mapping[str, Any]) -> tuple[dict[str, jax.Array], jax.Array]:
-        logits, labels, (_, right, counted, _) = outcome(params, batch)
-        loss = jax.nn.logsumexp(logits, axis=1) - jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+        _, right, counted, own = outcome(params, batch)
         sums = {
             "accuracy": jnp.sum(right & counted).astype(jnp.float32),
-            "loss": jnp.sum(jnp.where(counted, loss, 0.0)),
+            "loss": jnp.sum(jnp.where(counted, own["loss"], 0.0)),
         }
         return sums, jnp.sum(counted).astype(jnp.float32)
 
@@ -63,7 +62,7 @@ def classification_predict(
     Args and errors are those of :func:`classification_score`.
     """
     outcome = _classify(apply, classes)
-    return lambda params, batch: outcome(params, batch)[2]
+    return outcome
 
 
 def classification_outputs(apply: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any], jax.Array]:
@@ -119,13 +118,13 @@ def classification_task(
 
 def _classify(
     apply: Callable[[Any, Any], jax.Array], classes: Sequence[int] | None
-) -> Callable[[Any, Mapping[str, Any]], tuple[jax.Array, jax.Array, Predictions]]:
-    """Logits, labels and predictions of a batch."""
+) -> Callable[[Any, Mapping[str, Any]], Predictions]:
+    """Predictions of a batch, with each example's loss."""
     chosen = None if classes is None else np.asarray(classes, np.int32)
     if chosen is not None and (chosen.ndim != 1 or not chosen.size or chosen.min() < 0 or np.unique(chosen).size < chosen.size):
         raise ValueError(f"classes must be distinct class indices, at least one, got {classes!r}")
 
-    def outcome(params: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array, Predictions]:
+    def outcome(params: Any, batch: Mapping[str, Any]) -> Predictions:
         labels = jnp.asarray(batch["labels"])
         logits = jnp.asarray(apply(params, batch["inputs"])).astype(jnp.float32)
         if logits.ndim != 2 or labels.shape != logits.shape[:1]:
@@ -139,7 +138,8 @@ def _classify(
                 raise ValueError(f"the mask must have the labels' shape {labels.shape}, got {counted.shape}")
         guess = jnp.argmax(logits, axis=1) if chosen is None else jnp.asarray(chosen)[jnp.argmax(logits[:, chosen], axis=1)]
         right = (guess == labels) & ~jnp.isnan(logits).any(axis=1)  # argmax would name a class for NaN, too
-        return logits, labels, Predictions(guess, right, counted)
+        loss = jax.nn.logsumexp(logits, axis=1) - jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+        return Predictions(guess, right, counted, {"loss": loss})
 
     return outcome
 

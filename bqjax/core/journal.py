@@ -10,9 +10,11 @@ and flushed as it is made. A line that a kill cut short is dropped.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +22,7 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
-__all__ = ["Journal", "digest"]
+__all__ = ["Journal", "digest", "packed", "unpacked"]
 
 _VERSION = 1
 
@@ -35,6 +37,18 @@ def digest(tree: Any) -> str:
         h.update(f"{jax.tree_util.keystr(path)}:{array.dtype}{array.shape};".encode())
         h.update(np.ascontiguousarray(array).tobytes())
     return h.hexdigest()[:32]
+
+
+def packed(array: np.ndarray) -> dict[str, Any]:
+    """An array of numbers as JSON data, compressed; :func:`unpacked` gives it back bit for bit."""
+    data = zlib.compress(np.ascontiguousarray(array).tobytes(), 1)
+    return {"dtype": str(array.dtype), "shape": list(array.shape), "zlib": base64.b64encode(data).decode()}
+
+
+def unpacked(value: Mapping[str, Any]) -> np.ndarray:
+    """The array that :func:`packed` was given."""
+    data = zlib.decompress(base64.b64decode(value["zlib"]))
+    return np.frombuffer(data, np.dtype(value["dtype"])).reshape(value["shape"])
 
 
 class Journal:
@@ -102,6 +116,9 @@ class Journal:
 
     def __len__(self) -> int:
         return len(self._values)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
 
     def measure(self, key: str, function: Callable[[], Any]) -> Any:
         """The value under ``key``, from the journal or else from ``function()``, which must give JSON data."""

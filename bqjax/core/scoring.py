@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bqjax.core.task import Score, Task
+from bqjax.core.task import Predictions, Score, Task
 
-__all__ = ["Scored", "mean_metrics", "named_sums", "paired_error", "score_batches", "score_on"]
+__all__ = ["Scored", "example_parts", "mean_metrics", "named_sums", "paired_error", "score_batches", "score_on"]
 
 
 def named_sums(sums: Any) -> dict[str, Any]:
@@ -121,14 +121,29 @@ def score_on(task: Task, params: Any, batches: Sequence[Any]) -> Scored:
             raise ValueError(f"the score's {name!r} is {value}: repair the network or the score of task {task.name!r}")
     if task.predict is None:
         return Scored(metrics, round(count), None, None)
-    keep = np.concatenate([np.asarray(said.counted, bool) for _, _, said in found])
-    predictions, right = (np.concatenate([said[i] for _, _, said in found])[keep] for i in range(2))
-    parts, metric = None, task.metric.removeprefix("-")
-    if metric == "accuracy":  # of which right and wrong are the examples' own values
-        parts = right.astype(np.float64)
-    elif metric in found[0][2].sums:
-        parts = np.concatenate([said.sums[metric] for _, _, said in found])[keep].astype(np.float64)
+    predictions = np.concatenate([np.asarray(said.predictions)[np.asarray(said.counted, bool)] for _, _, said in found])
+    own = [pair for _, _, said in found if (pair := example_parts(said, task.metric)) is not None]
+    parts = np.concatenate([np.asarray(part, np.float64)[np.asarray(counted, bool)] for part, counted in own]) if own else None
     return Scored(metrics, round(count), predictions, parts)
+
+
+def example_parts(said: Predictions, metric: str) -> tuple[Any, Any] | None:
+    """What each example of a batch adds to the sum of a metric, and which count, or None where predictions do not tell.
+
+    Args:
+      said: predictions of a batch.
+      metric: its name; a leading minus does not matter.
+
+    Returns:
+      ``[n]`` each; of groups of examples, as the tokens of a text, ``[groups]``, and all count: padding adds nothing.
+    """
+    name = metric.removeprefix("-")
+    # Of accuracy, right and wrong are the examples' own values.
+    parts = said.right if name == "accuracy" else said.sums.get(name)
+    if parts is None:
+        return None
+    own = np.shape(parts) == np.shape(said.counted)
+    return parts, said.counted if own else np.ones(np.shape(parts), bool)
 
 
 def paired_error(before: np.ndarray | None, after: np.ndarray | None, count: float) -> float | None:

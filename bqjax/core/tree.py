@@ -27,14 +27,22 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     """Leaves by name, in the tree's order; compressed leaves count as leaves.
 
     Raises:
-      ValueError: two leaves have one name, as ``{"a": {"b": x}, "a/b": y}`` would.
+      ValueError: two leaves have one name, as ``{"a": {"b": x}, "a/b": y}`` would; a dict whose keys cannot be sorted.
 
     Example:
       >>> list(named_leaves({"conv": {"kernel": 1, "bias": 2}, "layers": [3]}))
       ['conv/bias', 'conv/kernel', 'layers/0']
     """
     named: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compressed)[0]:
+    try:
+        flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compressed)[0]
+    except ValueError as error:
+        if "sorting" not in str(error):
+            raise
+        raise ValueError(
+            "a dict has keys that cannot be sorted, as strings and numbers: JAX takes none; make all keys of a dict strings"
+        ) from error
+    for path, leaf in flat:
         name = jax.tree_util.keystr(path, simple=True, separator="/") if path else "."
         if name in named:
             raise ValueError(f"two leaves are named {name!r}: rename a key that contains '/'")

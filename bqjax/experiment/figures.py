@@ -12,20 +12,29 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import by_size, named_leaves
 from bqjax.methods.bins.gaussian import BinConfig, gaussian_bins
-from bqjax.sensitivity.perturb import Choice, CodeNoise, HalfNoise, Kind
+from bqjax.sensitivity.perturb import Choice, ChosenNoise, CodeNoise, HalfNoise, Kind
 from bqjax.sensitivity.sweeps import Candidate
 
-__all__ = ["BinsByLayer", "Figure", "NoiseByLayer", "RandomAgainstGradient", "RelativeBySize"]
+__all__ = [
+    "BinsByLayer",
+    "Figure",
+    "NoiseByLayer",
+    "RandomAgainstGradient",
+    "RelativeBySize",
+    "Statistic",
+    "StatisticsAgainstRandom",
+]
 
 Rules = Sequence[Rule[Any]] | None
 Form = Literal["levels", "bins", "choices"]
+Statistic = Literal["gradient", "fisher", "outputs", "curvature"]
 
 
 class Figure(Protocol):
@@ -183,6 +192,51 @@ class RelativeBySize:
         return [
             Candidate(leaf=leaf, perturb=_relative(params, leaf), magnitude=self.magnitude, draws=self.draws, tags=tags)
             for leaf in by_size(params, taken)[: self.largest]
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsAgainstRandom:
+    """Noise on the half of a layer that a statistic ranks highest against noise on a random half (figure 5, settled).
+
+    Statistics, all on calibration data: ``"gradient"`` is the loss's gradient of the whole set (the paper's choice), ``"fisher"``
+    the diagonal of the true Fisher information of a classifier's logits, ``"outputs"`` the diagonal of ``J^T J``, and
+    ``"curvature"`` that of the Kronecker-factored curvature. All but the gradient need ``Task.outputs``.
+
+    Attributes:
+      statistics: in the order of the series.
+      sigma, share, largest, draws, rules, name: see :class:`RandomAgainstGradient`.
+    """
+
+    form: ClassVar[Form] = "choices"
+    uses_gradient: ClassVar[bool] = True
+    statistics: Sequence[Statistic] = ("gradient", "fisher", "outputs", "curvature")
+    sigma: float = 0.05
+    share: float = 0.5
+    largest: int | None = None
+    draws: int = 8
+    rules: Rules = None
+    name: str = "statistics_against_random"
+
+    def __post_init__(self) -> None:
+        _check_largest(self.name, self.largest)
+        for statistic in self.statistics:
+            if statistic not in get_args(Statistic):
+                raise ValueError(f"figure {self.name!r}: a statistic is one of {', '.join(get_args(Statistic))}, got {statistic!r}")
+        if not len(self.statistics):
+            raise ValueError(f"figure {self.name!r} has no statistics")
+
+    @property
+    def title(self) -> str:
+        return f"Gaussian noise of {self.sigma:g} on {self.share:.0%} of a layer: random, or ranked highest by a statistic"
+
+    def candidates(self, params: Any) -> list[Candidate]:
+        how: dict[str, HalfNoise | ChosenNoise] = {"random": HalfNoise("gaussian", "random", self.share)}
+        how |= {statistic: ChosenNoise("gaussian", statistic, self.share) for statistic in self.statistics}
+        return [
+            Candidate(leaf=leaf, perturb=noise, magnitude=self.sigma, draws=self.draws, tags={"series": by, "by": by})
+            for leaf in by_size(params, list(select(params, self.rules).taken))[: self.largest]
+            for by, noise in how.items()
         ]
 
 

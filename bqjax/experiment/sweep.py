@@ -17,14 +17,24 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bqjax.adapters.safetensors import read_weights, write_weights
 from bqjax.core.journal import digest
 from bqjax.core.progress import Progress
+from bqjax.core.scoring import example_parts
 from bqjax.core.task import Task
 from bqjax.core.tree import named_leaves
 from bqjax.experiment.config import SweepConfig
-from bqjax.experiment.figures import BinsByLayer, Figure, NoiseByLayer, RandomAgainstGradient, RelativeBySize
+from bqjax.experiment.figures import (
+    BinsByLayer,
+    Figure,
+    NoiseByLayer,
+    RandomAgainstGradient,
+    RelativeBySize,
+    StatisticsAgainstRandom,
+)
+from bqjax.experiment.statistics import kept_arrays, weight_statistics
 from bqjax.sensitivity.gradient import loss_gradient
+from bqjax.sensitivity.paired import errors_between
+from bqjax.sensitivity.sweep_rows import Statement, statements
 from bqjax.sensitivity.sweeps import SweepResult, SweepRow, sweep
 
 __all__ = [
@@ -35,7 +45,9 @@ __all__ = [
     "NoiseByLayer",
     "RandomAgainstGradient",
     "RelativeBySize",
+    "StatisticsAgainstRandom",
     "Sweeps",
+    "against_zero",
     "compare_halves",
     "run_sweep",
     "state_files",
@@ -69,6 +81,8 @@ class Sweeps:
       n_examples: that were scored.
       figures: in the config's order.
       sizes: weights by leaf name.
+      spreads: of the leaves that were perturbed, by name: standard deviation of the weights, the largest of them in absolute terms,
+        and the root mean square over output channels (the last axis) of each channel's largest.
       result: the whole sweep.
     """
 
@@ -78,6 +92,7 @@ class Sweeps:
     n_examples: int
     figures: tuple[FigureRows, ...]
     sizes: Mapping[str, int] = field(repr=False)
+    spreads: Mapping[str, tuple[float, float, float]] = field(repr=False)
     result: SweepResult = field(repr=False)
 
 
@@ -94,13 +109,12 @@ class Comparison(NamedTuple):
     clearly_less: int | None
 
 
-def compare_halves(rows: FigureRows) -> Comparison:
-    """Counts the layers in which the half of largest gradient hurts more than a random half."""
+def compare_halves(rows: FigureRows, by: str = "largest") -> Comparison:
+    """Counts the layers in which the half that the gradient (or another statistic) ranks highest hurts more than a random half."""
     found = {(row.candidate.leaf, row.candidate.tags["by"]): row for row in rows.rows}
-    pairs = [(found[leaf, "largest"], found[leaf, "random"]) for leaf in rows.leaves]
+    pairs = [(found[leaf, by], found[leaf, "random"]) for leaf in rows.leaves]
     differences = np.array([a.drop - b.drop for a, b in pairs])
-    # The draws of both are independent. A random choice spreads more than a fixed one, so the two errors are kept apart.
-    errors = np.array([math.hypot(a.standard_error, b.standard_error) for a, b in pairs])
+    errors = np.array([_error_between(a, b) for a, b in pairs])
     known = bool(np.isfinite(errors).all())
     return Comparison(
         len(pairs),
@@ -111,11 +125,23 @@ def compare_halves(rows: FigureRows) -> Comparison:
     )
 
 
+def _error_between(a: SweepRow, b: SweepRow) -> float:
+    """Standard error of the difference of two rows: over the same examples where they are told apart, and over draws.
+
+    The draws of both are independent. A random choice spreads more than a fixed one, so the two errors are kept apart.
+    """
+    if a.differences is None or b.differences is None or len(a.drops) < 2:
+        return math.hypot(a.standard_error, b.standard_error)
+    return errors_between(a.differences, b.differences, common=False).both
+
+
 def run_sweep(
     config: SweepConfig,
     task: Task,
     *,
     limit: int | None = None,
+    until: str | float | None = None,
+    confidence: float = 0.95,
     state_path: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     **engine: Any,
@@ -126,6 +152,7 @@ def run_sweep(
       config: what to measure.
       task: from ``config.task``.
       limit: overrides the config's.
+      until, confidence: of a race, see :func:`bqjax.sensitivity.sweeps.sweep`; candidates race within their figure and series.
       state_path: a file that keeps what was finished; the gradient is kept beside it, see :func:`state_files`.
       progress: called as candidates are finished, with the time left.
       **engine: see :func:`bqjax.sensitivity.sweeps.sweep`.
@@ -147,28 +174,50 @@ def run_sweep(
         candidates += made
         parts.append((figure, len(made)))
     gradients = any(figure.uses_gradient for figure in config.figures)
+    statistics = {s: None for figure in config.figures for s in getattr(figure, "statistics", ())}
+    key = jax.random.key(config.seed)
+    context: dict[str, Any] | None = None
+    if statistics:
+        context = weight_statistics(task, ["gradient", *(s for s in statistics if s != "gradient")], key, state_path, progress)
+    elif gradients:
+        context = dict(_gradient(task, state_path, progress))
     result = sweep(
         task.score,
         task.params,
         batches,
         candidates,
-        key=jax.random.key(config.seed),
+        key=key,
         metric=task.metric,
-        context=_gradient(task, state_path, progress) if gradients else None,
+        predict=_told(task, batches[0]),
+        until=until,
+        confidence=confidence,
+        context=context,
         state_path=None if state_path is None else os.fspath(state_path),
         progress=progress,
         **engine,
     )
-    rows = iter(result.rows)
+    rows, leaves = iter(result.rows), named_leaves(task.params)
     return Sweeps(
         task_name=task.name,
         data_name=data_name,
         gradient_name=task.calibration_name if gradients else None,
         n_examples=_count(task, batches),
         figures=tuple(FigureRows(figure, tuple(next(rows) for _ in range(n))) for figure, n in parts),
-        sizes={name: int(np.size(leaf)) for name, leaf in named_leaves(task.params).items()},
+        sizes={name: int(np.size(leaf)) for name, leaf in leaves.items()},
+        spreads={name: _spread(leaves[name]) for name in dict.fromkeys(c.leaf for c in candidates)},
         result=result,
     )
+
+
+def _spread(leaf: Any) -> tuple[float, float, float]:
+    array = np.asarray(leaf).astype(np.float64)
+    channels = np.abs(array).reshape(-1, array.shape[-1] if array.ndim > 1 else 1).max(0)
+    return float(array.std()), float(np.abs(array).max()), float(np.sqrt(np.mean(np.square(channels))))
+
+
+def against_zero(rows: Sequence[SweepRow], level: float = 0.05) -> list[Statement]:
+    """Which rows of a figure differ from zero; see :meth:`bqjax.sensitivity.sweeps.SweepResult.against_zero`."""
+    return statements([(i, None) for i in range(len(rows))], [row.errors() for row in rows], level)
 
 
 def first_examples(batches: Sequence[Any], n: int) -> list[Any]:
@@ -198,6 +247,14 @@ def state_files(state_path: str | os.PathLike[str]) -> list[Path]:
     return [p for p in (path, *sorted(path.parent.glob(f"{path.name}.gradient-*"))) if p.exists()]
 
 
+def _told(task: Task, batch: Any) -> Any:
+    """The task's predictions where they tell what each example adds to its metric, or None."""
+    if task.predict is None or not task.traceable:
+        return None
+    said = jax.eval_shape(task.predict, task.params, batch)
+    return None if example_parts(said, task.metric) is None else task.predict
+
+
 def _bare(name: str) -> str:
     """A name of data without the count that it may begin with."""
     return re.sub(r"^[\d,]+ ", "", name)
@@ -214,12 +271,13 @@ def _gradient(task: Task, state_path: str | os.PathLike[str] | None, progress: P
     It is kept beside the state file: an accelerator may sum in another order in the next process, and weights at the edge of
     the larger half would change sides in the middle of a sweep.
     """
-    if progress:
-        progress(0, 1, "gradient of the loss")
-    if state_path is None:
-        return loss_gradient(task.score, task.params, task.calibration, task.rank_by)
     of = digest([task.params, list(task.calibration), np.array(task.rank_by)])[:12]
-    path = Path(f"{os.fspath(state_path)}.gradient-{of}")
-    if not path.exists():
-        write_weights(path, loss_gradient(task.score, task.params, task.calibration, task.rank_by))
-    return read_weights(path)
+    return dict(
+        kept_arrays(
+            state_path,
+            of,
+            lambda: loss_gradient(task.score, task.params, task.calibration, task.rank_by),
+            progress,
+            "gradient of the loss",
+        )
+    )

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bqjax.core.leaves import index_dtype
 
-__all__ = ["fixed_levels", "joined", "loose"]
+__all__ = ["fixed_levels", "joined", "loose", "pruned"]
 
 _ZEROS = 0.05  # share of zeros from which they are meant
 _FAR = 100.0  # how many times as large as all other weights a sentinel is
@@ -51,9 +52,24 @@ def fixed_levels(values: Sequence[np.ndarray]) -> np.ndarray:
     dtype, size = values[0].dtype, sum(v.size for v in values)
     if not jnp.issubdtype(dtype, jnp.floating) or not size:
         return np.zeros(0, dtype)
-    zeros = size - sum(int(np.count_nonzero(p != 0)) for p in _pieces(values))
-    levels = [*_sentinels(values, size), *([dtype.type(0)] if zeros >= _ZEROS * size else [])]
+    levels = [*_sentinels(values, size), *([dtype.type(0)] if _zeros(values) >= _ZEROS * size else [])]
     return np.sort(np.array(levels, np.float64)).astype(dtype)
+
+
+def _zeros(values: Sequence[np.ndarray]) -> int:
+    return sum(p.size - int(np.count_nonzero(p)) for p in _pieces(values))
+
+
+def pruned(weight: Any) -> np.ndarray | None:
+    """Which weights of a pruned leaf are not zero: booleans of its shape, or None.
+
+    None where fewer than 5 % of the weights are zero, or all of them, and for integers and tracers.
+    """
+    if isinstance(weight, jax.core.Tracer) or not jnp.issubdtype(weight.dtype, jnp.floating):
+        return None
+    host = np.asarray(weight)
+    zeros = _zeros([host])
+    return host != 0 if zeros < host.size and zeros >= _ZEROS * host.size else None
 
 
 def _sentinels(values: Sequence[np.ndarray], size: int) -> list[Any]:

@@ -4,7 +4,17 @@ from bqjax.methods.base import Compressed, Method, Uncompressed
 from bqjax.methods.baselines.deep_compression import DeepCompressionConfig
 from bqjax.methods.baselines.diba import DiBAConfig
 from bqjax.methods.baselines.dkm import DKMConfig
-from bqjax.methods.baselines.methods import PTQ, Binary, DeepCompression, DiBA, KMeans, ProductQuantization, ResidualQuantization
+from bqjax.methods.baselines.even import EvenConfig
+from bqjax.methods.baselines.methods import (
+    PTQ,
+    Binary,
+    DeepCompression,
+    DiBA,
+    EvenLevels,
+    KMeans,
+    ProductQuantization,
+    ResidualQuantization,
+)
 from bqjax.methods.baselines.product import ProductConfig
 from bqjax.methods.baselines.ptq import PTQConfig
 from bqjax.methods.baselines.residual import ResidualConfig
@@ -18,6 +28,7 @@ from bqjax.methods.gwk.config import GWKConfig
 from bqjax.methods.gwk.method import GWK
 from bqjax.methods.rate_distortion.block_method import BlockRateDistortion
 from bqjax.methods.rate_distortion.block_solver import BlockConfig
+from bqjax.methods.rate_distortion.fixed_rate import ErrorFeedback, WeightedKMeans
 from bqjax.methods.rate_distortion.method import RateDistortion
 from bqjax.methods.rate_distortion.solver import SolverConfig
 
@@ -37,6 +48,9 @@ __all__ = [
     "DeepCompressionConfig",
     "DiBA",
     "DiBAConfig",
+    "ErrorFeedback",
+    "EvenConfig",
+    "EvenLevels",
     "GWKConfig",
     "GaussianBins",
     "KMeans",
@@ -54,5 +68,6 @@ __all__ = [
     "SolverConfig",
     "Uncompressed",
     "Values",
+    "WeightedKMeans",
     "WithinBudget",
 ]

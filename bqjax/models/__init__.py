@@ -9,6 +9,7 @@ module              what it has
 ``vgg``             VGG16 and VGG19, with weights of torchvision and Keras
 ``inception``       InceptionV1 (GoogLeNet, with torchvision's weights) and InceptionV2
 ``mobilenet``       MobileNetV1 and MobileNetV2
+``squeezenet``      SqueezeNet 1.1, with Caffe's weights
 ``depthwise``       depthwise convolution, fast on CPUs too
 ``spc``             the convolutional network for Speech Commands, with TensorFlow's weights
 ``deep_speech``     DeepSpeech 1 and 2

@@ -79,7 +79,7 @@ class ResidualBlock(nnx.Module):
 def _relu(block: ResidualBlock) -> Callable[[jax.Array], jax.Array]:
     """Relu of inputs of a block: computed once in float training, where it is a third faster on CPUs.
 
-    Evaluation (running statistics) takes no gradients, and where layers are quantized it is slower: they divide their inputs anyway.
+    Evaluation takes no gradients, and where layers are quantized it is slower: they divide their inputs anyway.
     """
     plain = block.bn1.use_running_average or type(block.conv1) is not nnx.Conv
     return nnx.relu if plain else relu_once

@@ -15,16 +15,31 @@ import matplotlib
 import numpy as np
 
 from bqjax.experiment.config import SweepConfig
-from bqjax.experiment.sweep import FigureRows, Sweeps, compare_halves
+from bqjax.experiment.figures import Figure, NoiseByLayer
+from bqjax.experiment.recipes import make_recipe
+from bqjax.experiment.sweep import FigureRows, Sweeps, against_zero, compare_halves
 from bqjax.report.html import page
 from bqjax.report.plots import BLUE, GREY, ORANGE, as_png, as_svg, drawing, plain
+from bqjax.report.recipe import recipe_table, recipe_text
 from bqjax.report.tables import Table
 from bqjax.sensitivity.perturb import CodeNoise, HalfNoise, Noise
-from bqjax.sensitivity.sweeps import SweepRow
+from bqjax.sensitivity.sweeps import SweepResult, SweepRow
 
-__all__ = ["PAGE", "comparison_text", "figure_table", "result_names", "sweep_csv", "sweep_files", "sweep_json", "sweep_records"]
+__all__ = [
+    "PAGE",
+    "comparison_text",
+    "figure_table",
+    "race_text",
+    "result_names",
+    "sweep_csv",
+    "sweep_files",
+    "sweep_json",
+    "sweep_records",
+    "zero_text",
+]
 
 PAGE = "report.html"
+RECIPE = "recipe.md"
 _FAINT = "#e4e7eb"
 _METRIC = "metric "  # what the CSV's columns of metrics begin with
 
@@ -39,14 +54,14 @@ _HOVER = """<style>
 
 
 def sweep_records(sweeps: Sweeps) -> list[dict[str, Any]]:
-    """A flat dict a row: what was perturbed and how, the drop, its standard error over draws, and the metrics.
+    """A flat dict a row: what was perturbed and how, the drop, its standard errors, and the metrics.
 
-    ``drop`` is that of the sweep's metric, as a fraction. ``bin``, ``by``, ``lower``, ``upper`` and ``standard_error`` are None
-    where a row has none.
+    ``drop`` is that of the sweep's metric, as a fraction; ``standard_error`` is over draws, ``paired_error`` over examples,
+    ``error`` over both, and ``p`` of a drop of 0, adjusted for all rows of the figure (Holm). What a row does not have is None.
     """
     records = []
     for figure, rows in sweeps.figures:
-        for row in rows:
+        for row, statement in zip(rows, against_zero(rows), strict=True):
             c = row.candidate
             how = c.perturbation
             records.append(
@@ -62,8 +77,11 @@ def sweep_records(sweeps: Sweeps) -> list[dict[str, Any]]:
                     "magnitude": c.magnitude,
                     "by": c.tags.get("by"),
                     "draws": c.draws,
-                    "drop": row.drop,
+                    "drop": _finite(row.drop),
                     "standard_error": _finite(row.standard_error),
+                    "paired_error": _finite(row.paired_error),
+                    "error": _finite(row.error),
+                    "p": _finite(statement.p),
                     "metrics": {name: _finite(value) for name, value in row.metrics.items()},
                 }
             )
@@ -100,20 +118,43 @@ def sweep_json(sweeps: Sweeps, command: str) -> str:
         "baseline": dict(sweeps.result.baseline),
         "unused": list(sweeps.result.unused),
         "figures": [{"name": figure.name, "title": figure.title} for figure, _ in sweeps.figures],
-        "comparisons": {r.figure.name: compare_halves(r)._asdict() for r in sweeps.figures if r.figure.uses_gradient},
+        "comparisons": {r.figure.name: _comparisons(r) for r in sweeps.figures if r.figure.uses_gradient},
+        "leaves": {name: _spread(sweeps, name) for name in dict.fromkeys(row.candidate.leaf for row in sweeps.result.rows)},
+        "race": None if sweeps.result.race is None else _race(sweeps),
         "rows": sweep_records(sweeps),
     }
     return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
+def _comparisons(rows: FigureRows) -> dict[str, Any]:
+    """Counts of layers, by statistic where there are several."""
+    ranked = _ranked(rows)
+    return compare_halves(rows)._asdict() if ranked == ["largest"] else {by: compare_halves(rows, by)._asdict() for by in ranked}
+
+
+def _ranked(rows: FigureRows) -> list[str]:
+    return [by for by in dict.fromkeys(row.candidate.tags["by"] for row in rows.rows) if by != "random"]
+
+
 def result_names(config: SweepConfig) -> list[str]:
     """Names of the files that a sweep leaves in its folder; the page is written last."""
     pictures = [f"{figure.name}.{ending}" for figure in config.figures for ending in ("png", "svg")]
-    return ["sweep.csv", "sweep.json", *pictures, PAGE]
+    return ["sweep.csv", "sweep.json", *pictures, *([RECIPE] if _has_recipe(config.figures) else []), PAGE]
 
 
-def sweep_files(sweeps: Sweeps, command: str) -> dict[str, bytes]:
-    """All files of a sweep by name. The same rows and command give the same bytes."""
+def _has_recipe(figures: Sequence[Figure]) -> bool:
+    """Whether there is a figure that a recipe is made from: Gaussian noise on whole layers."""
+    return any(isinstance(figure, NoiseByLayer) and figure.kind == "gaussian" for figure in figures)
+
+
+def sweep_files(sweeps: Sweeps, command: str, max_drop: float = 0.01) -> dict[str, bytes]:
+    """All files of a sweep by name. The same rows and command give the same bytes.
+
+    Args:
+      sweeps: what was measured.
+      command: what made it.
+      max_drop: of the recipe, where there is one: :func:`~bqjax.experiment.recipes.make_recipe`.
+    """
     files = {"sweep.csv": sweep_csv(sweeps).encode(), "sweep.json": sweep_json(sweeps, command).encode()}
     sections: list[tuple[str, Sequence[str | Table]]] = []
     for rows in sweeps.figures:
@@ -122,6 +163,10 @@ def sweep_files(sweeps: Sweeps, command: str) -> dict[str, bytes]:
         files[f"{rows.figure.name}.svg"] = svg.encode()
         sections.append((rows.figure.title, [svg]))
         sections.append((f"{rows.figure.title}: numbers", [figure_table(sweeps, rows)]))
+    if _has_recipe([rows.figure for rows in sweeps.figures]):
+        recipe = make_recipe(json.loads(files["sweep.json"]), max_drop=max_drop)
+        files[RECIPE] = recipe_text(recipe, command).encode()
+        sections.append(("Recipe", [recipe_table(recipe)]))
     files[PAGE] = page(f"{sweeps.task_name}: sensitivity", command, sections).encode()
     return files
 
@@ -134,27 +179,85 @@ def _data_text(sweeps: Sweeps) -> str:
 
 def _drop_text(row: SweepRow) -> str:
     drop = round(100 * row.drop, 2) + 0.0  # never a negative zero
-    error = f" ± {100 * row.standard_error:.2f}" if math.isfinite(row.standard_error) else ""
+    error = f" ± {100 * _error(row):.2f}" if math.isfinite(_error(row)) else ""
     return f"{drop:+.2f}{error}"
+
+
+def _error(row: SweepRow) -> float:
+    """Over examples and draws, or over what is known of them."""
+    return row.error if math.isfinite(row.error) else row.standard_error
+
+
+def race_text(result: SweepResult) -> str:
+    """How a race ended, in a sentence."""
+    race = result.race
+    if race is None:
+        raise ValueError("the sweep was no race: it has no until")
+    share = race.evaluations / race.of
+    how = "settled" if race.settled else "not settled"
+    return (
+        f"Race until {race.until} at {100 * race.confidence:g} %: {how} with {race.evaluations:,.0f} evaluations of perturbed "
+        f"networks, {100 * share:.0f} % of the full sweep's {race.of:,}; {race.reached}."
+    )
+
+
+def _race(sweeps: Sweeps) -> dict[str, Any]:
+    """The race as JSON data, rows by leaf and series."""
+    race = sweeps.result.race
+    if race is None:
+        return {}
+    rows = sweeps.result.rows
+
+    def named(i: int) -> list[str]:
+        return [rows[i].candidate.leaf, rows[i].candidate.tags["series"]]
+
+    return {
+        **race._asdict(),
+        "order": [[named(i) for i in one] for one in race.order],
+        "open": [[named(i), named(j)] for i, j in race.open],
+    }
+
+
+def _spread(sweeps: Sweeps, name: str) -> dict[str, Any]:
+    deviation, largest, channels = sweeps.spreads[name]
+    return {"size": sweeps.sizes[name], "standard_deviation": deviation, "largest": largest, "channels_largest": channels}
 
 
 def figure_table(sweeps: Sweeps, rows: FigureRows) -> Table:
     """A line a layer, a column a series: drop in points with its standard error."""
     found = {(row.candidate.leaf, row.candidate.tags["series"]): _drop_text(row) for row in rows.rows}
     lines = [(leaf, f"{sweeps.sizes[leaf]:,}", *(found.get((leaf, series), "") for series in rows.series)) for leaf in rows.leaves]
-    draws = sorted({row.candidate.draws for row in rows.rows})
-    caption = f"Drop of {_data_text(sweeps)}; in points ± standard error over {' or '.join(map(str, draws))} draws of noise."
+    caption = f"Drop of {_data_text(sweeps)}; in points ± standard error over {_over(sweeps, rows)}. {zero_text(rows)}"
     if rows.figure.uses_gradient:
         caption += f" Gradients on {sweeps.gradient_name}. {comparison_text(rows)}"
     return Table(rows.figure.title, ("layer", "weights", *rows.series), lines, caption)
 
 
-def comparison_text(rows: FigureRows) -> str:
-    """In how many layers the half of largest gradient hurts more, in a sentence."""
-    found = compare_halves(rows)
-    text = (
-        f"The weights of largest gradient hurt more than random ones in {found.more} of {found.layers} layers, less in {found.less}"
+def _over(sweeps: Sweeps, rows: FigureRows) -> str:
+    """What the errors are over."""
+    if sweeps.result.race is not None:
+        return "the rounds of a race, each of new noise on other examples"
+    draws = f"{' or '.join(map(str, sorted({row.candidate.draws for row in rows.rows})))} draws of noise"
+    return f"examples and {draws}" if any(row.differences is not None for row in rows.rows) else draws
+
+
+def zero_text(rows: FigureRows, level: float = 0.05) -> str:
+    """How many rows differ from zero, in a sentence."""
+    found = against_zero(rows.rows, level)
+    return (
+        f"{sum(s.differs for s in found)} of {len(found)} differ from 0 (all of these together at {100 * (1 - level):g} %, Holm)."
     )
+
+
+def comparison_text(rows: FigureRows) -> str:
+    """In how many layers the half that is ranked highest hurts more, in a sentence a statistic."""
+    return " ".join(_comparison(rows, by) for by in _ranked(rows))
+
+
+def _comparison(rows: FigureRows, by: str) -> str:
+    found = compare_halves(rows, by)
+    what = {"largest": "of largest gradient", "gradient": "of largest gradient"}.get(by, f"ranked highest by {by}")
+    text = f"The weights {what} hurt more than random ones in {found.more} of {found.layers} layers, less in {found.less}"
     if found.clearly is None:
         return f"{text}; one draw has no standard error."
     return f"{text}; by more than 2 standard errors more in {found.clearly} and less in {found.clearly_less}."
@@ -196,7 +299,7 @@ def _pictures(sweeps: Sweeps, rows: FigureRows) -> tuple[bytes, str]:
             points = [r for r in rows.rows if r.candidate.tags["series"] == label]
             x = [leaves.index(r.candidate.leaf) + (j - (n - 1) / 2) * step for r in points]
             y = [100 * r.drop for r in points]
-            error = [100 * r.standard_error if math.isfinite(r.standard_error) else 0.0 for r in points]
+            error = [100 * _error(r) if math.isfinite(_error(r)) else 0.0 for r in points]
             joined = "" if figure.form == "bins" else "-"
             axes.errorbar(x, y, error, color=colors[j], fmt=joined or "none", linewidth=0.9, elinewidth=0.9, capsize=1.5, zorder=2)
             axes.plot([], [], "o" + joined, color=colors[j], markersize=4, linewidth=0.9, label=plain(label))

@@ -24,10 +24,11 @@ from jax.sharding import Mesh
 from bqjax.core.journal import digest
 from bqjax.core.leaves import is_compressed
 from bqjax.core.tree import named_leaves, replace
-from bqjax.sensitivity.importance import output_importance
+from bqjax.sensitivity.importance import output_moments
 from bqjax.sensitivity.layouts import Combined, Plan, combined, planned
 from bqjax.sensitivity.leaf_curvature import LeafCurvature
-from bqjax.sensitivity.products import Moments
+from bqjax.sensitivity.lookups import lookup_curvature, lookup_layout
+from bqjax.sensitivity.products import WIDEST, Moments
 from bqjax.sensitivity.shifts import Shift, find_shifts, placed
 from bqjax.sensitivity.spread import summed
 from bqjax.sensitivity.taps import Taps
@@ -83,21 +84,24 @@ def output_curvature(
     positions: int = 2048,
     draws: int = 1,
     examples: int = 32,
-    max_width: int = 4096,
+    max_width: int | None = None,
     mesh: Mesh | None = None,
 ) -> Curvature:
     """Curvature of the outputs in every leaf that enters them linearly, and the importance of all leaves.
 
     Found are products (``dot_general``, ``conv_general_dilated``) and look-ups of rows (``gather``) that a leaf reaches by
     reshapes, transposes, slices and conversions alone, in calls, loops and branches too. A leaf that is used several times has the
-    mean over all uses; one whose uses differ (an embedding that is also the last layer's kernel) that of the products.
+    mean over all uses; one whose uses differ (an embedding that is also the last layer's kernel) that of the products. Leaves
+    whose rows are looked up and nothing else (embeddings) have one matrix for what a row holds, see
+    :mod:`bqjax.sensitivity.lookups`.
 
     Where a batch is a mapping with an entry ``"mask"`` of ``[n]``, examples of mask 0 are cut out of all its arrays of ``n`` rows.
     Padding within examples does count: zeros there scale ``inputs`` down and ``outputs`` up, and leave their product alone.
 
     Time: one pass over the data, and ``2 * positions * d^2`` operations a leaf and batch; then ``draws`` passes with gradients.
-    Memory: ``4 * G * d^2`` bytes a leaf, twice while batches are added up, and the patches ``positions * G * d`` of one leaf;
-    inputs wider than ``max_width`` are taken in blocks, and what connects the blocks is left out.
+    Memory: ``4 * G * d^2`` bytes a leaf, twice while batches are added up, and the patches ``positions * G * d`` of one leaf.
+    Inputs wider than ``max_width`` are taken in blocks; what connects the blocks is left out (``notes`` says so): ``n`` rows and
+    ``D`` inputs then take at most about ``4 * n * D`` bytes.
 
     Args:
       outputs: ``outputs(params, batch) -> [n, ...]``, traceable; rows of padding must not depend on the parameters.
@@ -107,7 +111,8 @@ def output_curvature(
       names: the leaves wanted; None takes all of floating point.
       positions: of a product's rows of inputs at most so many are looked at in each batch, spread evenly.
       draws, examples: of the importance, see :func:`~bqjax.sensitivity.importance.output_importance`.
-      max_width: inputs of one block.
+      max_width: inputs of one block; None takes at most as many as there are rows of calibration data behind a leaf, and at most
+        4,096 (:func:`~bqjax.sensitivity.products.width_for`).
       mesh: devices to spread batches over, a mesh of one axis; None takes the one that ``jax.default_device`` names, or else all.
         Another number of devices gives the same moments to rounding.
 
@@ -126,7 +131,7 @@ def output_curvature(
       ([[[5.0, 1.0], [1.0, 2.0]]], {'scale': "goes through 'mul', which is no product that a curvature is known for"})
     """
     for setting, value in (("positions", positions), ("draws", draws), ("examples", examples), ("max_width", max_width)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{setting} must be at least 1, got {value}")
     leaves = named_leaves(params)
     floating = [name for name, leaf in leaves.items() if not is_compressed(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -136,13 +141,13 @@ def output_curvature(
         if name not in floating:
             raise ValueError(f"leaf {name!r} is no floating-point array, and has no curvature")
     batches = _without_padding(batches)
-    taps = Taps(positions, max_width)
+    taps = Taps(positions, max_width, len(batches))
     sums = _sums(taps, outputs, params, batches, names, key, mesh)
     plans: dict[str, Plan] = {}
     moments: dict[str, Combined] = {}
     left: dict[str, str] = {}
     for name in names:
-        plan = _plan(taps, name, np.shape(leaves[name]), max_width)
+        plan = _plan(taps, name, np.shape(leaves[name]))
         reason: str | None = plan if isinstance(plan, str) else None
         if not isinstance(plan, str):
             plans[name] = plan
@@ -152,15 +157,27 @@ def output_curvature(
         if reason is not None:
             left[name] = reason
     signs = jax.random.fold_in(key, len(batches))
-    importance = output_importance(outputs, params, batches, key=signs, draws=draws, names=names, examples=examples, mesh=mesh)
     found = [name for name in names if name not in left]
+    looked_up = {
+        name: layout for name in found if (layout := lookup_layout(plans[name], taps.uses, max_width or WIDEST)) is not None
+    }
+    importance, second = output_moments(
+        outputs, params, batches, looked_up, key=signs, draws=draws, names=names, examples=examples, mesh=mesh
+    )
     shifts = _shifts(outputs, params, batches[0], {name: plans[name] for name in found})
-    uses = {name: ", ".join(sorted(set(plans[name].dropped))) for name in found}
+
+    def curvature_of(name: str) -> LeafCurvature:
+        own = moments.pop(name)
+        if name in looked_up:
+            return lookup_curvature(looked_up[name], second[name], importance[name], own.rows)
+        return _leaf_curvature(plans[name], own, importance[name], name in shifts)
+
+    made = {name: curvature_of(name) for name in found}
     return Curvature(
-        leaves={name: _leaf_curvature(plans[name], moments.pop(name), importance[name], name in shifts) for name in found},
+        leaves=made,
         importance=importance,
         left=left,
-        notes={name: f"its use by {use} is counted in the importance alone" for name, use in uses.items() if use},
+        notes={name: note for name in found if (note := _note(plans[name], made[name].rows))},
         shifts=shifts,
         fingerprint=digest(params),
     )
@@ -216,12 +233,22 @@ def _tapped(
     return taps.run(closed, arguments, [*views, *([None] * (len(arguments) - len(views)))], key)[1]
 
 
-def _plan(taps: Taps, name: str, shape: tuple[int, ...], max_width: int) -> Plan | str:
+def _plan(taps: Taps, name: str, shape: tuple[int, ...]) -> Plan | str:
     """How a leaf's uses make its curvature, or why they do not."""
     if name in taps.others:
         return "; ".join(taps.others[name])
     uses = {place: use for place, use in taps.uses.items() if use.view.leaf == name}
-    return planned(shape, uses, max_width) if uses else "is not what the outputs depend on"
+    return planned(shape, uses, taps.width(name)) if uses else "is not what the outputs depend on"
+
+
+def _note(plan: Plan, rows: int) -> str:
+    """What a leaf's curvature leaves out."""
+    found = []
+    if plan.layout.blocks > 1:
+        found.append(f"in {plan.layout.blocks} blocks of {plan.layout.width} inputs, from {rows} rows of calibration data")
+    if plan.dropped:
+        found.append(f"its use by {', '.join(sorted(set(plan.dropped)))} is counted in the importance alone")
+    return "; ".join(found)
 
 
 def _check_finite(name: str, moments: Combined) -> None:

@@ -28,9 +28,9 @@ from bqjax.sensitivity import processes as hosts
 from bqjax.sensitivity.candidates import deal
 from bqjax.sensitivity.perturb import Perturbation
 from bqjax.sensitivity.prefixes import Prefixes
-from bqjax.sensitivity.programs import Prepared, Programs, checked_score
+from bqjax.sensitivity.programs import Predict, Prepared, Programs, checked_score
 
-__all__ = ["Evaluator"]
+__all__ = ["Evaluator", "Measured"]
 
 _AXIS = "candidates"
 
@@ -43,12 +43,30 @@ class _Call(NamedTuple):
     arguments: tuple[Any, ...]
 
 
+class Measured(NamedTuple):
+    """What candidates were found to be.
+
+    Attributes:
+      metrics: of each candidate, means over the examples.
+      parts: ``[candidates, n]`` float32, what each example adds to the sum of the evaluator's metric, examples in the order of
+        the batches, padding left out; None without predictions.
+      total: what the sums are divided by.
+    """
+
+    metrics: list[dict[str, float]]
+    parts: np.ndarray | None
+    total: float
+
+
 class Evaluator:
     """A score, the batches it is taken on, and the compiled functions that take it under perturbations.
 
     Args:
       score: see :data:`bqjax.core.task.Score`.
       batches: non-empty; batches of one shape share a compilation. Each counts by its number of examples.
+      predict: where given, :meth:`measure` tells what each example adds to ``metric``: ``predict(params, batch)`` gives
+        :class:`~bqjax.core.task.Predictions`, computed along with the score.
+      metric: see ``predict``.
       mesh: devices to spread candidates over, a mesh of one axis; None takes the one that ``jax.default_device`` names, or else
         all, those of the other processes too where ``jax.distributed`` has joined several. All of these then make the same calls
         with the same arguments, and all get the same numbers. A mesh of this process's devices works without the others.
@@ -69,6 +87,8 @@ class Evaluator:
         score: Score,
         batches: Sequence[Any],
         *,
+        predict: Predict | None = None,
+        metric: str = "accuracy",
         mesh: Mesh | None = None,
         group: int | None = None,
         cache_bytes: int = 2**30,
@@ -77,7 +97,7 @@ class Evaluator:
             raise ValueError("no batches to score on: the calibration data holds no examples")
         if group is not None and group < 1:
             raise ValueError(f"group must be at least 1, got {group}")
-        checked = checked_score(score)
+        checked = checked_score(score, predict, metric)
         self._plain = jax.jit(checked)
         self._batches = list(batches)
         self._mesh = mesh if mesh is not None else hosts.default_mesh(_AXIS)
@@ -85,6 +105,7 @@ class Evaluator:
         self._group = group
         self._programs = Programs(checked, self._mesh)
         self._prefixes = Prefixes(self._mesh, cache_bytes)
+        self._counted: list[Any] | None = None  # which examples of each batch are no padding
 
     @property
     def compile_seconds(self) -> float:
@@ -97,12 +118,31 @@ class Evaluator:
         Raises:
           ValueError: a metric is NaN or infinite, is not a scalar, or no example was counted.
         """
+        return self.measure_baseline(params).metrics[0]
+
+    def measure_baseline(self, params: Any) -> Measured:
+        """As :meth:`baseline`, with the examples' parts ``[1, n]`` where there are predictions."""
         # All batches are dispatched before the first result is waited for.
-        metrics = self._means([self._plain(params, batch) for batch in self._batches])
+        results = hosts.fetch([self._plain(params, batch) for batch in self._batches])
+        metrics, count = self._means(results)
         for metric, value in metrics.items():
             if not math.isfinite(value):
                 raise ValueError(f"the score's {metric!r} is {value} on the unperturbed network: repair the network or the score")
-        return {metric: float(value) for metric, value in metrics.items()}
+        # Padding is that of the unperturbed network: a perturbation does not change which examples count.
+        self._counted = [None if own is None else np.asarray(own[1]) for _, _, own in results]
+        parts = None
+        if self._counted[0] is not None:
+            parts = np.concatenate([own[0][keep] for (_, _, own), keep in zip(results, self._counted, strict=True)])[None]
+            parts = self._gathered(parts[0])[None]
+        return Measured([{metric: float(value) for metric, value in metrics.items()}], parts, float(count))
+
+    def batch_metrics(self, params: Any) -> list[tuple[dict[str, float], float]]:
+        """Metrics of ``params`` on each batch by itself, and what its sums are divided by; 0 of a batch that is all padding."""
+        found = []
+        for sums, count, _ in hosts.fetch([self._plain(params, batch) for batch in self._batches]):
+            own = self._gathered(np.array([float(count), *map(float, sums.values())]))
+            found.append(({metric: float(x / max(own[0], 1.0)) for metric, x in zip(sums, own[1:], strict=True)}, float(own[0])))
+        return found
 
     def scores(
         self,
@@ -113,7 +153,20 @@ class Evaluator:
         *,
         context: Mapping[str, Any] | None = None,
     ) -> list[dict[str, float]]:
-        """Metrics under each candidate, which perturbs all the named leaves and nothing else.
+        """Metrics under each candidate, which perturbs all the named leaves and nothing else; see :meth:`measure`."""
+        return self.measure(params, names, perturbation, candidates, context=context).metrics
+
+    def measure(
+        self,
+        params: Any,
+        names: Sequence[str],
+        perturbation: Perturbation,
+        candidates: Sequence[Any],
+        *,
+        context: Mapping[str, Any] | None = None,
+        only: Sequence[int] | None = None,
+    ) -> Measured:
+        """Metrics under each candidate, and each example's part in one of them where there are predictions.
 
         A candidate with a key gives each of several leaves its own noise. The same numbers come out on any number of
         devices.
@@ -124,6 +177,7 @@ class Evaluator:
           perturbation: what is done to them.
           candidates: pytrees of equal structure, shapes and dtypes.
           context: where given, ``context[name]`` is the third argument of the perturbation of a leaf (its gradient, say).
+          only: numbers of the batches that are looked at; None takes all. One that counts no example is an error.
 
         Raises:
           ValueError: no candidates, or a leaf that does not exist or is named twice.
@@ -132,7 +186,8 @@ class Evaluator:
         _check(names, leaves, candidates)
         fixed = [leaf for name, leaf in leaves.items() if name not in names]
         self._prefixes.forget_unless(names, fixed)
-        prepared = [self._programs.prepare(params, names, batch) for batch in self._batches]
+        chosen = list(range(len(self._batches))) if only is None else list(only)
+        prepared = [self._programs.prepare(params, names, self._batches[i]) for i in chosen]
         varying = [leaves[name] for name in names]
         extra = None if context is None else [context[name] for name in names]
         group = self._group or prepared[0].group(varying)
@@ -141,16 +196,27 @@ class Evaluator:
             varying, extra = self._prefixes.on_devices((varying, extra))
             stacked, counts = jax.tree.map(partial(hosts.dealt, self._mesh), (stacked, counts))
         call = _Call(perturbation, fixed, (varying, extra, stacked, counts))
-        if self._fit_together(prepared, fixed):
+        if only is None and self._fit_together(prepared, fixed):
             results = self._together(prepared[0], call)
         else:
-            results = [self._one(i, prepared[i], call) for i in range(len(self._batches))]
-        means = {metric: value.reshape(-1)[places] for metric, value in self._means(results).items()}
-        return [{metric: float(value[i]) for metric, value in means.items()} for i in range(len(candidates))]
+            results = hosts.fetch([self._one(i, own, call) for i, own in zip(chosen, prepared, strict=True)])
+        means, count = self._means(results)
+        means = {metric: value.reshape(-1)[places] for metric, value in means.items()}
+        metrics = [{metric: float(value[i]) for metric, value in means.items()} for i in range(len(candidates))]
+        return Measured(metrics, self._parts(params, results, chosen, places), float(np.max(count)))
 
     def depends_on(self, params: Any, name: str) -> bool:
         """Whether the score depends on a leaf at all."""
         return not self._programs.prepare(params, (name,), self._batches[0]).parts.unused
+
+    def suffix_operations(self, params: Any, name: str) -> float:
+        """Operations from a leaf's first use to the end: of two leaves in a row the one with more is used earlier."""
+        return self._programs.prepare(params, (name,), self._batches[0]).parts.suffix_operations
+
+    def one_at_a_time(self, params: Any, name: str) -> bool:
+        """Whether candidates for a leaf are evaluated one after the other."""
+        own = [named_leaves(params)[name]]
+        return (self._group or self._programs.prepare(params, (name,), self._batches[0]).group(own)) == 1
 
     def forget(self) -> None:
         """Drops what was kept from earlier calls besides compiled functions."""
@@ -180,7 +246,8 @@ class Evaluator:
         constants, fixed = map(self._prefixes.remembered, (prepared.constants, call.fixed))
         suffix = self._programs.suffix(prepared, call.perturbation, joint=True)
         out = hosts.fetch(suffix(kept, constants, [fixed, batches], *call.arguments))
-        return [jax.tree.map(lambda x, b=b: x[..., b], out) for b in range(len(self._batches))]
+        # Batches are the axis behind those of the candidates: [devices, groups, group, batches, ...].
+        return [jax.tree.map(lambda x, b=b: x[:, :, :, b], out) for b in range(len(self._batches))]
 
     def _one(self, i: int, prepared: Prepared, call: _Call) -> Any:
         """Sums and counts of one batch."""
@@ -190,9 +257,21 @@ class Evaluator:
         suffix = self._programs.suffix(prepared, call.perturbation, joint=False)
         return suffix(kept, constants, [*fixed, *self._prefixes.on_devices(inputs)], *call.arguments)
 
-    def _means(self, results: Sequence[tuple[dict[str, jax.Array], jax.Array]]) -> dict[str, np.ndarray]:
-        """Metrics over all batches, from what this process and the others have."""
-        return mean_metrics(hosts.fetch(list(results)), gather=self._gathered)[0]
+    def _means(self, results: Sequence[Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Metrics over some batches and their counts, from what this process and the others have."""
+        return mean_metrics([(sums, count) for sums, count, _ in results], gather=self._gathered)
+
+    def _parts(self, params: Any, results: Sequence[Any], chosen: Sequence[int], places: np.ndarray) -> np.ndarray | None:
+        """``[candidates, n]`` of the examples that count."""
+        if results[0][2] is None:
+            return None
+        if self._counted is None:
+            self.measure_baseline(params)
+        counted: list[Any] = self._counted or []
+        own = [np.asarray(parts[0])[..., counted[i]] for i, (_, _, parts) in zip(chosen, results, strict=True)]
+        whole = np.concatenate(own, axis=-1)  # [devices, groups, group, n]
+        whole = self._gathered(whole[None])[0]
+        return whole.reshape(-1, whole.shape[-1])[places]
 
     def _gathered(self, sums: np.ndarray) -> np.ndarray:
         if not self.shared:

@@ -8,6 +8,7 @@ function that scores them.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -17,7 +18,20 @@ import numpy as np
 
 from bqjax.core.leaves import round_to
 
-__all__ = ["KINDS", "Choice", "CodeNoise", "Codebook", "HalfNoise", "Kind", "Noise", "NoiseCandidate", "Perturbation", "Quantize"]
+__all__ = [
+    "KINDS",
+    "Choice",
+    "ChosenNoise",
+    "CodeNoise",
+    "Codebook",
+    "HalfNoise",
+    "Kind",
+    "Noise",
+    "NoiseCandidate",
+    "Perturbation",
+    "Quantize",
+    "mirrors",
+]
 
 Kind = Literal["gaussian", "relative", "uniform", "collapse"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -132,7 +146,7 @@ class HalfNoise:
     Attributes:
       kind: of the noise.
       by: ``"random"`` chooses by the candidate's key, anew in every draw; ``"largest"`` takes the weights of largest
-        ``|context|``, e.g. of the loss's gradient, the first ones among equals.
+        ``|context|``, e.g. of the loss's gradient, the first ones among equals. Of a mapping it is the entry ``"gradient"``.
       share: of the weights, from 0 to 1.
     """
 
@@ -147,8 +161,10 @@ class HalfNoise:
         if not 0 <= self.share <= 1:
             raise ValueError(f"share must be from 0 to 1, got {self.share}")
 
-    def __call__(self, weights: jax.Array, candidate: NoiseCandidate, context: jax.Array | None = None) -> jax.Array:
+    def __call__(self, weights: jax.Array, candidate: NoiseCandidate, context: Any = None) -> jax.Array:
         n = weights.size
+        if isinstance(context, Mapping):
+            context = context.get("gradient")
         if self.by == "random":
             # Which weights and what noise are independent of each other.
             noise_key, choice_key = jax.random.split(candidate.key)
@@ -165,6 +181,36 @@ class HalfNoise:
         # By rank, not by a threshold, so that ties do not change the count.
         chosen = jnp.zeros(n, bool).at[order[: round(self.share * n)]].set(True).reshape(weights.shape)
         return jnp.where(chosen, Noise(self.kind)(weights, candidate), weights)
+
+
+@dataclass(frozen=True)
+class ChosenNoise:
+    """:class:`Noise` on the share of a leaf's weights for which a statistic is largest: does it find the weights that matter?
+
+    Attributes:
+      kind: of the noise.
+      statistic: the entry of the context, a mapping of arrays of the leaf's shape, that ranks the weights by its absolute value.
+      share: of the weights, from 0 to 1; see :class:`HalfNoise`.
+    """
+
+    kind: Kind
+    statistic: str
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        HalfNoise(self.kind, "largest", self.share)  # refuses what it refuses
+
+    def __call__(self, weights: jax.Array, candidate: NoiseCandidate, context: Mapping[str, jax.Array] | None = None) -> jax.Array:
+        if not isinstance(context, Mapping) or self.statistic not in context:
+            raise ValueError(
+                f"the noise takes the weights by {self.statistic!r}: pass context={{leaf: {{{self.statistic!r}: array}}}}"
+            )
+        return HalfNoise(self.kind, "largest", self.share)(weights, candidate, context[self.statistic])
+
+
+def mirrors(perturbation: Perturbation) -> bool:
+    """Whether a negative magnitude is the same noise with the opposite sign, and as likely as the noise itself."""
+    return isinstance(perturbation, Noise | CodeNoise | HalfNoise | ChosenNoise) and perturbation.kind != "collapse"
 
 
 class Codebook(NamedTuple):

@@ -17,7 +17,10 @@ import numpy as np
 
 from bqjax.sensitivity.views import Pair, View, split_front
 
-__all__ = ["RULES", "Moments", "Product", "blocks_of"]
+__all__ = ["RULES", "WIDEST", "Moments", "Product", "blocks_of", "width_for"]
+
+WIDEST = 4096
+_NARROWEST = 128
 
 
 class Moments(NamedTuple):
@@ -43,20 +46,37 @@ class Product(NamedTuple):
       kind: the primitive.
       groups, rows, inputs: pairs of the leaf's entries. Those of inputs are in the leaf's order, those of groups in the order of
         the moments' first axis.
-      take: ``take(key, positions) -> Moments``.
+      take: ``take(key, positions, max_width) -> Moments``, of at most so many positions, inputs cut to blocks.
+      total: rows of inputs that each group is multiplied with in one run.
     """
 
     kind: str
     groups: tuple[Pair, ...]
     rows: tuple[Pair, ...]
     inputs: tuple[Pair, ...]
-    take: Callable[[jax.Array, int], Moments]
+    take: Callable[[jax.Array, int, int], Moments]
+    total: int
 
 
 def blocks_of(inputs: int, max_width: int) -> tuple[int, int]:
     """Blocks that so many inputs are cut to, and their width: as equal as can be."""
     blocks = -(-inputs // max_width)
     return blocks, -(-inputs // blocks)
+
+
+def width_for(rows: int) -> int:
+    """The most inputs that are looked at together where so many rows of calibration data are behind them.
+
+    The second moment of ``d`` inputs from ``n`` rows has rank ``n``. Beyond that it knows directions along which nothing seems to
+    happen, and what error feedback wins by hiding errors there is lost again on new data; damping by about ``d / n`` keeps it from
+    that, and with it from using what is known. So blocks are at most as wide as there are rows (measured in
+    docs/rate_distortion.md), between 128 and :data:`WIDEST`.
+
+    Example:
+      >>> [width_for(n) for n in (1, 320, 10**6)]
+      [128, 320, 4096]
+    """
+    return min(WIDEST, max(_NARROWEST, rows))
 
 
 def _sample(key: jax.Array, total: int, wanted: int) -> jax.Array:
@@ -90,7 +110,7 @@ def _pairs(view: View, axes: Sequence[int]) -> tuple[Pair, ...]:
     return tuple(pair for i in axes for pair in view.axes[i])
 
 
-def _dot_general(equation: Any, view: View, side: int, other: jax.Array, max_width: int) -> Product | str:
+def _dot_general(equation: Any, view: View, side: int, other: jax.Array) -> Product | str:
     contract, batch = equation.params["dimension_numbers"]
     own_batch, other_batch = list(batch[side]), list(batch[1 - side])
     own_free = [i for i in range(len(view.axes)) if i not in contract[side] and i not in own_batch]
@@ -102,17 +122,17 @@ def _dot_general(equation: Any, view: View, side: int, other: jax.Array, max_wid
     own_batch = [axis for i, axis in enumerate(own_batch) if i not in repeated]
     other_free = [i for i in range(other.ndim) if i not in contract[1 - side] and i not in other_batch]
     inputs = _pairs(view, contract[side])
+    groups, total = (math.prod(other.shape[i] for i in axes) for axes in (other_batch, other_free))
 
-    def take(key: jax.Array, positions: int) -> Moments:
+    def take(key: jax.Array, positions: int, max_width: int) -> Moments:
         order = (*other_batch, *other_free, *contract[1 - side])
-        groups, total = (math.prod(other.shape[i] for i in axes) for axes in (other_batch, other_free))
         rows = other.transpose(order).reshape(groups, total, -1)
         return _sums(rows[:, _sample(key, total, positions)], inputs, total, max_width)
 
-    return Product("dot_general", _pairs(view, own_batch), _pairs(view, own_free), _in_leaf_order(inputs), take)
+    return Product("dot_general", _pairs(view, own_batch), _pairs(view, own_free), _in_leaf_order(inputs), take, total)
 
 
-def _conv(equation: Any, view: View, side: int, x: jax.Array, max_width: int) -> Product | str:
+def _conv(equation: Any, view: View, side: int, x: jax.Array) -> Product | str:
     params = equation.params
     if side != 1:
         return "convolved as the input, not as the kernel"
@@ -126,15 +146,15 @@ def _conv(equation: Any, view: View, side: int, x: jax.Array, max_width: int) ->
     inputs = (*view.axes[in_axis], *_pairs(view, window_axes))
     x = x.transpose(dimensions.lhs_spec)  # [n, c, *spatial]
     size = [equation.outvars[0].aval.shape[i] for i in (dimensions.out_spec[0], *dimensions.out_spec[2:])]
+    total = math.prod(size)
 
-    def take(key: jax.Array, positions: int) -> Moments:
-        total = math.prod(size)
+    def take(key: jax.Array, positions: int, max_width: int) -> Moments:
         chosen = _sample(key, total, positions)
         patches = _patches(x, params, [view.shape[i] for i in window_axes], size, chosen)  # [p, taps, c]
         rows = patches.reshape(len(chosen), -1, groups, x.shape[1] // groups).transpose(2, 0, 3, 1)
         return _sums(rows, inputs, total, max_width)
 
-    return Product("conv_general_dilated", parts[0], parts[1], _in_leaf_order(inputs), take)
+    return Product("conv_general_dilated", parts[0], parts[1], _in_leaf_order(inputs), take, total)
 
 
 def _patches(x: jax.Array, params: Any, window: Sequence[int], size: Sequence[int], positions: jax.Array) -> jax.Array:
@@ -153,7 +173,7 @@ def _patches(x: jax.Array, params: Any, window: Sequence[int], size: Sequence[in
     return jnp.where(inside[..., None], seen, 0)
 
 
-def _gather(equation: Any, view: View, side: int, indices: jax.Array, max_width: int) -> Product | str:
+def _gather(equation: Any, view: View, side: int, indices: jax.Array) -> Product | str:
     """An embedding, a product with one-hot rows: each read of a row is one input of 1."""
     params = equation.params
     dimensions, sizes = params["dimension_numbers"], params["slice_sizes"]
@@ -164,7 +184,7 @@ def _gather(equation: Any, view: View, side: int, indices: jax.Array, max_width:
         return "read by a gather that takes parts of rows"
     count = view.shape[read[0]]
 
-    def take(key: jax.Array, positions: int) -> Moments:
+    def take(key: jax.Array, positions: int, max_width: int) -> Moments:
         ids = indices.reshape(-1)
         inside = (ids >= 0) & (ids < count)
         if params["mode"] == jax.lax.GatherScatterMode.CLIP:
@@ -174,13 +194,13 @@ def _gather(equation: Any, view: View, side: int, indices: jax.Array, max_width:
         return Moments(reads[:, None, None, None], reads[:, None, None], total, total)
 
     rows = _pairs(view, [i for i in range(len(sizes)) if i != read[0]])
-    return Product("gather", view.axes[read[0]], rows, (), take)
+    return Product("gather", view.axes[read[0]], rows, (), take, math.prod(indices.shape))
 
 
-RULES: dict[str, Callable[[Any, View, int, jax.Array, int], Product | str]] = {
+RULES: dict[str, Callable[[Any, View, int, jax.Array], Product | str]] = {
     "dot_general": _dot_general,
     "conv_general_dilated": _conv,
     "gather": _gather,
 }
-"""By primitive: ``rule(equation, view, side, other, max_width)``, where the leaf is operand ``side`` of two; a reason where the
+"""By primitive: ``rule(equation, view, side, other)``, where the leaf is operand ``side`` of two; a reason where the
 use is none that a curvature is known for."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bqjax.core.scoring import named_sums
-from bqjax.core.task import Score
+from bqjax.core.scoring import example_parts, named_sums
+from bqjax.core.task import Predictions, Score
 from bqjax.core.tree import named_leaves
 from bqjax.sensitivity.candidates import Timed, score_candidates
+from bqjax.sensitivity.compiled import Compiled, compiled_for
 from bqjax.sensitivity.perturb import Perturbation
 from bqjax.sensitivity.slicing import Program, Split, split, trace
 
@@ -34,16 +35,28 @@ _NEEDS_A_NUMBER = (
 )
 
 
-def checked_score(score: Score) -> Score:
+Predict = Callable[[Any, Any], Predictions]
+Parted = Callable[[Any, Any], tuple[dict[str, jax.Array], jax.Array, Any]]
+
+
+def checked_score(score: Score, predict: Predict | None = None, metric: str = "") -> Parted:
     """The score with a dict of scalar float32 sums whatever it returned, checked while it is traced.
 
+    Args:
+      score: see :data:`bqjax.core.task.Score`.
+      predict: where given, a third result says what each example adds to the sum of ``metric``, ``[n]`` float32, 0 for padding,
+        and which examples count, ``[n]``; without it the third result is None.
+      metric: see ``predict``.
+
     Raises:
-      ValueError: when called, where the score is not traceable, returns no pair, or a sum that is not a scalar.
+      ValueError: when called, where the score is not traceable, returns no pair, or a sum that is not a scalar; or where
+        predictions do not tell of the metric.
     """
 
-    def checked(params: Any, batch: Any) -> tuple[dict[str, jax.Array], jax.Array]:
+    def checked(params: Any, batch: Any) -> tuple[dict[str, jax.Array], jax.Array, Any]:
         try:
             result = score(params, batch)
+            said = None if predict is None else predict(params, batch)
         except _NEEDS_A_NUMBER as error:
             raise ValueError(
                 "the score must be traceable by JAX, but it needs the value of an array while it is traced: use jax.numpy on "
@@ -52,12 +65,36 @@ def checked_score(score: Score) -> Score:
         if not (isinstance(result, (tuple, list)) and len(result) == 2):
             raise ValueError(f"the score must return a pair (sums, count), got {type(result).__name__}")
         sums, count = named_sums(result[0]), result[1]
-        for metric, value in [*sums.items(), ("count", count)]:
+        for name, value in [*sums.items(), ("count", count)]:
             if jnp.shape(value):
-                raise ValueError(f"the score's {metric!r} must be a scalar sum over the batch, got shape {jnp.shape(value)}")
-        return {metric: jnp.asarray(value, jnp.float32) for metric, value in sums.items()}, jnp.asarray(count, jnp.float32)
+                raise ValueError(f"the score's {name!r} must be a scalar sum over the batch, got shape {jnp.shape(value)}")
+        totals = {name: jnp.asarray(value, jnp.float32) for name, value in sums.items()}
+        count = jnp.asarray(count, jnp.float32)
+        if said is None:
+            return totals, count, None
+        # Sums of what the predictions say of each example, as far as they do: then a forward pass through loops, which cannot be
+        # told to be the score's own, is not made twice.
+        own = {name: _counted(pair)[0] for name in totals if (pair := example_parts(said, name)) is not None}
+        totals |= {name: jnp.sum(parts) for name, parts in own.items()}
+        return totals, count, _parts(said, metric)
 
     return checked
+
+
+def _parts(said: Predictions, metric: str) -> tuple[jax.Array, jax.Array]:
+    """What each example adds to the sum of a metric, and whether it counts."""
+    own = example_parts(said, metric)
+    if own is None:
+        raise ValueError(
+            f"predictions say nothing of each example's {metric.removeprefix('-')!r}, only of "
+            f"{', '.join(['accuracy', *said.sums])}: put it into Predictions.sums, or do without predict"
+        )
+    return _counted(own)
+
+
+def _counted(own: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    parts, counted = own[0], jnp.asarray(own[1]).astype(bool)
+    return jnp.where(counted, jnp.asarray(parts, jnp.float32), 0.0), counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,14 +104,17 @@ class Prepared:
     Attributes:
       parts: the split score.
       order: for each leaf that the suffix takes, its place among the names that were asked for.
-      prefix: compiled, see :meth:`bqjax.sensitivity.slicing.Split.prefix`.
-      suffixes: compiled functions by perturbation, and by whether they take several batches at once.
+      compiled: its halves, shared with other scores that are the same program.
     """
 
     parts: Split
     order: tuple[int, ...]
-    prefix: Timed
-    suffixes: dict[tuple[Perturbation, bool], Timed] = field(default_factory=dict)
+    compiled: Compiled
+
+    @property
+    def prefix(self) -> Timed:
+        """Compiled, see :meth:`bqjax.sensitivity.slicing.Split.prefix`."""
+        return self.compiled.prefix
 
     @property
     def constants(self) -> list[Any]:
@@ -98,16 +138,16 @@ class Programs:
       mesh: that candidates are spread over.
     """
 
-    def __init__(self, score: Score, mesh: Mesh):
+    def __init__(self, score: Parted, mesh: Mesh):
         self._score, self._mesh = score, mesh
         self._traced: dict[Any, Program] = {}
         self._prepared: dict[Any, Prepared] = {}
+        self._timed: dict[Timed, float] = {}  # with the seconds that others had spent on them
 
     @property
     def compile_seconds(self) -> float:
-        """Seconds spent on compiling."""
-        timed = [f for p in self._prepared.values() for f in (p.prefix, *p.suffixes.values())]
-        return sum((f.compile_seconds for f in timed), 0.0)
+        """Seconds spent on compiling since these programs were first asked for."""
+        return sum((f.compile_seconds - before for f, before in self._timed.items()), 0.0)
 
     def prepare(self, params: Any, names: tuple[str, ...], batch: Any) -> Prepared:
         """The score split at the named leaves, for batches of this shape."""
@@ -121,13 +161,17 @@ class Programs:
             parts = split(self._traced[structure], [positions.index(name) for name in names])
             # The split takes the varying leaves in the tree's order.
             order = tuple(names.index(name) for name in leaves if name in names)
-            self._prepared[structure, names] = Prepared(parts, order, Timed(parts.prefix))
+            compiled = compiled_for(self._traced[structure], parts.varying, self._mesh)
+            self._timed.setdefault(compiled.prefix, compiled.prefix.compile_seconds)
+            self._prepared[structure, names] = Prepared(parts, order, compiled)
         return self._prepared[structure, names]
 
     def suffix(self, prepared: Prepared, perturbation: Perturbation, joint: bool) -> Timed:
         """:func:`~bqjax.sensitivity.candidates.score_candidates` for this perturbation, compiled."""
-        asked = perturbation, joint
-        if asked not in prepared.suffixes:
-            function = partial(score_candidates, self._mesh, prepared.parts, perturbation, prepared.order, joint)
-            prepared.suffixes[asked] = Timed(function)
-        return prepared.suffixes[asked]
+        compiled, asked = prepared.compiled, (perturbation, joint, prepared.order)
+        if asked not in compiled.suffixes:
+            function = partial(score_candidates, self._mesh, compiled.parts, perturbation, prepared.order, joint)
+            compiled.suffixes[asked] = Timed(function)
+        suffix = compiled.suffixes[asked]
+        self._timed.setdefault(suffix, suffix.compile_seconds)
+        return suffix

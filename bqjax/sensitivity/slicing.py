@@ -11,11 +11,13 @@ Equations are bound again while JAX traces, the documented pattern for custom in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.extend import core
 
 __all__ = ["Program", "Split", "bind", "called", "split", "trace"]
@@ -85,6 +87,7 @@ class _Flattener:
         self.steps: list[_Step] = []
         self.constants: dict[int, Any] = {}
         self._by_identity: dict[int, int] = {}
+        self._done: dict[Any, tuple[int, ...]] = {}
         self._count = 0
 
     def new(self) -> int:
@@ -112,10 +115,28 @@ class _Flattener:
             if inner is not None:
                 env.update(zip(equation.outvars, self.inline(inner, inputs), strict=True))
             else:
-                outputs = tuple(self.new() for _ in equation.outvars)
-                env.update(zip(equation.outvars, outputs, strict=True))
-                self.steps.append(_Step(equation, inputs, outputs))
+                env.update(zip(equation.outvars, self._computed(equation, inputs), strict=True))
         return list(map(read, jaxpr.outvars))
+
+    def _computed(self, equation: Any, inputs: tuple[Atom, ...]) -> tuple[int, ...]:
+        """The variables of an equation's results: those of an equal equation where there was one before.
+
+        A score and predictions of the same network share its forward pass, which would else be kept twice.
+        """
+        known = None
+        if not equation.effects:
+            atoms = tuple(a if isinstance(a, int) else (str(a.aval), np.asarray(a.val).tobytes()) for a in inputs)
+            known = equation.primitive, atoms, tuple(equation.params.items()), tuple(str(v.aval) for v in equation.outvars)
+            try:
+                if known in self._done:
+                    return self._done[known]
+            except TypeError:  # parameters that cannot be looked up
+                known = None
+        outputs = tuple(self.new() for _ in equation.outvars)
+        self.steps.append(_Step(equation, inputs, outputs))
+        if known is not None:
+            self._done[known] = outputs
+        return outputs
 
 
 def trace(function: Callable[..., Any], *args: Any) -> Program:
@@ -155,6 +176,11 @@ class Split:
         """Names of the primitives in the suffix; what runs inside loops and branches goes by the name of the loop."""
         return {step.equation.primitive.name for step in self.suffix_steps}
 
+    @property
+    def suffix_operations(self) -> float:
+        """About how many multiplications and results the suffix has, loops counted once a step."""
+        return sum(map(_operations, (step.equation for step in self.suffix_steps)))
+
     def _environment(self, constants: Sequence[Any], fixed: Sequence[Any]) -> dict[int, Any]:
         program = self.program
         positions = [v for i, v in enumerate(program.inputs) if i not in self.varying]
@@ -179,6 +205,20 @@ class Split:
         env.update(zip((program.inputs[i] for i in self.varying), varying, strict=True))
         _run(self.suffix_steps, env)
         return jax.tree.unflatten(program.out_tree, [_read(env, atom) for atom in program.outputs])
+
+
+def _operations(equation: Any) -> float:
+    """Products of convolutions and matrices, and the results of everything else."""
+    results = float(sum(math.prod(getattr(v.aval, "shape", ())) for v in equation.outvars))
+    if equation.primitive.name == "conv_general_dilated":
+        kernel, spec = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
+        return results * math.prod(kernel) / kernel[spec[0]]
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return results * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+    inner = [x for value in equation.params.values() for x in (value if isinstance(value, tuple | list) else [value])]
+    bodies = [getattr(x, "jaxpr", x) for x in inner if hasattr(getattr(x, "jaxpr", x), "eqns")]
+    return results + equation.params.get("length", 1) * sum(_operations(e) for body in bodies for e in body.eqns)
 
 
 def _read(env: Mapping[int, Any], atom: Atom) -> Any:

@@ -1,132 +1,40 @@
 """Perturbation sweeps over many leaves: the tables behind the paper's figures 2, 3 and 5.
 
-A sweep is a list of :class:`Candidate`; :func:`sweep` scores them leaf by leaf on the engine of
-:mod:`bqjax.sensitivity.evaluator` and averages over draws. What was finished is kept in a state file, so that a sweep of
-hours survives an interruption.
+A sweep is a list of :class:`~bqjax.sensitivity.sweep_rows.Candidate`; :func:`sweep` scores them leaf by leaf on the engine of
+:mod:`bqjax.sensitivity.evaluator`, all of them or, in a race, as far as the question needs. What was finished is kept in a state
+file, so that a sweep of hours survives an interruption.
 
 Reference: Sakthi, Yadla, Pawate 2022 (arXiv 2210.05111), III-A and III-C.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 import time
-import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from bqjax.core.journal import Journal, digest
 from bqjax.core.progress import Progress
-from bqjax.core.task import Score, signed
-from bqjax.core.tree import check_finite, named_leaves
+from bqjax.core.task import Predictions, Score
+from bqjax.core.tree import named_leaves
+from bqjax.sensitivity.curvature import Curvature
 from bqjax.sensitivity.evaluator import Evaluator
-from bqjax.sensitivity.perturb import Kind, Noise, NoiseCandidate, Perturbation
+from bqjax.sensitivity.predictions import out_of_reach, predicted_effects
 from bqjax.sensitivity.processes import SharedJournal, check_same
+from bqjax.sensitivity.racing import Race, parse_until
+from bqjax.sensitivity.spread import smaller
+from bqjax.sensitivity.sweep_rows import Candidate, RaceRecord, Statement, SweepResult, SweepRow
+from bqjax.sensitivity.sweep_run import ROUND_DRAWS, Count, SweepRun, check_candidates, text_digest
 
-__all__ = ["Candidate", "SweepResult", "SweepRow", "sweep"]
+__all__ = ["Candidate", "RaceRecord", "Statement", "SweepResult", "SweepRow", "sweep"]
 
-_CHUNK = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One perturbation to evaluate, averaged over draws.
-
-    Attributes:
-      leaf: name of the leaf.
-      perturb: a kind of :class:`~bqjax.sensitivity.perturb.Noise`, or a perturbation that takes a
-        :class:`~bqjax.sensitivity.perturb.NoiseCandidate`. Its ``repr`` tells it from others, in a state file too: make
-        it a frozen dataclass, or a function of a module.
-      magnitude: of the perturbation, in the units of its kind; not negative.
-      lower, upper: bounds of the bin, ``lower <= w < upper``; all weights by default.
-      draws: independent draws.
-      tags: kept with the result, e.g. ``{"bin": "3"}``.
-    """
-
-    leaf: str
-    perturb: Kind | Perturbation = "gaussian"
-    magnitude: float = 0.0
-    lower: float = -math.inf
-    upper: float = math.inf
-    draws: int = 1
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not (self.magnitude >= 0 and math.isfinite(self.magnitude)) and self.perturb != "collapse":
-            raise ValueError(f"leaf {self.leaf!r}: magnitude must be finite and not negative, got {self.magnitude}")
-        if self.draws < 1:
-            raise ValueError(f"leaf {self.leaf!r}: draws must be at least 1, got {self.draws}")
-        self._described()  # an unknown kind is refused here, and what has no lasting name
-
-    @property
-    def perturbation(self) -> Perturbation:
-        """The perturbation itself."""
-        return Noise(self.perturb) if isinstance(self.perturb, str) else self.perturb
-
-    def _described(self) -> str:
-        """Text of what is measured, the same in every process and run: it names the noise and the lines of a state file."""
-        numbers = (float(x).hex() for x in (self.magnitude, self.lower, self.upper))
-        return f"({self.leaf!r}, {_lasting_name(self.perturbation)}, {', '.join(map(repr, numbers))})"
-
-
-def _lasting_name(perturbation: Perturbation) -> str:
-    name = repr(perturbation)
-    if " at 0x" in name:  # an address, which the next run does not have
-        name = f"{getattr(perturbation, '__module__', '')}.{getattr(perturbation, '__qualname__', '<unnamed>')}"
-        if "<" in name:
-            raise ValueError(
-                f"the perturbation {perturbation!r} has no name that another run would know it by: "
-                "make it a frozen dataclass, or a function of a module"
-            )
-    return name
-
-
-@dataclass(frozen=True)
-class SweepRow:
-    """What one candidate changed.
-
-    Attributes:
-      candidate: the candidate.
-      metrics: means over its draws.
-      drop: of the sweep's metric against the baseline, a mean over draws.
-      standard_error: of ``drop`` over draws; NaN for one draw.
-      drops: of each draw.
-    """
-
-    candidate: Candidate
-    metrics: Mapping[str, float]
-    drop: float
-    standard_error: float
-    drops: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """A finished sweep.
-
-    Attributes:
-      metric: what drops speak of; a leading minus means that lower is better.
-      baseline: metrics of the unperturbed network.
-      rows: in the order of the candidates.
-      unused: leaves that the score does not depend on: their drops are exactly 0.
-      n_scores: how many perturbed networks were scored, and ``n_resumed`` of them answered by the state file.
-      seconds: wall time, of which ``compile_seconds`` went into compiling.
-    """
-
-    metric: str
-    baseline: Mapping[str, float]
-    rows: tuple[SweepRow, ...]
-    unused: tuple[str, ...]
-    n_scores: int
-    n_resumed: int
-    seconds: float
-    compile_seconds: float
+_BLOCK = 50  # examples of a race's round; fewer where there are few
+_LEAST_BLOCKS = 16
+_LEAST_ROUNDS = 16
 
 
 def sweep(
@@ -137,7 +45,12 @@ def sweep(
     *,
     key: jax.Array,
     metric: str = "accuracy",
+    predict: Callable[[Any, Any], Predictions] | None = None,
     context: Mapping[str, Any] | None = None,
+    until: str | float | None = None,
+    confidence: float = 0.95,
+    first: Literal["predict"] | None = None,
+    curvature: Curvature | None = None,
     state_path: str | None = None,
     progress: Progress | None = None,
     **engine: Any,
@@ -151,117 +64,108 @@ def sweep(
     of processes. Where a process is lost the others raise ``RuntimeError`` at their next exchange; or JAX ends them, once
     ``heartbeat_timeout_seconds`` have passed without a sign of it.
 
+    With ``until`` the sweep is a race (:mod:`bqjax.sensitivity.racing`): batches are cut to blocks, a round takes noise and its
+    mirror image (or two draws, of a perturbation that has none) on one block, and candidates whose place is settled are scored no
+    more. It ends when the order of the candidates (``"rank"``), the ten that drop most (``"top10"``) or a standard error
+    (``0.002``) is settled, and at the latest when it has scored what the full sweep would have; ``race`` of the result says what
+    was reached. Candidates are ranked within their figure and series.
+
     Args:
       score: see :data:`bqjax.core.task.Score`.
       params: parameters, any pytree, concrete.
       batches: data; each batch counts by its examples.
-      candidates: at least one. The noise of a draw depends on ``key`` and the candidate alone, not on what else is swept.
+      candidates: at least one. The noise of a draw depends on ``key``, leaf, perturbation and bounds alone: not on what else is
+        swept, and it is the same at every magnitude (common random numbers), so that magnitudes are compared draw by draw.
       key: a ``jax.random`` key.
       metric: what drops speak of; a leading minus means that lower is better.
+      predict: what the network says of each example (:class:`~bqjax.core.task.Task` has one), from which rows get standard
+        errors over examples, too; computed along with the score.
       context: by leaf name, what perturbations take besides weights and candidate, e.g. gradients.
+      until: what a race is run for; None scores every draw of every candidate.
+      confidence: of a race's statements, over all of them together.
+      first: ``"predict"`` leaves out of a race for a top the candidates whose effect, as the curvature predicts it, is out of reach
+        (:func:`~bqjax.sensitivity.predictions.out_of_reach`); their rows have no drop.
+      curvature: of the network's outputs, :func:`~bqjax.sensitivity.curvature.output_curvature`; rows then have ``predicted``.
       state_path: a file that keeps what was finished.
       progress: called in every process as candidates are finished, with the time left.
       **engine: ``mesh``, ``group`` and ``cache_bytes`` of :class:`bqjax.sensitivity.evaluator.Evaluator`.
 
     Raises:
       ValueError: no candidates; a leaf that does not exist or holds NaN; a baseline that is not finite; a state file of
-        another sweep; processes that were given different arguments.
+        another sweep; processes that were given different arguments; a race that has no question, or too few draws and examples.
       RuntimeError: another process was lost. The state file holds what was finished.
     """
     start = time.monotonic()
     leaves = named_leaves(params)
-    _check(candidates, leaves)
-    evaluator = Evaluator(score, batches, **engine)
+    check_candidates(candidates, leaves)
+    predicted = None if curvature is None else predicted_effects(curvature, params, candidates, key=key, context=context)
+    race = None
     fingerprint = {"params": digest(params), "batches": digest(list(batches)), "key": digest(key), "context": digest(context)}
+    if until is not None:
+        batches = _blocks(batches)
+        race = _race(candidates, until, confidence, len(batches), first, predicted)
+    elif first is not None:
+        raise ValueError(f"first={first!r} goes with a race for a top: pass until='top10', or another number")
+    told = predict if race is None else None  # a race takes its errors from rounds
+    evaluator = Evaluator(score, batches, predict=told, metric=metric, **engine)
     if evaluator.shared:
-        check_same({**fingerprint, "candidates": _text_digest([(c._described(), c.draws) for c in candidates])})
-    count = _Count(sum(c.draws for c in candidates), start, progress)
-    results: dict[int, list[dict[str, float]]] = {i: [] for i in range(len(candidates))}
-    unused: list[str] = []
+        asked = [(c.described(), c.draws) for c in candidates], until, confidence, metric if predict else None
+        check_same({**fingerprint, "candidates": text_digest(asked)})
     # A mesh of this process alone makes this process's own sweep, with a file of its own.
     with (SharedJournal if evaluator.shared else Journal)(state_path, fingerprint) as journal:
-        baseline = journal.measure("baseline", lambda: evaluator.baseline(params))
-        signed(baseline, metric)
-        for (name, perturbation), members in _by_program(candidates, leaves):
-            draws = [(i, draw) for i in members for draw in range(candidates[i].draws)]
-            if not evaluator.depends_on(params, name):
-                unused += [] if name in unused else [name]
-                for i, _ in draws:
-                    results[i].append(baseline)
-                count.skip(len(draws))
-                continue
-            for first in range(0, len(draws), _CHUNK):
-                chunk = [(candidates[i], draw) for i, draw in draws[first : first + _CHUNK]]
-                points = [_point(candidate, draw, key, leaves[name].dtype) for candidate, draw in chunk]
-                answered = journal.answered
-                found = journal.measure(
-                    _text_digest([(candidate._described(), draw) for candidate, draw in chunk]),
-                    partial(evaluator.scores, params, [name], perturbation, points, context=context),
-                )
-                for (i, _), metrics in zip(draws[first:], found, strict=False):
-                    results[i].append(metrics)
-                count.add(len(chunk), journal.answered > answered, name)
-    rows = tuple(_row(c, results[i], baseline, metric) for i, c in enumerate(candidates))
-    seconds = time.monotonic() - start
-    return SweepResult(metric, baseline, rows, tuple(unused), count.total, count.resumed, seconds, evaluator.compile_seconds)
+        total = sum(c.draws for c in candidates)
+        run = SweepRun(
+            evaluator, params, candidates, key, metric, context, journal, Count(total, start, progress), told is not None
+        )
+        rows = run.all_draws() if race is None else run.raced(race)
+    if predicted is not None:
+        rows = [replace(row, predicted=float(value)) for row, value in zip(rows, predicted, strict=True)]
+    record = None if race is None else race.record(run.evaluations, total)
+    seconds, count = time.monotonic() - start, run.count
+    return SweepResult(
+        metric,
+        run.baseline,
+        tuple(rows),
+        tuple(run.unused),
+        count.scored,
+        count.resumed,
+        seconds,
+        evaluator.compile_seconds,
+        record,
+    )
 
 
-def _check(candidates: Sequence[Candidate], leaves: Mapping[str, Any]) -> None:
-    if not len(candidates):
-        raise ValueError("no candidates to sweep over")
-    for candidate in candidates:
-        if candidate.leaf not in leaves:
-            raise ValueError(f"no leaf is named {candidate.leaf!r}; the leaves are {', '.join(leaves)}")
-    for name in dict.fromkeys(c.leaf for c in candidates):
-        check_finite(name, leaves[name])
+def _blocks(batches: Sequence[Any]) -> list[Any]:
+    """Batches cut to the blocks of a race's rounds, as far as their arrays have the examples first."""
+    lengths = [{np.shape(x)[:1] for x in jax.tree.leaves(batch)} for batch in batches]
+    sizes = [one.pop()[0] if len(one) == 1 and () not in one else 1 for one in lengths]
+    return smaller(batches, sizes, max(1, min(_BLOCK, sum(sizes) // _LEAST_BLOCKS)))[0]
 
 
-def _by_program(candidates: Sequence[Candidate], leaves: Mapping[str, Any]) -> list[tuple[tuple[str, Perturbation], list[int]]]:
-    """Indices of the candidates by leaf and perturbation, leaves in the tree's order.
-
-    One leaf after the other, and within it one perturbation after the other: these share an executable and a prefix.
-    """
-    groups: dict[tuple[str, Perturbation], list[int]] = {}
-    for i, candidate in enumerate(candidates):
-        groups.setdefault((candidate.leaf, candidate.perturbation), []).append(i)
-    order = {name: i for i, name in enumerate(leaves)}
-    return sorted(groups.items(), key=lambda group: order[group[0][0]])
-
-
-def _text_digest(what: Any) -> str:
-    return hashlib.sha256(repr(what).encode()).hexdigest()[:32]
-
-
-@dataclass
-class _Count:
-    """How many draws are finished, told to ``progress`` with the time left."""
-
-    total: int
-    start: float
-    progress: Progress | None
-    done: int = 0
-    resumed: int = 0
-
-    def skip(self, n: int) -> None:
-        self.done += n
-
-    def add(self, n: int, resumed: bool, name: str) -> None:
-        self.done += n
-        self.resumed += n * resumed
-        if self.progress:
-            spent, fresh = time.monotonic() - self.start, self.done - self.resumed
-            left = f"{spent / fresh * (self.total - self.done):.0f} s left" if fresh else ""
-            self.progress(self.done, self.total, f"{name} {left}")
-
-
-def _point(candidate: Candidate, draw: int, key: jax.Array, dtype: Any) -> NoiseCandidate:
-    number = np.promote_types(dtype, np.float32).type
-    own = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(candidate._described().encode())), draw)
-    return NoiseCandidate(number(candidate.lower), number(candidate.upper), number(candidate.magnitude), own)
-
-
-def _row(candidate: Candidate, results: Sequence[Mapping[str, float]], baseline: Mapping[str, float], metric: str) -> SweepRow:
-    drops = np.array([float(signed(baseline, metric) - signed(m, metric)) for m in results])
-    error = float(drops.std(ddof=1) / math.sqrt(len(drops))) if len(drops) > 1 else math.nan
-    means = {name: float(np.mean([m[name] for m in results])) for name in baseline}
-    return SweepRow(candidate, means, float(drops.mean()), error, tuple(drops.tolist()))
+def _race(
+    candidates: Sequence[Candidate],
+    until: str | float,
+    confidence: float,
+    blocks: int,
+    first: str | None,
+    predicted: np.ndarray | None,
+) -> Race:
+    """A race over candidates, of as many rounds as the full sweep would pay for."""
+    draws = max(c.draws for c in candidates)
+    most = blocks * draws // ROUND_DRAWS
+    if most < _LEAST_ROUNDS:
+        raise ValueError(
+            f"a race over {blocks} blocks of examples and {draws} draws has {most} rounds of {ROUND_DRAWS} draws, and needs "
+            f"{_LEAST_ROUNDS}: give the candidates more draws, or the sweep more examples or smaller batches"
+        )
+    until = parse_until(until)
+    out: frozenset[int] = frozenset()
+    if first is not None:
+        if first != "predict":
+            raise ValueError(f"first must be 'predict' or None, got {first!r}")
+        if predicted is None:
+            raise ValueError("first='predict' needs curvature=: take output_curvature of the network's outputs")
+        if not (isinstance(until, str) and until.startswith("top")):
+            raise ValueError(f"first='predict' goes with a race for a top, as until='top10', not {until!r}")
+        out = out_of_reach(predicted, candidates, int(until[3:]))
+    return Race(candidates, until, confidence, most, out)

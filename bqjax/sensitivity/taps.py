@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from bqjax.sensitivity.products import RULES, Moments, Product
+from bqjax.sensitivity.products import RULES, WIDEST, Moments, Product, width_for
 from bqjax.sensitivity.slicing import bind, called
 from bqjax.sensitivity.views import View, moved
 
@@ -52,15 +52,18 @@ class Taps:
 
     Args:
       positions: of which at most so many are looked at in one product and run; loops share them among their steps.
-      max_width: inputs of one block.
+      max_width: inputs of one block; None follows the rows of calibration data behind each leaf.
+      batches: that moments are taken on, for their number of rows.
 
     Attributes:
       uses: the products found, by their place in the program; filled while a run is traced.
       others: by leaf, the reasons for which it has no curvature, in words that follow the leaf's name.
     """
 
-    def __init__(self, positions: int, max_width: int):
-        self._positions, self._max_width = positions, max_width
+    def __init__(self, positions: int, max_width: int | None, batches: int = 1):
+        self._positions, self._max_width, self._batches = positions, max_width, batches
+        self._sizes: dict[str, int] = {}
+        self._widths: dict[str, int] = {}
         self.uses: dict[str, Use] = {}
         self.others: dict[str, dict[str, None]] = {}
 
@@ -73,9 +76,22 @@ class Taps:
           views: for each of them the leaf that it is, or None.
           key: a ``jax.random`` key, of the positions.
         """
+        self._sizes = {view.leaf: math.prod(view.shape) for view in views if view is not None}
         results, found, left = self._evaluate(closed, arguments, views, [True] * len(closed.jaxpr.outvars), _Context(key, ""))
         self._refuse(left, "is a result by itself")
         return results, found
+
+    def width(self, leaf: str) -> int:
+        """Inputs of one block of a leaf, whose uses were traced."""
+        return self._widths.get(leaf, self._max_width or WIDEST)
+
+    def _width_of(self, view: View, product: Product, rows: int) -> int:
+        """Fixed at a leaf's first use, so that all are cut alike. Parts of inputs are not cut again."""
+        if self._max_width is not None:
+            return self._max_width
+        pairs = [*(pair for pair, _ in view.stack), *product.groups, *product.rows, *product.inputs]
+        whole = math.prod(size for size, _ in pairs) == self._sizes[view.leaf]
+        return self._widths.setdefault(view.leaf, width_for(rows) if whole else WIDEST)
 
     def _refuse(self, views: Sequence[View | None], reason: str) -> None:
         for view in views:
@@ -142,7 +158,7 @@ class Taps:
             self._refuse(views, "is multiplied with a leaf")
             return {}
         side, view = tracked[0]
-        product = rule(equation, view, side, values[1 - side], self._max_width)
+        product = rule(equation, view, side, values[1 - side])
         if isinstance(product, Product) and any(stride == 0 for _, stride in (*product.rows, *product.inputs)):
             product = "repeated before it is multiplied"
         if isinstance(product, str):
@@ -151,7 +167,9 @@ class Taps:
         self.uses[context.path] = Use(view, product)
         stacked = math.prod(pair[0] for pair, _ in view.stack)
         key = jax.random.fold_in(context.key, zlib.crc32(context.path.encode()) & 0x7FFFFFFF)
-        return {context.path: product.take(key, max(1, self._positions * stacked // context.steps))}
+        positions = max(1, self._positions * stacked // context.steps)
+        rows = self._batches * min(product.total, positions) * context.steps // stacked
+        return {context.path: product.take(key, positions, self._width_of(view, product, rows))}
 
     def _scan(self, equation: Any, values: list[Any], views: list[View | None], context: _Context) -> tuple[list[Any], Found]:
         params = equation.params

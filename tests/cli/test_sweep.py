@@ -59,7 +59,7 @@ def test_existing_results_need_force(config, capsys):
 
 
 def test_an_interrupted_sweep_and_one_that_is_not(config, capsys, monkeypatch):
-    calls, scores, stop_after = [], Evaluator.scores, 2
+    calls, scores, stop_after = [], Evaluator.measure, 2
 
     def counting(self, *args, **kwargs):
         if len(calls) == stop_after:
@@ -67,7 +67,7 @@ def test_an_interrupted_sweep_and_one_that_is_not(config, capsys, monkeypatch):
         calls.append(args[1])
         return scores(self, *args, **kwargs)
 
-    monkeypatch.setattr(Evaluator, "scores", counting)
+    monkeypatch.setattr(Evaluator, "measure", counting)
     # Without --out the folder is named after the config.
     assert run("sweep", "--config", config) == 130
     assert "run the same command again" in capsys.readouterr().err
@@ -100,8 +100,24 @@ def test_an_interrupted_sweep_and_one_that_is_not(config, capsys, monkeypatch):
         assert content.replace(b" --force", b"") == resumed[name], name
 
 
+def test_a_race_says_how_it_ended(config, capsys):
+    Path(config).write_text(ONE.replace(", largest=1)", ")"))
+    assert run("sweep", "--config", config, "--until", "top1", "--confidence", "0.9") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Race until top1 at 90 %" in printed and "% of the full sweep's 4" in printed
+    race = json.loads(contents("out/tiny")["sweep.json"])["race"]
+    assert race["until"] == "top1" and race["of"] == 4 and len(race["order"][0]) == 2
+    for args, message in (
+        (("--until", "best"), "until 'rank', 'top10'"),
+        (("--until", "top9"), "the top 9 of 2 candidates is no question"),
+        (("--until", "rank", "--confidence", "95"), "--confidence must be between 0 and 1"),
+        (("--max-drop", "0"), "--max-drop must be positive"),
+    ):
+        assert message in refused(capsys, "sweep", "--config", config, "--out", "other", *args)
+
+
 def test_the_state_belongs_to_one_sweep(config, capsys, monkeypatch):
-    monkeypatch.setattr(Evaluator, "scores", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Evaluator, "measure", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run("sweep", "--config", config, "--out", "results") == 130
     assert "belongs to another run (batches changed)" in refused(
         capsys, "sweep", "--config", config, "--out", "results", "--examples", "9"

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from bqjax import codec
 from bqjax.codec import header
-from bqjax.core.leaves import Affine, Clustered, Factored, Residual, is_compressed
+from bqjax.core.leaves import Affine, Clustered, Factored, Residual, is_compressed, mask_zeros
 from bqjax.core.tree import named_leaves
 
 RNG = np.random.default_rng(0)
 SHARED = RNG.normal(size=(5, 1)).astype(np.float32)
+BLOCKS = Clustered(RNG.integers(0, 3, 10).astype(np.uint8), RNG.normal(size=(3, 2)).astype(np.float32), (4, 5), np.float32, (1, 0))
 TREE = {
     "ans": Clustered(RNG.integers(0, 8, 3000).astype(np.uint8), RNG.normal(size=(8, 1)).astype(np.float32), (30, 100), np.float32),
     "shared": [
@@ -45,6 +46,7 @@ TREE = {
         np.ones(6, np.float32),
         (2, 2, 6),
     ),
+    "pruned": mask_zeros(BLOCKS, RNG.random((4, 5)) < 0.5),
     "bn": (np.zeros((100,), np.float32), np.ones(3, np.int32)),
     "left": RNG.normal(size=1000).astype(np.float32),
 }

@@ -390,6 +390,39 @@ def test_the_contract(method, kind, dtype, tmp_path):
     bits_are_those_of_the_formula(compressed, dtype)
 
 
+def pruned_tree():
+    """2:4 along the inputs of a dense kernel, whole output channels and single weights of a convolution's."""
+    conv, dense = half_tree()
+    kernel = conv.kernel.copy()
+    kernel[..., 5:] = 0
+    kernel[np.random.default_rng(1).random(kernel.shape) < 0.3] = 0
+    w = dense["kernel"].reshape(2, 4, 8)
+    order = np.argsort(np.abs(w), axis=1)
+    return [conv._replace(kernel=kernel), dense | {"kernel": np.where(order.argsort(1) < 2, 0, w).reshape(8, 8)}]
+
+
+# Those whose way of keeping zeros another one has, too.
+AS_ANOTHER = {"gaussian 16 wide", "gaussian 4 in a group", "k-means 3 in a group", "int4 asymmetric", "Deep Compression 0.7, 4"}
+
+
+def keeping_zeros():
+    """Whoever gives edges says what falls together; of one value there is none for zero."""
+    for method in METHODS:
+        if "by hand" not in method.name and method.name != "gaussian 1":
+            yield pytest.param(method, id=method.name, marks=[pytest.mark.slow] if method.name in AS_ANOTHER else [])
+
+
+@pytest.mark.parametrize("method", [*keeping_zeros()])
+def test_zeros_of_pruned_weights_stay_zeros(method, tmp_path):
+    params = pruned_tree()
+    compressed = method.make(params)(params)
+    for (name, before), after in zip(named_leaves(params).items(), named_leaves(decode(compressed)).values(), strict=True):
+        np.testing.assert_array_equal(np.asarray(after)[before == 0], 0, err_msg=name)
+        assert np.count_nonzero(after) > 0.2 * np.count_nonzero(before), name
+    codec.save(tmp_path / "f", compressed, coder="ans")
+    assert same_tree(codec.load(tmp_path / "f", like=compressed), compressed)
+
+
 # --- tracing -----------------------------------------------------------------------------------------------------------
 
 

@@ -34,6 +34,8 @@ def test_csv_reads_back_as_the_same_numbers():
         assert (line["figure"], line["leaf"], line["series"]) == (c.tags["figure"], c.leaf, c.tags["series"])
         assert (int(line["size"]), int(line["draws"])) == (swept().sizes[c.leaf], c.draws)
         assert (float(line["drop"]), float(line["standard_error"])) == (row.drop, row.standard_error)
+        assert (float(line["paired_error"]), float(line["error"])) == (row.paired_error, row.error)
+        assert 0 <= float(line["p"]) <= 1
         assert float(line["magnitude"]) == c.magnitude
         assert (line["bin"], line["by"]) == (c.tags.get("bin", ""), c.tags.get("by", ""))
         assert line["kind"] in ("gaussian", "relative")
@@ -71,7 +73,7 @@ def test_every_point_tells_its_numbers():
             (text,) = [t for t in titles if t.startswith(start)]
             drop, error = re.fullmatch(r"([-+][\d.]+) ± ([\d.]+) points", text.removeprefix(start)).groups()
             assert float(drop) == pytest.approx(100 * row.drop, abs=0.0051)
-            assert float(error) == pytest.approx(100 * row.standard_error, abs=0.0051)
+            assert float(error) == pytest.approx(100 * row.error, abs=0.0051)
             assert not drop.startswith("-0.00")
 
 
@@ -81,7 +83,7 @@ def test_the_page_stands_alone():
     assert [x for x in parsed.loads if not str(x).startswith("#")] == []
     for tag in ("script", "link", "iframe", "img", "object"):
         assert tag not in parsed.tags
-    assert (parsed.tags.count("svg"), parsed.tags.count("table")) == (4, 4)
+    assert (parsed.tags.count("svg"), parsed.tags.count("table")) == (4, 5)  # the recipe is a table
     assert "a&lt;b&gt;" in text and "a<b>" not in text
     # A point is found by its name: once in the page.
     names = re.findall(r'<g id="([^"]*-point-\d+)"', text)

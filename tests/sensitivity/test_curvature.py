@@ -136,12 +136,35 @@ def test_other_orders_of_a_convolutions_axes():
     check(leaf, np.moveaxis(patches, 1, -1))
 
 
-def test_an_embedding_counts_how_often_a_row_is_read():
+def test_an_embedding_has_one_matrix_for_what_a_row_holds():
+    """Against the Jacobian, row by row; probes are exact where each output depends on one entry of a row alone."""
     ids = np.array([[0, 3], [3, 1], [3, 3]])
-    leaf = curvature(lambda p, i: p["w"][i] ** 2, {"w": normal(5, 2)}, [ids])["w"]
-    assert leaf.inputs.shape == (5, 1, 1) and leaf.layout.rows_shape == (5, 2, 1)
-    np.testing.assert_allclose(leaf.inputs[:, 0, 0], np.array([1, 1, 0, 4, 0]) / 6, rtol=1e-6)
-    assert not leaf.outputs[[2, 4]].any() and leaf.outputs[[0, 1, 3]].all()
+    w = normal(5, 2)
+    leaf = curvature(lambda p, i: p["w"][i] ** 2, {"w": w}, [ids])["w"]
+    assert leaf.layout.rows_shape == (1, 5, 2) and leaf.inputs.shape == (1, 2, 2) and leaf.rows == 6 and not leaf.centred
+    reads = np.array([1, 1, 0, 4, 0])
+    diagonal = reads[:, None] * (2 * w) ** 2 / 3  # an example's
+    importance = diagonal.sum(1)
+    # Reads of one row by several outputs meet random signs; the rows that are read once are exact.
+    np.testing.assert_allclose(leaf.outputs[0, :2] - leaf.outputs[0, 2], importance[:2], rtol=1e-4)
+    np.testing.assert_allclose(np.trace(leaf.inputs[0]), 1, rtol=1e-5)
+    # Rows that were never read count half of the mean row, and so much is added to all.
+    assert leaf.outputs[0, 2] == leaf.outputs[0, 4] > 0
+    np.testing.assert_allclose(leaf.outputs[0, 2], 0.5 * (leaf.outputs[0].mean() - leaf.outputs[0, 2]), rtol=1e-4)
+
+
+def test_what_a_row_holds_is_seen_through_what_follows():
+    mix = normal(3, 3)
+
+    def outputs(p, i):
+        return (p["w"][i] @ mix).sum(1)
+
+    ids = np.array([[0], [1], [2], [1]])
+    found = output_curvature(outputs, {"w": normal(4, 3)}, [ids], key=jax.random.key(0), draws=400)["w"]
+    expected = mix @ mix.T
+    np.testing.assert_allclose(found.inputs[0], expected / np.trace(expected), atol=0.05)
+    weights = np.array([1, 2, 1, 0]) * np.trace(expected) / 4
+    np.testing.assert_allclose(found.outputs[0], weights + 0.5 * weights.mean(), rtol=0.1)
 
 
 def test_tied_leaves_take_the_mean_over_their_uses():
@@ -250,6 +273,27 @@ def test_wide_inputs_are_cut_to_blocks():
     padded = np.pad(x, ((0, 0), (0, 2)))
     check(leaf, padded[:, :4], padded[:, 4:8], padded[:, 8:])
     assert (np.diagonal(leaf.inputs, axis1=1, axis2=2)[~leaf.layout.real_inputs()] == 0).all()
+
+
+def test_blocks_are_as_wide_as_there_are_rows_behind_them():
+    x = normal(75, 300)
+    outputs, params = (lambda p, x: x @ p["w"]), {"w": normal(300, 2)}
+    few = curvature(outputs, params, [x, x])
+    assert few["w"].layout.rows_shape == (2, 2, 150) and few["w"].rows == 150
+    assert few.notes == {"w": "in 2 blocks of 150 inputs, from 150 rows of calibration data"}
+    check(few["w"], x[:, :150], x[:, 150:])
+    enough = curvature(outputs, params, [x] * 4)
+    assert enough["w"].layout.rows_shape == (1, 2, 300) and not enough.notes
+    # No more than that many positions are looked at, and no block is narrower than 128.
+    assert curvature(outputs, params, [x] * 4, positions=10)["w"].layout.rows_shape == (3, 2, 100)
+
+    # Both steps of a loop count, and parts of inputs are not cut again.
+    def loop(p, x):
+        return lax.scan(lambda state, part: (state, part @ p["w"]), 0, jnp.stack([x, x]))[1].sum(0)
+
+    assert curvature(loop, params, [x])["w"].layout.rows_shape == (2, 2, 150)
+    parts = curvature(lambda p, x: x[:, :150] @ p["w"][:150] + x[:, 150:] @ p["w"][150:], params, [x])
+    assert parts["w"].layout.rows_shape == (2, 2, 150) and parts["w"].rows == 75
 
 
 def test_the_outputs_factor_makes_the_exact_gauss_newton_diagonal():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from dataclasses import dataclass
 
@@ -11,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bqjax.core.task import Predictions
 from bqjax.sensitivity.evaluator import Evaluator
 from bqjax.sensitivity.perturb import Noise
-from bqjax.sensitivity.sweeps import Candidate, _point, sweep
+from bqjax.sensitivity.sweep_rows import point_of
+from bqjax.sensitivity.sweep_run import text_digest
+from bqjax.sensitivity.sweeps import Candidate, sweep
 
 F32 = np.float32
 KEY = jax.random.key(5)
@@ -68,7 +72,7 @@ def test_drops_and_standard_errors_are_those_of_a_plain_loop():
     for c, row in zip(candidates, result.rows, strict=True):
         losses = []
         for draw in range(c.draws):
-            own = Noise(c.perturb)(jnp.asarray(params()[c.leaf]), _point(c, draw, KEY, F32))
+            own = Noise(c.perturb)(jnp.asarray(params()[c.leaf]), point_of(c, draw, KEY, F32))
             losses.append(loss_by_hand({c.leaf: own}))
         drops = np.array(losses) - loss_by_hand()  # a loss that rises by 1 is a drop of 1
         np.testing.assert_allclose(row.drops, drops, rtol=1e-4, atol=1e-6)
@@ -138,6 +142,122 @@ def test_a_network_that_a_perturbation_breaks_is_a_row_like_any_other():
     assert math.isfinite(result.rows[1].drop)
 
 
+# --- errors over examples, statements, races ---------------------------------------------------------------------------------
+
+
+def predict(p, batch):
+    x, y = batch
+    z = jnp.tanh(x @ p["a"]) @ p["b"]
+    right = (z > 0) == y
+    return Predictions(z > 0, right, jnp.ones(len(y), bool), {"loss": jnp.square(z - y)})
+
+
+TOLD = [Candidate(leaf="b", magnitude=m, draws=4) for m in (0.5, 0.6)] + [Candidate(leaf="unused", magnitude=1.0, draws=2)]
+
+
+@functools.cache
+def told():
+    return run(TOLD, sizes=(5, 3), predict=predict)
+
+
+def test_differences_are_each_examples_own():
+    result = told()
+    x, y = (np.asarray(array, np.float64) for array in examples())
+
+    def losses(b):
+        return np.square(np.tanh(x @ params()["a"]) @ b - y)
+
+    for c, row in zip(TOLD[:2], result.rows, strict=False):
+        noisy = [np.asarray(Noise("gaussian")(jnp.asarray(params()["b"]), point_of(c, d, KEY, F32)), np.float64) for d in range(4)]
+        expected = np.array([losses(b) for b in noisy]) - losses(params()["b"])
+        np.testing.assert_allclose(row.differences, expected, rtol=1e-3, atol=1e-5)
+        assert row.paired_error == pytest.approx(expected.mean(0).std(ddof=1) / math.sqrt(8), rel=1e-3)
+        assert max(row.paired_error, row.standard_error) <= row.error <= math.hypot(row.paired_error, row.standard_error) + 1e-9
+        assert row.differences.mean() == pytest.approx(row.drop, rel=1e-4)
+    # The same drops as without predictions, which change nothing but what is told.
+    assert [r.drops for r in run(TOLD, sizes=(5, 3)).rows] == [pytest.approx(r.drops, rel=1e-5) for r in result.rows]
+    assert result.rows[2].error == result.rows[2].paired_error == 0.0
+
+
+def test_magnitudes_share_their_noise():
+    half, more = told().rows[:2]
+    points = [point_of(c, 2, KEY, F32) for c in TOLD[:2]]
+    assert (jax.random.key_data(points[0].key) == jax.random.key_data(points[1].key)).all()
+    (between,) = told().differences([0, 1])
+    # Paired draw by draw: far closer than two independent means.
+    assert between.difference == pytest.approx(half.drop - more.drop)
+    assert between.error < 0.5 * math.hypot(half.error, more.error)
+
+
+def test_statements_are_adjusted_together():
+    zero = told().against_zero(level=0.05)
+    assert [s.first for s in zero] == [0, 1, 2] and all(s.second is None for s in zero)
+    assert zero[2].p == 1.0 and not zero[2].differs
+    assert all(s.differs == (s.p <= 0.05) for s in zero)
+    assert [(s.first, s.second) for s in told().differences()] == [(0, 1), (0, 2), (1, 2)]
+    assert all(s.p <= t.p for s, t in zip(told().differences([0, 1]), told().differences(), strict=False))
+    for level in (0, 1, math.nan):
+        with pytest.raises(ValueError, match="a level must be between 0 and 1"):
+            told().against_zero(level)
+    single = run(TOLD[:1]).against_zero()[0]  # without predictions, over draws alone
+    assert single.error == pytest.approx(told().rows[0].standard_error, rel=1e-4)
+
+
+def test_predictions_must_tell_of_the_metric():
+    with pytest.raises(ValueError, match="predictions say nothing of each example's 'size'"):
+        run(TOLD, metric="-size", score=lambda p, b: ({**score(p, b)[0], "size": 1.0}, 8), predict=predict)
+
+
+def test_the_journal_keeps_differences_and_answers_with_those_of_earlier_releases(tmp_path):
+    path = tmp_path / "state"
+    first = run(TOLD, sizes=(5, 3), predict=predict, state_path=str(path))
+    again = run(TOLD, sizes=(5, 3), predict=predict, state_path=str(path))
+    assert again.n_resumed == 8 and again.rows == first.rows == told().rows
+    assert (again.rows[0].differences == first.rows[0].differences).all()
+    # A line as earlier releases wrote it: metrics alone, under the text of the candidates and draws.
+    old = tmp_path / "old"
+    old.write_text(path.read_text().splitlines()[0] + "\n")
+    key = text_digest([(c.described(), d) for c in TOLD[:2] for d in range(4)])
+    with old.open("a") as file:
+        file.write(json.dumps({"k": "baseline", "v": dict(first.baseline)}) + "\n")
+        file.write(json.dumps({"k": key, "v": [{"accuracy": 0.5, "loss": 1.0}] * 8}) + "\n")
+    resumed = run(TOLD, sizes=(5, 3), predict=predict, state_path=str(old))
+    assert resumed.n_resumed == 8 and resumed.rows[0].metrics["loss"] == 1.0
+    assert resumed.rows[0].differences is None and math.isnan(resumed.rows[0].paired_error)
+    assert resumed.against_zero()[0].error == 0.0
+
+
+RACE = [Candidate(leaf=leaf, magnitude=m, draws=64) for leaf in ("a", "b") for m in (0.01, 3.0)]
+
+
+def test_a_race_settles_the_top_with_fewer_evaluations(tmp_path):
+    state = str(tmp_path / "state")
+    result = run([*RACE, Candidate(leaf="unused", draws=64)], until="top2", state_path=state)
+    race = result.race
+    assert race.settled and set(race.order[0][:2]) == {1, 3} and race.reached == "2 of the top 2 are settled"
+    assert 0 < race.evaluations < 0.6 * race.of == 0.6 * 320
+    full = run(RACE).rows
+    for raced, row in zip(result.rows, full, strict=False):
+        assert raced.drop == pytest.approx(row.drop, abs=5 * math.hypot(raced.error, row.standard_error))
+        assert raced.metrics["loss"] - result.baseline["loss"] == pytest.approx(raced.drop, rel=1e-4, abs=1e-6)
+    assert result.rows[4].drop == 0.0 and result.unused == ("unused",)
+    again = run([*RACE, Candidate(leaf="unused", draws=64)], until="top2", state_path=state)
+    assert again.race == race and again.n_resumed == again.n_scores > 0
+    assert [(s.first, s.second) for s in result.differences([1, 0])] == [(1, 0)]
+
+
+def test_a_race_needs_a_question_and_enough_to_answer_it():
+    for options, message in (
+        ({"until": "top2", "confidence": 1.0}, "confidence must be between 0 and 1"),
+        ({"until": "top4"}, "the top 4 of 4 candidates is no question"),
+        ({"until": "best"}, "until 'rank'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(RACE, **options)
+    with pytest.raises(ValueError, match="has 4 rounds of 2 draws, and needs 16"):
+        run([Candidate(leaf="a", draws=1), Candidate(leaf="b", draws=1)], until="rank")
+
+
 # --- perturbations of one's own, and their context ---------------------------------------------------------------------------
 
 
@@ -205,13 +325,13 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         run(MANY, state_path=path, progress=interrupt)
     assert seen == [(2, 8, "a"), (4, 8, "a")]
-    scored, scores = [], Evaluator.scores
+    scored, scores = [], Evaluator.measure
 
     def counting(self, params, names, perturbation, candidates, **others):
-        scored.append((names, perturbation.kind, len(candidates)))
+        scored.append((list(names), perturbation.kind, len(candidates)))
         return scores(self, params, names, perturbation, candidates, **others)
 
-    monkeypatch.setattr(Evaluator, "scores", counting)
+    monkeypatch.setattr(Evaluator, "measure", counting)
     result = run(MANY, state_path=path)
     assert scored == [(["b"], "gaussian", 2), (["b"], "uniform", 2)]
     assert result.n_resumed == 4

@@ -10,6 +10,7 @@ forward pass. Constructors do not check their fields, because JAX rebuilds these
 :class:`Affine`     integer codes on a line, with scales and zero points
 :class:`Residual`   sums of clustered leaves, each for what those before it left over
 :class:`Factored`   a matrix as the product of diagonal and binary matrices
+:class:`Masked`     one of these, and which of its weights are exactly zero
 ==================  ======================================================================
 """
 
@@ -17,6 +18,7 @@ from bqjax.core.leaves.affine import Affine
 from bqjax.core.leaves.base import CompressedLeaf, Stream, decode, index_dtype, is_compressed, round_to
 from bqjax.core.leaves.clustered import Clustered, trim_codebook
 from bqjax.core.leaves.factored import Factored
+from bqjax.core.leaves.masked import Masked, mask_zeros
 from bqjax.core.leaves.residual import Residual
 from bqjax.core.leaves.size import bits
 
@@ -25,12 +27,14 @@ __all__ = [
     "Clustered",
     "CompressedLeaf",
     "Factored",
+    "Masked",
     "Residual",
     "Stream",
     "bits",
     "decode",
     "index_dtype",
     "is_compressed",
+    "mask_zeros",
     "round_to",
     "trim_codebook",
 ]

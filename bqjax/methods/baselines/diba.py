@@ -27,10 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bqjax.core.leaves import Factored
+from bqjax.core.leaves import Factored, mask_zeros
 from bqjax.core.leaves.factored import MIDDLE_TOTAL
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import check_finite, named_leaves, replace
+from bqjax.kmeans.fixed_levels import pruned
 
 __all__ = ["DiBAConfig", "diba_factorize"]
 
@@ -93,7 +94,8 @@ def diba_factorize(
       config: for leaves whose rule has no setting; None is ``DiBAConfig()``.
 
     Returns:
-      The tree with a :class:`bqjax.core.leaves.Factored` for every chosen leaf, diagonals in float32. Traceable.
+      The tree with a :class:`bqjax.core.leaves.Factored` for every chosen leaf, diagonals in float32; of pruned leaves, of which
+      5 % or more of the weights are zero, within a :class:`bqjax.core.leaves.Masked` (concrete parameters only). Traceable.
 
     Raises:
       ValueError: leaves of fewer than two dimensions or none of whose entries exist, integer leaves, rules with groups, a middle
@@ -107,7 +109,7 @@ def diba_factorize(
       (True, (4, 1), (1, 3))
     """
     leaves, taken = named_leaves(params), select(params, rules).taken
-    new: dict[str, Factored] = {}
+    new: dict[str, Any] = {}
     for i, (name, rule) in enumerate(taken.items()):
         leaf = leaves[name]
         if rule.group is not None:
@@ -127,7 +129,8 @@ def diba_factorize(
             raise ValueError(f"leaf {name!r}: {error}") from error
         matrix = jnp.asarray(leaf).astype(jnp.float32).reshape(m, n)
         rows, left, middle, right, columns = _factors(matrix, jax.random.fold_in(key, i), k, int(setting.rounds))
-        new[name] = Factored(rows, left, middle, right, columns, leaf.shape, leaf.dtype)
+        made = Factored(rows, left, middle, right, columns, leaf.shape, leaf.dtype)
+        new[name] = made if (kept := pruned(leaf)) is None else mask_zeros(made, kept)
     return replace(params, new)
 
 

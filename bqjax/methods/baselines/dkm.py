@@ -24,13 +24,14 @@ import numpy as np
 from jax import lax
 
 from bqjax.core.blocks import from_blocks, output_first
-from bqjax.core.leaves import Clustered, index_dtype, trim_codebook
+from bqjax.core.leaves import Clustered, index_dtype, mask_zeros, trim_codebook
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import named_leaves, replace
 from bqjax.kmeans.assignment import nearest_block
+from bqjax.kmeans.fixed_levels import pruned
 from bqjax.kmeans.scalar import kmeans_scalar
-from bqjax.methods.baselines.product import block_parts, check_blocks, cluster
 from bqjax.methods.baselines.soft_kmeans import Layout, Solver, from_tiles, in_place, soft_kmeans, spread, to_tiles, variance
+from bqjax.methods.baselines.weight_blocks import block_parts, check_blocks, cluster
 
 __all__ = ["DKMConfig", "dkm_forward", "dkm_harden", "dkm_start"]
 
@@ -223,24 +224,31 @@ def dkm_harden(
 ) -> Any:
     """Hard assignment after DKM: every block goes to the nearest entry of its codebook, which a file holds. Traceable.
 
+    Zeros of pruned leaves, of which 5 % or more of the weights are zero, stay zeros: of single weights, zero is an entry beside the
+    ``k``; over blocks there is a mask (concrete parameters only).
+
     Args:
       params: the weights that were trained.
       codebooks: of the last step.
       rules, config: those of training.
 
     Returns:
-      The tree with a :class:`bqjax.core.leaves.Clustered` for every chosen leaf, its codebook in the leaf's dtype; those of
-      concrete parameters are cut to the entries in use.
+      The tree with a :class:`bqjax.core.leaves.Clustered` for every chosen leaf, its codebook in the leaf's dtype, over blocks of
+      pruned weights in a :class:`bqjax.core.leaves.Masked`; codebooks of concrete parameters are cut to the entries in use.
 
     Raises:
       ValueError: as :func:`dkm_forward`.
     """
-    new = {}
+    new: dict[str, Any] = {}
     for name, leaf, setting in _chosen(params, rules, config):
         x, mask = _blocks(name, leaf, setting)
         codebook = _codebook(name, codebooks, setting).astype(leaf.dtype)
+        kept = pruned(leaf)
+        if kept is not None and setting.d == 1:
+            codebook = jnp.concatenate([codebook, jnp.zeros_like(codebook[:1])])
         indices = nearest_block(x, codebook.astype(jnp.float32), mask=mask)
         codebook, indices = trim_codebook(codebook, indices)
         indices = indices.astype(index_dtype(codebook.shape[0]))
-        new[name] = Clustered(indices, codebook, np.shape(leaf), leaf.dtype, _order(leaf, setting.d))
+        made = Clustered(indices, codebook, np.shape(leaf), leaf.dtype, _order(leaf, setting.d))
+        new[name] = made if kept is None else mask_zeros(made, kept)
     return replace(params, new)

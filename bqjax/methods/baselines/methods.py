@@ -15,12 +15,23 @@ from bqjax.core.task import Task
 from bqjax.methods.base import Compressed
 from bqjax.methods.baselines.deep_compression import DeepCompressionConfig, deep_compress
 from bqjax.methods.baselines.diba import DiBAConfig, diba_factorize
+from bqjax.methods.baselines.even import EvenConfig, even_levels
 from bqjax.methods.baselines.product import ProductConfig, binarize, product_quantize
 from bqjax.methods.baselines.ptq import PTQConfig, quantize
 from bqjax.methods.baselines.residual import ResidualConfig, residual_quantize
 from bqjax.methods.baselines.weight_sharing import kmeans_share
 
-__all__ = ["PTQ", "Binary", "DataFree", "DeepCompression", "DiBA", "KMeans", "ProductQuantization", "ResidualQuantization"]
+__all__ = [
+    "PTQ",
+    "Binary",
+    "DataFree",
+    "DeepCompression",
+    "DiBA",
+    "EvenLevels",
+    "KMeans",
+    "ProductQuantization",
+    "ResidualQuantization",
+]
 
 
 class DataFree(abc.ABC):
@@ -128,3 +139,18 @@ class KMeans(DataFree):
 
     def compress_params(self, params: Any, *, key: jax.Array) -> Any:
         return kmeans_share(params, self.k, self.rules)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvenLevels(DataFree):
+    """Entropy-coded uniform quantization at a relative error, the default of ``bqjax compress WEIGHTS``.
+
+    See :func:`bqjax.methods.baselines.even.even_levels`.
+    """
+
+    config: EvenConfig = field(default_factory=EvenConfig)
+    rules: Sequence[Rule[EvenConfig | float]] | None = None
+    label: str = "even levels"
+
+    def compress_params(self, params: Any, *, key: jax.Array) -> Any:
+        return even_levels(params, self.rules, config=self.config)

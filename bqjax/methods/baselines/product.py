@@ -22,17 +22,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.core.blocks import leaf_blocks, n_blocks, output_first
-from bqjax.core.leaves import Affine, Clustered, index_dtype, trim_codebook
+from bqjax.core.leaves import Affine, Clustered, mask_zeros, trim_codebook
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import check_finite, named_leaves, replace
-from bqjax.kmeans.assignment import nearest_block
-from bqjax.kmeans.vector import VectorKMeans, kmeans_tiles, kmeans_vector
+from bqjax.kmeans.fixed_levels import pruned
+from bqjax.kmeans.vector import kmeans_tiles
+from bqjax.methods.baselines.weight_blocks import (
+    block_parts,
+    blocks_in_place,
+    check_blocks,
+    cluster,
+    clustered_blocks,
+    output_order,
+    pruned_blocks,
+    stored,
+)
 
 __all__ = ["ProductConfig", "binarize", "product_quantize"]
-
-# Outputs of a dense layer, between which a row of its blocks is a tile of k-means of a good size.
-_COLUMNS = 256, 2**15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,55 +62,6 @@ class ProductConfig:
                 raise ValueError(f"{what} must be an integer of at least 1, got {value!r}")
 
 
-def check_blocks(name: str, leaf: Any, k: int, d: int) -> None:
-    """Raises ``ValueError`` where a leaf cannot be cut into blocks of ``d`` for ``k`` entries; the message names what would fit."""
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise ValueError(f"leaf {name!r} is of integers, {leaf.dtype}: blocks are of floats; skip it, Rule({name!r}, skip=True)")
-    check_finite(name, leaf)
-    row = math.prod(np.shape(leaf)[a] for a in output_first(leaf.ndim)[1:])
-    if d > max(row, 1):
-        raise ValueError(
-            f"leaf {name!r} of shape {np.shape(leaf)} has rows of {row} weights, fewer than a block of {d}: give it d of at most "
-            f"{row} by a rule, or skip it, Rule({name!r}, skip=True)"
-        )
-    blocks = n_blocks(np.shape(leaf), output_first(leaf.ndim), d)
-    if k > blocks:
-        raise ValueError(
-            f"leaf {name!r} has {blocks} blocks of {d}, fewer than the {k} codebook entries: give it k of at most {blocks} "
-            f"by a rule, or skip it, Rule({name!r}, skip=True)"
-        )
-
-
-def block_parts(name: str, leaf: Any, k: int, d: int) -> tuple[jax.Array, jax.Array | None]:
-    """Blocks ``[n, d]`` of a leaf in float32, and which of their entries are real where not all are; errors of the above."""
-    check_blocks(name, leaf, k, d)
-    x, real = leaf_blocks(name, leaf, d)
-    return x, None if real.all() else jnp.asarray(real)
-
-
-def cluster(
-    x: jax.Array,
-    mask: jax.Array | None,
-    k: int,
-    key: jax.Array,
-    iterations: int,
-    start: jax.Array | None = None,
-    sampling: bool = True,
-) -> VectorKMeans:
-    """k-means of blocks ``[n, d]`` that all count the same."""
-    return kmeans_vector(x, k, key=key, mask=mask, start=start, iterations=iterations, sampling=sampling)
-
-
-def blocks_in_place(shape: Sequence[int], d: int) -> bool:
-    """Whether the blocks of a leaf can be clustered where they lie: those of dense layers of many outputs."""
-    return len(shape) == 2 and d > 1 and not shape[0] % d and _COLUMNS[0] <= shape[1] <= _COLUMNS[1]
-
-
-def output_order(indices: jax.Array) -> jax.Array:
-    """Indices ``[rows, columns]`` of blocks in place in the order of :func:`bqjax.core.blocks.output_first`, ``[n]``."""
-    return indices.T.reshape(-1)
-
-
 def product_quantize(
     params: Any, rules: Sequence[Rule[ProductConfig]] | None = None, *, key: jax.Array, config: ProductConfig | None = None
 ) -> Any:
@@ -125,6 +82,9 @@ def product_quantize(
       ``[n / d]``. Where ``d`` does not divide a row, the row's last block is padded with entries that count nowhere. Where a leaf
       has fewer than ``k`` distinct blocks it comes out within rounding. Codebooks of concrete parameters are cut to the
       entries in use. Traceable.
+      Zeros of pruned leaves, of which 5 % or more of the weights are zero, stay zeros (concrete parameters only): entries are
+      fitted to the other weights, blocks of zeros have one of the ``k`` entries, and where zeros stand in other blocks the leaf
+      is a :class:`bqjax.core.leaves.Masked`.
 
     Raises:
       ValueError: a block longer than a row, more entries than blocks, integer leaves, rules with groups, NaN or infinite
@@ -137,11 +97,16 @@ def product_quantize(
       ((4, 2), (32,))
     """
     leaves, taken = named_leaves(params), select(params, rules).taken
-    new: dict[str, Clustered] = {}
+    new: dict[str, Any] = {}
     for i, (name, rule) in enumerate(taken.items()):
         setting = _setting(name, rule, config)
         leaf = leaves[name]
         leaf_key = jax.random.fold_in(key, i)
+        if (found := pruned_blocks(name, leaf, setting.k, setting.d)) is not None:
+            result = cluster(found.x, found.mask, found.k, leaf_key, setting.iterations)
+            made = stored(found.x, found.mask, result.codebook, result.indices, leaf.dtype)
+            new[name] = mask_zeros(clustered_blocks(leaf, *found.whole(*made)), found.kept)
+            continue
         if leaf.dtype == jnp.float32 and blocks_in_place(leaf.shape, setting.d):
             check_blocks(name, leaf, setting.k, setting.d)
             result = kmeans_tiles(jnp.asarray(leaf), setting.d, setting.k, key=leaf_key, iterations=setting.iterations)
@@ -149,13 +114,8 @@ def product_quantize(
         else:
             x, mask = block_parts(name, leaf, setting.k, setting.d)
             result = cluster(x, mask, setting.k, leaf_key, setting.iterations)
-            codebook, indices = result.codebook.astype(leaf.dtype), result.indices
-            if codebook.dtype != result.codebook.dtype:
-                # Rounding to a shorter type moves entries: each block goes to the nearest of those that the leaf really holds.
-                indices = nearest_block(x, codebook.astype(jnp.float32), mask=mask)
-        codebook, indices = trim_codebook(codebook, indices)
-        indices = indices.astype(index_dtype(codebook.shape[0]))
-        new[name] = Clustered(indices, codebook, leaf.shape, leaf.dtype, output_first(leaf.ndim))
+            codebook, indices = stored(x, mask, result.codebook, result.indices, leaf.dtype)
+        new[name] = clustered_blocks(leaf, codebook, indices)
     return replace(params, new)
 
 
@@ -171,6 +131,8 @@ def binarize(params: Any, rules: Sequence[Rule[None]] | None = None, *, axis: in
     """Binarization: keeps the sign of every weight, and the mean size of all, or of those of one channel.
 
     ``w -> a sign(w)``, ``a = mean |w|``, which is the ``a`` of least squared error; ``sign(0) = 1``. Gong et al. have ``a = 1``.
+    Of pruned leaves, of which 5 % or more of the weights are zero, zeros stay zeros and ``a`` is the mean of the others (concrete
+    parameters only).
 
     Args:
       params: pytree of arrays.
@@ -201,34 +163,42 @@ def binarize(params: Any, rules: Sequence[Rule[None]] | None = None, *, axis: in
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(f"leaf {name!r} is of integers, {leaf.dtype}: skip it, Rule({name!r}, skip=True)")
         check_finite(name, leaf)
+        ternary = pruned(leaf) is not None
         if axis is None:
-            codebook, indices = _signs(jnp.asarray(leaf))
+            codebook, indices = _signs(jnp.asarray(leaf), ternary)
             codebook, indices = trim_codebook(codebook, indices)
             new[name] = Clustered(indices, codebook, leaf.shape, leaf.dtype)
             continue
         if not -leaf.ndim <= operator.index(axis) < leaf.ndim:
             raise ValueError(f"leaf {name!r} has {leaf.ndim} dimensions and no axis {axis}: skip it, Rule({name!r}, skip=True)")
-        codes, scale = _channel_signs(jnp.asarray(leaf), axis % leaf.ndim)
+        codes, scale = _channel_signs(jnp.asarray(leaf), axis % leaf.ndim, ternary)
         new[name] = Affine(codes, scale, jnp.zeros(scale.shape, jnp.int32), axis % leaf.ndim, leaf.dtype, bits=2)
     return replace(params, new)
 
 
-def _mean_size(weight: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """``mean |w|`` in float32, of numbers so small that their sum cannot overflow."""
+def _mean_size(weight: jax.Array, axes: tuple[int, ...], ternary: bool) -> jax.Array:
+    """``mean |w|`` in float32, of numbers so small that their sum cannot overflow; with ``ternary`` of those that are not zero."""
     size = jnp.abs(weight).astype(jnp.float32)
+    if ternary:
+        return (size / jnp.maximum((size > 0).sum(axes, keepdims=True), 1)).sum(axes)
     return (size / np.float32(math.prod(weight.shape[a] for a in axes))).sum(axes)
 
 
-@jax.jit
-def _signs(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-    size = _mean_size(weight, tuple(range(weight.ndim)))
-    return jnp.stack([-size, size])[:, None].astype(weight.dtype), (weight >= 0).astype(jnp.uint8).reshape(-1)
-
-
 @functools.partial(jax.jit, static_argnums=1)
-def _channel_signs(weight: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    size = _mean_size(weight, tuple(a for a in range(weight.ndim) if a != axis))
+def _signs(weight: jax.Array, ternary: bool) -> tuple[jax.Array, jax.Array]:
+    size = _mean_size(weight, tuple(range(weight.ndim)), ternary)
+    entries, signs = [-size, size], (weight >= 0).astype(jnp.uint8)
+    if ternary:
+        entries, signs = [*entries, jnp.zeros_like(size)], jnp.where(weight == 0, jnp.uint8(2), signs)
+    return jnp.stack(entries)[:, None].astype(weight.dtype), signs.reshape(-1)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _channel_signs(weight: jax.Array, axis: int, ternary: bool) -> tuple[jax.Array, jax.Array]:
+    size = _mean_size(weight, tuple(a for a in range(weight.ndim) if a != axis), ternary)
     used = size >= jnp.finfo(jnp.float32).tiny
     signs = jnp.where(weight >= 0, 1, -1).astype(jnp.int8)
+    if ternary:
+        signs = jnp.where(weight == 0, jnp.int8(0), signs)
     shape = [-1 if a == axis else 1 for a in range(weight.ndim)]
     return jnp.where(used.reshape(shape), signs, 0).astype(jnp.int8), jnp.where(used, size, 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace as with_fields
 from typing import Any
 
 import jax
@@ -17,14 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bqjax.core.blocks import output_first
-from bqjax.core.leaves import Clustered, Residual, index_dtype, trim_codebook
+from bqjax.core.leaves import Residual, mask_zeros
 from bqjax.core.leaves.residual import MAX_STAGES
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import named_leaves, replace
-from bqjax.kmeans.assignment import nearest_block
 from bqjax.kmeans.vector import kmeans_tiles
-from bqjax.methods.baselines.product import block_parts, blocks_in_place, check_blocks, cluster, output_order
+from bqjax.methods.baselines.weight_blocks import (
+    block_parts,
+    blocks_in_place,
+    check_blocks,
+    cluster,
+    clustered_blocks,
+    output_order,
+    pruned_blocks,
+    stored,
+)
 
 __all__ = ["ResidualConfig", "residual_quantize"]
 
@@ -93,7 +101,7 @@ def residual_quantize(
       [(4, 2), (4, 2)]
     """
     leaves, taken = named_leaves(params), select(params, rules).taken
-    new: dict[str, Residual] = {}
+    new: dict[str, Any] = {}
     for i, (name, rule) in enumerate(taken.items()):
         if rule.group is not None:
             raise ValueError(f"leaf {name!r} is in group {rule.group!r}, but codebooks are not shared: take group out of the rule")
@@ -102,42 +110,44 @@ def residual_quantize(
         setting, leaf = rule.setting or config or ResidualConfig(), leaves[name]
         in_place = leaf.dtype == jnp.float32 and blocks_in_place(leaf.shape, setting.d)
         check_blocks(name, leaf, setting.k, setting.d)
-        found = (_stages_in_place if in_place else _stages)(name, leaf, jax.random.fold_in(key, i), setting)
-        stages = []
-        for codebook, indices in found:
-            codebook, indices = trim_codebook(codebook, indices)
-            indices = indices.astype(index_dtype(codebook.shape[0]))
-            stages.append(Clustered(indices, codebook, leaf.shape, leaf.dtype, output_first(leaf.ndim)))
-        new[name] = Residual(stages)
+        leaf_key = jax.random.fold_in(key, i)
+        if (zeros := pruned_blocks(name, leaf, setting.k, setting.d)) is not None:
+            stages = _stages(zeros.x, zeros.mask, leaf.dtype, leaf_key, with_fields(setting, k=zeros.k))
+            whole = [clustered_blocks(leaf, *zeros.whole(*stage)) for stage in stages]
+            new[name] = mask_zeros(Residual(whole), zeros.kept)
+            continue
+        if in_place:
+            stages = _stages_in_place(leaf, leaf_key, setting)
+        else:
+            stages = _stages(*block_parts(name, leaf, setting.k, setting.d), leaf.dtype, leaf_key, setting)
+        new[name] = Residual([clustered_blocks(leaf, *stage) for stage in stages])
     return replace(params, new)
 
 
 _Stage = tuple[jax.Array, jax.Array]  # codebook [k, d] of the leaf's dtype, indices [n]
 
 
-def _stages(name: str, leaf: Any, key: jax.Array, config: ResidualConfig) -> list[_Stage]:
-    x, mask = block_parts(name, leaf, config.k, config.d)
+def _stages(x: jax.Array, mask: jax.Array | None, dtype: Any, key: jax.Array, config: ResidualConfig) -> list[_Stage]:
     stages: list[_Stage] = []
     rest = x
     for t in range(config.stages):
         if t and not isinstance(rest, jax.core.Tracer) and not bool(_any_left(rest, mask)):
             break
         result = cluster(rest, mask, config.k, jax.random.fold_in(key, t), config.iterations)
-        stages.append(_stored(rest, mask, result.codebook, result.indices, leaf.dtype))
+        stages.append(stored(rest, mask, result.codebook, result.indices, dtype))
         rest = _minus(rest, *stages[-1])
     for _ in range(config.refits if len(stages) > 1 else 0):
         for t, stage in enumerate(stages):
             target = _plus(rest, *stage)
             start = stage[0].astype(jnp.float32)
             result = cluster(target, mask, config.k, key, _REFIT_ITERATIONS, start, sampling=False)
-            stages[t] = _stored(target, mask, result.codebook, result.indices, leaf.dtype)
+            stages[t] = stored(target, mask, result.codebook, result.indices, dtype)
             rest = _minus(target, *stages[t])
     return stages
 
 
-def _stages_in_place(name: str, leaf: Any, key: jax.Array, config: ResidualConfig) -> list[_Stage]:
+def _stages_in_place(leaf: Any, key: jax.Array, config: ResidualConfig) -> list[_Stage]:
     """:func:`_stages` of float32 blocks that stay where they lie; what is left over is one array that is written over."""
-    del name
     stages: list[_Stage] = []  # indices [rows, columns]
     rest = jnp.array(leaf)
     for t in range(config.stages):
@@ -165,14 +175,6 @@ def _moved(matrix: jax.Array, codebook: jax.Array, indices: jax.Array) -> jax.Ar
         return lax.dynamic_update_slice_in_dim(matrix, lax.dynamic_slice_in_dim(matrix, i * d, d) + entries, i * d, 0)
 
     return lax.fori_loop(0, indices.shape[0], row, matrix)
-
-
-def _stored(x: jax.Array, mask: jax.Array | None, codebook: jax.Array, indices: jax.Array, dtype: Any) -> _Stage:
-    """The stage as the leaf holds it: rounding to a shorter type moves entries, and blocks go to the nearest of those."""
-    stored = codebook.astype(dtype)
-    if stored.dtype != codebook.dtype:
-        indices = nearest_block(x, stored.astype(jnp.float32), mask=mask)
-    return stored, indices
 
 
 @jax.jit

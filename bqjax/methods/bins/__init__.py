@@ -5,7 +5,7 @@ from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import BinConfig, Bins, BinStats, gaussian_bins
 from bqjax.methods.bins.method import BinAndQuant, GaussianBins
 from bqjax.methods.bins.quantize import bin_and_quant
-from bqjax.methods.bins.rate import RateConfig, search_lmbda
+from bqjax.methods.bins.rate import RateConfig
 from bqjax.methods.bins.search import search_bins
 
 __all__ = [
@@ -23,5 +23,4 @@ __all__ = [
     "bin_and_quant_ecsq",
     "gaussian_bins",
     "search_bins",
-    "search_lmbda",
 ]

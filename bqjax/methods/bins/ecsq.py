@@ -18,11 +18,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bqjax.core.gather import end_to_end, gathered
-from bqjax.core.leaves import Clustered, trim_codebook
+from bqjax.core.leaves import Clustered, index_dtype, trim_codebook
 from bqjax.core.tree import replace
 from bqjax.kmeans.ecvq import ecvq_solve
+from bqjax.kmeans.fixed_levels import pruned
 from bqjax.methods.bins.gaussian import BinStats, bin_indices
 from bqjax.methods.bins.quantize import binned_groups
 
@@ -57,7 +59,8 @@ def bin_and_quant_ecsq(
 
     Returns:
       The tree with a :class:`~bqjax.core.leaves.Clustered` leaf for every name in ``stats``. On concrete parameters, bins that
-      no weight chose are dropped; under ``jit`` they stay in the codebook.
+      no weight chose are dropped; under ``jit`` they stay in the codebook. Zeros of concrete pruned leaves, of which 5 % or more of
+      the weights are zero, stay zeros.
 
     Raises:
       ValueError: as :func:`bqjax.methods.bins.quantize.bin_and_quant`; a leaf without importance or with one of another shape;
@@ -82,5 +85,20 @@ def bin_and_quant_ecsq(
         first = bin_indices(bins.weights, bins.edges)
         start = jnp.zeros(bins.edges.size + 1, h.dtype)
         solved = ecvq_solve(bins.weights, h, start, first, lmbda, floor=floor, iterations=iterations)
-        new.update(bins.clustered(*trim_codebook(*solved)))
+        new.update(bins.clustered(*trim_codebook(*_zeros_kept(bins.weights, *solved))))
     return replace(params, new)
+
+
+def _zeros_kept(weights: jax.Array, codebook: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Zeros of pruned leaves in a bin of value zero: the one nearest to it, or one more where that is not theirs."""
+    if isinstance(codebook, jax.core.Tracer) or (kept := pruned(weights)) is None:
+        return codebook, indices
+    entries, chosen = np.array(codebook), np.array(indices).astype(np.int64)
+    nearest = int(np.abs(entries).argmin())
+    held = chosen[~kept]
+    if 2 * np.count_nonzero(held == nearest) > held.size > np.count_nonzero(chosen == nearest) / 2:
+        entries[nearest] = 0
+    else:
+        nearest, entries = entries.size, np.append(entries, np.zeros(1, entries.dtype))
+    chosen[~kept] = nearest
+    return jnp.asarray(entries), jnp.asarray(chosen, index_dtype(entries.size))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 
@@ -15,31 +17,41 @@ from bqjax.methods.bins.config import SearchConfig
 from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import BinConfig, BinStats, gaussian_bins
 from bqjax.methods.bins.quantize import bin_and_quant
-from bqjax.methods.bins.rate import RateConfig, search_lmbda
+from bqjax.methods.bins.rate import RateConfig
 from bqjax.methods.bins.search import search_bins
+from bqjax.sensitivity.lagrangian import search_lambda
 from bqjax.sensitivity.task_statistics import task_importance
 
 __all__ = ["BinAndQuant", "GaussianBins"]
+
+_EXPONENTS = (-12.0, 2.0)  # powers of two, of what the removal of a weight costs by its importance
 
 
 def _ecsq(task: Task, stats: BinStats, rate: RateConfig, key: jax.Array, progress: Progress | None) -> Compressed:
     """Entropy-constrained scalar quantization from these bins, at the ``lmbda`` given or else at the highest within the limits."""
     importance = task_importance(task, key=key, draws=rate.draws, names=list(stats))
     lmbda = rate.lmbda
+
+    def compress(lmbda: float) -> Any:
+        return bin_and_quant_ecsq(task.params, stats, importance, lmbda, floor=rate.floor, iterations=rate.iterations)
+
     if lmbda is None:
-        lmbda = search_lmbda(
+        limits = {task.metric: rate.max_drop}
+        if rate.max_rank_drop is not None:
+            # Where both are of one metric, the tighter one holds.
+            limits[task.rank_by] = min(rate.max_rank_drop, limits.get(task.rank_by, math.inf))
+        lmbda = search_lambda(
+            compress,
             task.score,
             task.params,
             task.calibration,
-            stats,
             importance,
-            rate,
-            metric=task.metric,
-            rank_by=task.rank_by,
+            limits=limits,
+            steps=rate.steps,
+            exponents=_EXPONENTS,
             progress=progress,
         )
-    tree = bin_and_quant_ecsq(task.params, stats, importance, lmbda, floor=rate.floor, iterations=rate.iterations)
-    return Compressed(tree, found={"lmbda": f"{lmbda:.4g}"})
+    return Compressed(compress(lmbda), found={"lmbda": f"{lmbda:.4g}"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ import numpy as np
 
 from bqjax.codec.streams import WrittenGroup, encode_leaf
 from bqjax.core.journal import Journal
-from bqjax.core.leaves import Clustered
+from bqjax.core.leaves import Clustered, CompressedLeaf
 from bqjax.core.progress import Progress
 from bqjax.core.rules import select
 from bqjax.core.task import Task, signed
@@ -114,7 +114,7 @@ class LayerCurves:
             progress(0, 1, "importance of the weights")
         self._importance = weights_importance(task, key=key, draws=config.draws)
         self._starts: dict[Any, Clustered] = {}
-        self._made: dict[tuple[str, Setting], dict[str, Clustered]] = {}
+        self._made: dict[tuple[str, Setting], dict[str, CompressedLeaf]] = {}
         self._evaluator, self._base = self._prepare()
         self.measured = 0
         self.options: dict[str, list[Measured]] = {}
@@ -174,7 +174,7 @@ class LayerCurves:
     def _lmbda(self, unit: str, exponent: float) -> float:
         return float(f"{self._unit_lmbda(unit) * 2**exponent:.5g}")  # short enough to be read in a plan
 
-    def leaves(self, unit: str, setting: Setting | None) -> dict[str, Clustered]:
+    def leaves(self, unit: str, setting: Setting | None) -> dict[str, CompressedLeaf]:
         """The unit's leaves in compressed form; none where it is left alone."""
         if setting is None:
             return {}
@@ -191,7 +191,7 @@ class LayerCurves:
             )
         return self._made[unit, setting]
 
-    def _bytes(self, unit: str, made: Mapping[str, Clustered]) -> int:
+    def _bytes(self, unit: str, made: Mapping[str, CompressedLeaf]) -> int:
         groups: dict[str, WrittenGroup] = {}
         return sum(encode_leaf(n, made.get(n, self.weights[n]), self._coder, groups)[0].bytes for n in self.units[unit])
 
@@ -252,7 +252,7 @@ class LayerCurves:
 
     def tree(self, plan: Plan) -> Any:
         """The compressed tree of a plan."""
-        new: dict[str, Clustered] = {}
+        new: dict[str, CompressedLeaf] = {}
         for unit, i in plan.items():
             new.update(self.leaves(unit, self.options[unit][i].setting))
         return replace(self._task.params, new)

@@ -16,12 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from bqjax.core.leaves import Clustered, trim_codebook
+from bqjax.core.leaves import Clustered, CompressedLeaf, mask_zeros, trim_codebook
 from bqjax.core.progress import Progress
 from bqjax.core.rules import Rule
 from bqjax.core.task import Task
 from bqjax.core.tree import named_leaves, replace
 from bqjax.kmeans.ecvq import ecvq_refine
+from bqjax.kmeans.fixed_levels import pruned
 from bqjax.methods.base import Compressed
 from bqjax.methods.bins.ecsq import bin_and_quant_ecsq
 from bqjax.methods.bins.gaussian import BinConfig, gaussian_bins
@@ -117,7 +118,7 @@ def compress_layer(
     floor: float = 0.02,
     iterations: int = 20,
     starts: dict[Any, Clustered] | None = None,
-) -> dict[str, Clustered]:
+) -> dict[str, CompressedLeaf]:
     """Entropy-constrained quantization of one layer: its compressed leaves by name.
 
     Args:
@@ -161,7 +162,8 @@ def compress_layer(
     else:
         codebook, indices = trim_codebook(made.codebook, made.indices)
         made = with_fields(made, codebook=codebook, indices=indices)
-    return {name: _with_short_codebook(made)}
+    short, kept = _with_short_codebook(made), pruned(leaf)
+    return {name: short if kept is None else mask_zeros(short, kept)}
 
 
 def _with_short_codebook(leaf: Clustered) -> Clustered:
@@ -206,7 +208,7 @@ class Planned:
             return Compressed(task.params)
         replace(task.params, dict.fromkeys(names))  # names the leaf that does not exist
         importance = weights_importance(task, key=key, draws=self.draws)
-        new: dict[str, Clustered] = {}
+        new: dict[str, CompressedLeaf] = {}
         for i, layer in enumerate(self.layers):
             new.update(compress_layer(task.params, layer, importance, key=key, floor=self.floor, iterations=self.iterations))
             if progress:

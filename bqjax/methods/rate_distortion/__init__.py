@@ -4,7 +4,7 @@ from bqjax.methods.rate_distortion.block_method import BlockRateDistortion, Bloc
 from bqjax.methods.rate_distortion.block_solver import BlockConfig, PreparedBlocks, block_quant_rd, prepare_blocks
 from bqjax.methods.rate_distortion.distortion import measured_distortion, predicted_distortion
 from bqjax.methods.rate_distortion.method import RateDistortion, RateDistortionInfo
-from bqjax.methods.rate_distortion.search import lambda_for_bytes, search_lambda
+from bqjax.methods.rate_distortion.search import lambda_for_bytes
 from bqjax.methods.rate_distortion.solver import Prepared, SolverConfig, bin_and_quant_rd, prepare
 
 __all__ = [
@@ -23,5 +23,4 @@ __all__ = [
     "predicted_distortion",
     "prepare",
     "prepare_blocks",
-    "search_lambda",
 ]

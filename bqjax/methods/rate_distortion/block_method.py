@@ -16,7 +16,7 @@ from bqjax.methods.base import Compressed
 from bqjax.methods.rate_distortion.block_solver import BlockConfig, block_quant_rd, prepare_blocks
 from bqjax.methods.rate_distortion.distortion import predicted_distortion
 from bqjax.methods.rate_distortion.search import file_bytes, lambda_for_bytes
-from bqjax.methods.rate_distortion.solver import SolverConfig, prepare, removal_distortion
+from bqjax.methods.rate_distortion.solver import SolverConfig, mean_removal_cost, prepare
 from bqjax.sensitivity.task_statistics import task_curvature
 
 __all__ = ["BlockRateDistortion", "BlockRateDistortionInfo"]
@@ -97,8 +97,9 @@ class BlockRateDistortion:
 
         lmbda = self.lmbda
         if lmbda is None:
-            unit = removal_distortion(prepare(task.params, curvature, None, self.solver))
-            lmbda = lambda_for_bytes(size, self.target_bytes or 1, unit, progress=progress)
+            scalar = prepare(task.params, curvature, None, self.solver)
+            n_weights = sum(rows.size for rows in scalar.rows.values())
+            lmbda = lambda_for_bytes(size, self.target_bytes or 1, mean_removal_cost(scalar), n_weights, progress=progress)
         solved = tree(lmbda)
         return Compressed(
             solved, BlockRateDistortionInfo(lmbda, predicted_distortion(task.params, solved, curvature)), found(lmbda)

@@ -109,6 +109,7 @@ def compensated_values(
     near: int | None = None,
     zero: Any = 0,
     block: int | None = None,
+    held: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Chooses a level for every weight. Pure and traceable.
 
@@ -125,6 +126,7 @@ def compensated_values(
       zero: index of the level that is always looked at, where ``near`` is given.
       block: inputs whose errors are passed on to those of later blocks together, as one product of matrices; None passes on each by
         itself. What is chosen is the same but for rounding.
+      held: ``[rows, d]`` booleans, weights that take the level ``zero`` whatever it costs; None holds none.
 
     Returns:
       Indices ``[rows, d]`` into ``values`` (of the row), int32, and for every row ``e^T H e`` (damped), its error, ``[rows]``.
@@ -134,44 +136,56 @@ def compensated_values(
     if near is None:
         values, charge = (jnp.broadcast_to(x, (rows, x.shape[-1])) for x in (values, charge))
 
-    def column(state: tuple[jax.Array, jax.Array], at: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
+    def column(state: tuple[jax.Array, jax.Array], at: tuple[Any, ...]) -> Any:
         w, error = state
-        j, row, pivot = at
+        j, row, pivot, hold = at
         now = jax.lax.dynamic_index_in_dim(w, j, axis=1, keepdims=False)
         chosen = _cheapest(now, importance / (2 * jnp.square(pivot)), values, charge, near, zero)
+        chosen = chosen if hold is None else jnp.where(hold, zero, chosen)
         lost = (now - _taken(values, chosen[:, None])[:, 0]) / pivot
         if compensate:
             w = w - lost[:, None] * row[None, :]
         return (w, error + jnp.square(lost)), (chosen, lost)
 
     start, none = weights[:, order], jnp.zeros(rows, weights.dtype)
+    hold = _held(held, order)
     if block is None or block >= d:
-        (_, error), (chosen, _) = jax.lax.scan(column, (start, none), (jnp.arange(d), factor, jnp.diagonal(factor)))
+        (_, error), (chosen, _) = jax.lax.scan(column, (start, none), (jnp.arange(d), factor, jnp.diagonal(factor), hold))
     else:
-        chosen, error = _by_blocks(column, start, factor, block, compensate)
+        chosen, error = _by_blocks(column, start, factor, hold, block, compensate)
     return jnp.zeros((rows, d), jnp.int32).at[:, order].set(chosen.T.astype(jnp.int32)), error
 
 
-def _by_blocks(column: Any, start: jax.Array, factor: jax.Array, block: int, compensate: bool) -> tuple[jax.Array, jax.Array]:
+def _held(held: jax.Array | None, order: jax.Array) -> jax.Array | None:
+    """``[d, rows]`` in the order in which inputs are gone through."""
+    return None if held is None else held[:, order].T
+
+
+def _by_blocks(
+    column: Any, start: jax.Array, factor: jax.Array, hold: jax.Array | None, block: int, compensate: bool
+) -> tuple[jax.Array, jax.Array]:
     """Chosen ``[d, rows]`` and error ``[rows]``, errors passed on to later blocks by one product a block."""
     rows, d = start.shape
     padding = -d % block
     real = jnp.arange(d + padding) < d
     whole = jnp.pad(factor, ((0, padding), (0, padding))) + jnp.diag(jnp.where(real, 0.0, 1.0).astype(factor.dtype))
 
-    def one(w: jax.Array, number: jax.Array) -> Any:
+    def one(w: jax.Array, piece: tuple[jax.Array, jax.Array | None]) -> Any:
+        number, hold = piece
         first = number * block
         below = jax.lax.dynamic_slice_in_dim(whole, first, block, axis=0)  # [block, d]
         own = jax.lax.dynamic_slice_in_dim(below, first, block, axis=1)
         part = jax.lax.dynamic_slice_in_dim(w, first, block, axis=1)
-        at = jnp.arange(block), own, jnp.diagonal(own)
+        at = jnp.arange(block), own, jnp.diagonal(own), hold
         _, (chosen, lost) = jax.lax.scan(column, (part, jnp.zeros(rows, w.dtype)), at)
         if compensate:
             w = w - lost.T @ below
         return w, (chosen, lost)
 
     padded = jnp.pad(start, ((0, 0), (0, padding)))
-    _, (chosen, lost) = jax.lax.scan(one, padded, jnp.arange((d + padding) // block))
+    blocks = (d + padding) // block
+    hold = None if hold is None else jnp.pad(hold, ((0, padding), (0, 0))).reshape(blocks, block, rows)
+    _, (chosen, lost) = jax.lax.scan(one, padded, (jnp.arange(blocks), hold))
     return chosen.reshape(d + padding, rows)[:d], jnp.square(lost.reshape(d + padding, rows)[:d]).sum(0)
 
 
@@ -189,6 +203,7 @@ def descended_values(
     near: int | None = None,
     zero: Any = 0,
     sweeps: int = 1,
+    held: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Coordinate descent: each weight in turn takes the level that is cheapest while all others stay. Pure and traceable.
 
@@ -197,6 +212,7 @@ def descended_values(
       chosen: ``[rows, d]`` levels to start from.
       order, moment: from :func:`ordered`.
       sweeps: over all inputs.
+      held: ``[rows, d]`` booleans, weights that stay at the level they start from; None: all may move.
 
     Returns:
       As :func:`compensated_values`; ``importance / 2 error + lmbda bits`` is never above what it starts from, but for rounding.
@@ -210,19 +226,20 @@ def descended_values(
         value, price = (_taken(table, level[:, None])[:, 0] for table in (values, charge))
         return importance * own / 2 * jnp.square(target - value) + price
 
-    def column(pull: jax.Array, at: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        j, old, row, own = at
+    def column(pull: jax.Array, at: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+        j, old, row, own, hold = at
         value = _taken(values, old[:, None])[:, 0]
         target = value + jax.lax.dynamic_index_in_dim(pull, j, axis=1, keepdims=False) / own
         new = _cheapest(target, importance * own / 2, values, charge, near, zero)
         # The level that a weight has is not always among those looked at.
-        new = jnp.where(cost(own, target, new) < cost(own, target, old), new, old)
+        better = cost(own, target, new) < cost(own, target, old)
+        new = jnp.where(better if hold is None else better & ~hold, new, old)
         moved = _taken(values, new[:, None])[:, 0] - value
         return pull - moved[:, None] * row[None, :], new
 
     def sweep(_: Any, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         pull, levels = state
-        return jax.lax.scan(column, pull, (jnp.arange(d), levels, moment, jnp.diagonal(moment)))
+        return jax.lax.scan(column, pull, (jnp.arange(d), levels, moment, jnp.diagonal(moment), _held(held, order)))
 
     def errors(levels: jax.Array) -> jax.Array:
         return start - _taken(values, levels.T)

@@ -13,7 +13,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bqjax.core.leaves import Affine, Clustered, Factored, Residual, bits, decode, index_dtype, is_compressed
+from bqjax.core.leaves import Affine, Clustered, Factored, Masked, Residual, bits, decode, index_dtype, is_compressed, mask_zeros
 
 DTYPES = [np.float16, jnp.bfloat16, np.float32]
 # (shape, axis order, d): scalar, whole rows, padded rows, a moved row axis.
@@ -124,6 +124,11 @@ def factored(shape=(2, 3, 5), k=4, dtype=np.float32, **changes):
     return Factored(**(fields | changes), shape=shape, dtype=dtype)
 
 
+def masked(leaf=None, share=0.5, seed=3):
+    leaf = clustered((3, 4), (1, 0), 2) if leaf is None else leaf
+    return mask_zeros(leaf, np.random.default_rng(seed).random(leaf.shape) < share)
+
+
 LEAVES = [
     clustered(),
     clustered((3, 4), (1, 0), 2, group="g"),
@@ -132,6 +137,9 @@ LEAVES = [
     affine(1, np.uint8),
     residual(),
     factored(),
+    masked(),
+    masked(residual()),
+    masked(factored()),
 ]
 
 
@@ -159,6 +167,64 @@ def test_factors_decode_as_numpy_multiplies(dtype):
     eps = float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(np.asarray(decoded, np.float64), expected.reshape(2, 3, 5), rtol=2 * eps + 1e-6)
     assert bits(leaf) == (6 + 5) * 4 + (6 + 5) * 32 + 4 * 16
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(np.float16, 0x7C01), (jnp.bfloat16, 0x7F81), (np.float32, 0x7F800001)])
+def test_signalling_nan_is_refused_without_a_warning(dtype, bits):
+    """NumPy warns where it converts one."""
+    table = np.array([[bits]], np.uint32 if dtype == np.float32 else np.uint16).view(dtype)
+    with pytest.raises(ValueError, match="w: the codebook holds NaN"):
+        Clustered(np.zeros(2, np.uint8), table, (2,), np.float32).validate("w")
+    with pytest.raises(ValueError, match="w: scales must be finite"):
+        Affine(np.zeros(2, np.int8), table.reshape(()), np.int32(0)).validate("w")
+
+
+@pytest.mark.parametrize("leaf", [clustered((3, 4), (1, 0), 2), clustered((7,)), residual(np.float16), factored()])
+def test_a_mask_leaves_zeros_and_nothing_else_changes(leaf):
+    kept = np.random.default_rng(3).random(leaf.shape) < 0.6
+    found = mask_zeros(leaf, kept)
+    found.validate()
+    assert (type(found), found.shape, found.dtype) == (Masked, leaf.shape, leaf.dtype)
+    np.testing.assert_array_equal(found.decode(), np.where(kept, leaf.decode(), np.zeros((), leaf.dtype)))
+    np.testing.assert_array_equal(found.kept.decode(), kept | (np.asarray(leaf.decode()) == 0))
+    assert mask_zeros(leaf, np.ones(leaf.shape, bool)) is leaf
+    assert bits(found) == bits(leaf) + bits(found.kept)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_mask_of_two_in_four_takes_less_than_a_bit_a_weight(axis):
+    rng = np.random.default_rng(0)
+    kept = rng.random((64, 16, 4)).argsort(2).argsort(2) < 2
+    kept = kept.reshape(64, 64) if axis else kept.reshape(64, 64).T
+    found = mask_zeros(clustered((64, 64)), kept)
+    assert 0.6 < bits(found.kept, "entropy") / kept.size < 0.7  # log2(6) / 4 and a table
+
+
+def test_a_mask_is_free_where_the_leaf_is_zero_already():
+    leaf = Clustered(np.uint8([0, 1, 0, 1]), np.float32([[0, 0], [1, 2]]), (2, 4), np.float32)
+    kept = np.array([[0, 0, 1, 1], [0, 0, 1, 0]], bool)
+    assert mask_zeros(leaf, np.asarray(leaf.decode()) != 0) is leaf
+    found = mask_zeros(leaf, kept)
+    np.testing.assert_array_equal(np.asarray(found.kept.decode()), [[1, 1, 1, 1], [1, 1, 1, 0]])
+    np.testing.assert_array_equal(found.decode(), np.where(kept, leaf.decode(), 0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"leaf": np.zeros((3, 4), np.float32)}, "a mask is a clustered leaf over another compressed leaf"),
+        ({"leaf": masked()}, "a mask is a clustered leaf over another compressed leaf, got Clustered over Masked"),
+        ({"kept": affine()}, "got Affine over Clustered"),
+        ({"leaf": clustered((3, 5))}, r"the mask must be uint8 of shape \(3, 5\) in no group"),
+        ({"kept": clustered()}, r"the mask must be uint8 of shape \(3, 4\) in no group, got float32"),
+        ({"kept": dataclasses.replace(masked().kept, group="g")}, "group 'g'"),
+        ({"kept": dataclasses.replace(masked().kept, codebook=2 * masked().kept.codebook)}, "holds 2, which is neither 0 nor 1"),
+        ({"leaf": Clustered(np.zeros(12, np.uint8), np.zeros((1, 1), np.int8), (3, 4), np.int8)}, "floating point, got int8"),
+    ],
+)
+def test_a_mask_names_the_invariant_that_fails(changes, message):
+    with pytest.raises(ValueError, match=rf"^dense: .*{message}"):
+        dataclasses.replace(masked(), **changes).validate("dense")
 
 
 def test_the_order_of_adding_does_not_matter_for_factors():
@@ -227,8 +293,8 @@ def test_static_fields_survive_the_pytree(leaf):
     arrays = [f.name for f in dataclasses.fields(leaf) if isinstance(getattr(leaf, f.name), np.ndarray | np.generic)]
     back = jax.tree.unflatten(treedef, leaves)
     assert type(back) is type(leaf)
-    if isinstance(leaf, Residual):
-        assert [a is b for a, b in zip(leaves, jax.tree.leaves(back), strict=True)] == [True] * 4
+    if isinstance(leaf, Residual | Masked):
+        assert all(a is b for a, b in zip(leaves, jax.tree.leaves(back), strict=True))
         assert (back.shape, back.dtype) == (leaf.shape, leaf.dtype)
         return
     assert len(leaves) == len(arrays)

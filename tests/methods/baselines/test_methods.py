@@ -11,7 +11,16 @@ from bqjax.core.rules import Rule
 from bqjax.core.task import Task
 from bqjax.methods.baselines.deep_compression import DeepCompressionConfig, deep_compress
 from bqjax.methods.baselines.diba import DiBAConfig, diba_factorize
-from bqjax.methods.baselines.methods import PTQ, Binary, DeepCompression, DiBA, ProductQuantization, ResidualQuantization
+from bqjax.methods.baselines.even import EvenConfig, even_levels
+from bqjax.methods.baselines.methods import (
+    PTQ,
+    Binary,
+    DeepCompression,
+    DiBA,
+    EvenLevels,
+    ProductQuantization,
+    ResidualQuantization,
+)
 from bqjax.methods.baselines.product import ProductConfig, binarize, product_quantize
 from bqjax.methods.baselines.ptq import PTQConfig, quantize
 from bqjax.methods.baselines.residual import ResidualConfig, residual_quantize
@@ -35,6 +44,7 @@ METHODS = [
         DiBA(config=DiBAConfig(middle=3, rounds=1), rules=RULES),
         lambda p: diba_factorize(p, RULES, key=KEY, config=DiBAConfig(middle=3, rounds=1)),
     ),
+    (EvenLevels(config=EvenConfig(rtol=0.1), rules=RULES), lambda p: even_levels(p, RULES, config=EvenConfig(rtol=0.1))),
     (Binary(rules=RULES), lambda p: binarize(p, RULES, axis=-1)),
     (
         DeepCompression(config=DeepCompressionConfig(sparsity=0.5, k=4), rules=RULES),

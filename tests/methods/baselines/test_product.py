@@ -9,7 +9,7 @@ import pytest
 from sklearn.cluster import KMeans
 
 from bqjax.core.blocks import output_first, to_blocks
-from bqjax.core.leaves import decode
+from bqjax.core.leaves import Clustered, Masked, decode
 from bqjax.core.rules import Rule
 from bqjax.methods.baselines.product import ProductConfig, binarize, product_quantize
 
@@ -94,10 +94,44 @@ def test_signs_of_zeros_and_extremes():
     w[:, 1], w[:, 2] = [1, 0, -1, 2], [3e38, -3e38, 3e38, 3e38]
     leaf = binarize({"w": w}, axis=1)["w"]
     leaf.validate()
-    np.testing.assert_allclose(decode(leaf), [[0, 1, 3e38], [0, 1, -3e38], [0, -1, 3e38], [0, 1, 3e38]], rtol=1e-6)
+    # Zeros stay, and the scale is that of the others.
+    np.testing.assert_allclose(decode(leaf), [[0, 4 / 3, 3e38], [0, 0, -3e38], [0, -4 / 3, 3e38], [0, 4 / 3, 3e38]], rtol=1e-6)
+    few = np.ones((5, 5), np.float32)
+    few[2, 2] = 0  # 4 % of the weights: a zero by chance
+    assert round(float(decode(binarize({"w": few})["w"])[2, 2]), 4) == 0.96
     zeros = binarize({"w": np.zeros((2, 2), np.float16)})["w"]
     zeros.validate()
     assert zeros.k == 1 and not decode(zeros).any()
+
+
+def test_blocks_of_pruned_weights():
+    """Entries are fitted to what is left: less error than clustering the zeros with the rest, and zeros exact."""
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(64, 48)).astype(np.float32)
+    kept = rng.random((16, 4, 48)).argsort(1).argsort(1) < 2  # 2:4 along the inputs
+    w *= kept.reshape(w.shape)
+    config = ProductConfig(k=16, d=4)
+    leaf = product_quantize({"w": w}, key=KEY, config=config)["w"]
+    leaf.validate()
+    got = np.asarray(decode(leaf))
+    assert isinstance(leaf, Masked) and leaf.leaf.k == 16
+    np.testing.assert_array_equal(got[w == 0], 0)
+    traced = jax.jit(lambda w: decode(product_quantize({"w": w}, key=KEY, config=config)["w"]))(w)
+    assert np.square(got - w).sum() < 0.7 * np.square(np.asarray(traced) - w).sum()
+
+
+def test_channels_of_zeros_take_one_entry_and_no_mask():
+    w = weights(32, 12)
+    w[:, ::3] = 0
+    leaf = product_quantize({"w": w}, key=KEY, config=ProductConfig(k=9, d=4))["w"]
+    assert isinstance(leaf, Clustered) and leaf.k == 9
+    np.testing.assert_array_equal(np.asarray(leaf.codebook)[0], 0)
+    np.testing.assert_array_equal(np.asarray(decode(leaf))[:, ::3], 0)
+    # One weight left: fewer blocks of weights than entries.
+    one = np.zeros((8, 8), np.float16)
+    one[3, 3] = 2
+    np.testing.assert_array_equal(decode(product_quantize({"w": one}, key=KEY, config=ProductConfig(k=4, d=2))["w"]), one)
+    np.testing.assert_array_equal(decode(product_quantize({"w": one}, key=KEY, config=ProductConfig(k=1, d=2))["w"]), one)
 
 
 def test_refusals():

@@ -21,8 +21,9 @@ from bqjax.methods.rate_distortion import (
     bin_and_quant_rd,
     lambda_for_bytes,
     predicted_distortion,
-    search_lambda,
 )
+from bqjax.methods.rate_distortion.search import gaussian_lambda
+from bqjax.methods.rate_distortion.solver import mean_removal_cost, prepare, removal_distortion
 from bqjax.sensitivity.curvature import output_curvature
 
 
@@ -91,6 +92,18 @@ def test_rules_choose_and_vectors_can_stay(problem):
     assert [n for n, x in named_leaves(tree).items() if isinstance(x, Clustered)] == ["last"]
     tree = bin_and_quant_rd(params, curvature, lmbda=1e-3, config=SolverConfig(vectors=False, shift=False))
     assert tree["first"]["bias"] is params["first"]["bias"]
+
+
+def test_what_removal_costs_is_the_quadratic_form_of_all_weights(problem):
+    params, _, curvature = problem
+    prepared = prepare(params, curvature, config=SolverConfig(damping=1e-6, floor=1e-6, shift=False))
+    costs, weights = removal_distortion(prepared)
+    assert weights.sum() == 12 * 32 + 2 * 32 + 32 * 5
+    zeros = {**params, "first": {**params["first"], "kernel": params["first"]["kernel"] * 0}}
+    expected = predicted_distortion(params, zeros, curvature)["first/kernel"]
+    first = costs[:32] * weights[:32]
+    assert weights[0] == 12 and first.sum() == pytest.approx(expected, rel=0.15)  # beside damping by d / rows
+    assert mean_removal_cost(prepared) == pytest.approx((costs * weights).sum() / weights.sum())
 
 
 @pytest.mark.parametrize("lmbda", [-1.0, float("nan"), float("inf")])
@@ -193,17 +206,35 @@ def test_the_method_refuses_what_it_cannot_do(problem):
         RateDistortion(target_bytes=50, draws=1).compress(task(params, batches), key=jax.random.key(0))
 
 
-def test_searches_end_where_the_limit_is():
-    found = search_lambda(lambda lmbda: lmbda - 0.3, 1.0, steps=9, scan=0)
-    assert 0.28 < found <= 0.3
-    with pytest.raises(ValueError, match="no lmbda keeps the limit: the nearest"):
-        search_lambda(lambda lmbda: 1 + lmbda, 1.0, steps=4, scan=1)
-    sizes = []
+@pytest.mark.parametrize("target", [15_000, 25_000, 60_000, 90_000])
+@pytest.mark.parametrize("spread", [0.0, 1.5])
+def test_a_size_takes_few_files(target, spread):
+    """Files of Gaussian layers of several curvatures, each at its rate by reverse water-filling, beside 3,000 bytes of tables."""
+    rng = np.random.default_rng(0)
+    curvatures = np.exp(spread * rng.normal(size=20))
+    curvatures /= curvatures.mean()
+    sizes = {}
 
     def size(lmbda):
-        sizes.append(int(10_000 / (1 + 5 * lmbda**0.3)))
-        return sizes[-1]
+        bits = np.maximum(0.5 * np.log2(2 * np.log(2) * curvatures / lmbda), 0.02)
+        sizes[lmbda] = int(3000 + 200_000 / 8 * bits.mean())
+        return sizes[lmbda]
 
-    found = lambda_for_bytes(size, 4000, 1.0)
-    assert 3980 <= size(found) <= 4000 and len(sizes) < 12
-    assert lambda_for_bytes(lambda _: 10, 4000, 1.0) < 1e-4
+    found = lambda_for_bytes(size, target, 1.0, 200_000)
+    assert 0.995 * target <= sizes[found] <= target and len(sizes) <= 5
+    # Told the curvatures, the first file is a hit but for its tables.
+    sizes.clear()
+    start = gaussian_lambda(curvatures, np.full(20, 10_000.0), target - 3000)
+    assert size(start) == pytest.approx(target, rel=0.05)
+    found = lambda_for_bytes(size, target, 1.0, 200_000, start=start)
+    assert 0.995 * target <= sizes[found] <= target and len(sizes) <= 3
+
+
+def test_sizes_that_are_out_of_reach():
+    made = []
+    assert lambda_for_bytes(lambda lmbda: made.append(lmbda) or 10, 4000, 1.0, 100) < 1e-4
+    assert len(made) < 8
+    with pytest.raises(ValueError, match="no lmbda reaches 4,000 bytes: the nearest, 4, makes a file of 5,000 bytes"):
+        lambda_for_bytes(lambda lmbda: 5000, 4000, 1.0, 100)
+    # A size that jumps past the target: the largest below it is taken.
+    assert lambda_for_bytes(lambda lmbda: 5000 if lmbda < 0.01 else 3000, 4000, 1.0, 10_000) == pytest.approx(0.01, rel=0.2)
