@@ -3,7 +3,7 @@
 DATA holds text/ (STS-B, SST-2) and minilm/: config.json, model.safetensors and tokenizer.json of the model.
 
 bqjax compare --config configs/minilm.py --data DATA --out out/minilm
-bqjax compress --config configs/minilm.py --data DATA --target-size 6.02MB --out out/minilm.bq.safetensors
+bqjax compress --config configs/minilm.py --data DATA --target-size 6MB --out out/minilm.bq.safetensors
 bqjax compare --config configs/minilm_sst2.py --data DATA --out out/minilm_sst2    # that file on SST-2
 """
 
@@ -18,7 +18,7 @@ config = Experiment(
     task=lambda data_dir, progress: sts_task(data_dir),
     data="text/ and minilm/ (see train/tasks/sentences.py)",
     methods=(
-        RateDistortion(target_bytes=6_020_000, **CURVATURE, label="rate-distortion, 6.02 MB"),
+        *(RateDistortion(lmbda=x, **CURVATURE, label=f"rate-distortion, lmbda {x:g}") for x in (1.2e-08, 2e-08, 8e-09)),
         *(PTQ(config=PTQConfig(bits=b, axis=0, limits="mse"), label=f"round to nearest, {b} bits a row") for b in (3, 4)),
         *(KMeans(k=k, label=f"k-means, {k}") for k in (8, 16)),
         *(ErrorFeedback(bits=b, **CURVATURE, label=f"GPTQ, {b} bits a row") for b in (2, 3)),

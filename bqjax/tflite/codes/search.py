@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -111,6 +112,8 @@ class QuantizedNetwork(NamedTuple):
       real: ``real(params, batch) -> [n, ...]`` the outputs in real numbers, differentiable in float codes; zero for padding.
       score: of integer params, see :data:`bqjax.core.task.Score`.
       traceable: whether the score can run under ``jit``.
+      tied: further layers that have the codes of one of ``layers``, by its name: they change with it.
+      fixed_biases: layers whose bias stays.
     """
 
     params: dict[str, dict[str, Any]]
@@ -119,6 +122,8 @@ class QuantizedNetwork(NamedTuple):
     real: Callable[[Any, Any], jax.Array]
     score: Score
     traceable: bool = True
+    tied: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    fixed_biases: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -207,10 +212,7 @@ class _Search:
     ):
         self.network, self.config, self.metric, self._journal = network, config, metric, journal
         self._batches, self._measured = batches, measured
-        self._stats = {
-            name: layer_stats(m, centred=config.correct_bias and "bias" in network.params[name], damping=config.damping)
-            for name, m in measured.items()
-        }
+        self._stats = {name: layer_stats(m, centred=self._moves_bias(name), damping=config.damping) for name, m in measured.items()}
         self._score = jax.jit(network.score) if network.traceable else network.score
         self.rows = {
             name: to_rows(np.asarray(network.params[name]["codes"]).astype(np.int64), layer.kind)
@@ -249,7 +251,7 @@ class _Search:
         old = self.network.params[name]
         codes = to_weight(new.codes, self.network.layers[name].kind, old["codes"].shape).astype(old["codes"].dtype)
         leaves = {**old, "codes": codes}
-        if self.config.correct_bias and "bias" in old:
+        if self._moves_bias(name):
             moved = np.einsum(
                 "grd,gd->gr", (self.rows[name] - new.codes).astype(np.float64), self._measured[name].mean.astype(np.float64)
             )
@@ -257,6 +259,15 @@ class _Search:
             limits = np.iinfo(np.int32)
             leaves["bias"] = np.clip(bias, limits.min, limits.max).astype(np.int32)
         return leaves
+
+    def _moves_bias(self, name: str) -> bool:
+        return self.config.correct_bias and "bias" in self.network.params[name] and name not in self.network.fixed_biases
+
+    def changed(self, name: str, new: QuantizedLayer) -> dict[str, dict[str, Any]]:
+        """A layer's new leaves, and those of the layers that have its codes."""
+        leaves = self.leaves(name, new)
+        others = self.network.tied.get(name, ())
+        return {name: leaves, **{other: {**self.network.params[other], "codes": leaves["codes"]} for other in others}}
 
     def unit(self) -> float:
         """The lmbda at which the grid of the middle weight would be that of the old codes."""
@@ -274,7 +285,8 @@ class _Search:
         return {name: layer for name, layer in found.items() if layer is not None}
 
     def with_layers(self, layers: Mapping[str, QuantizedLayer]) -> dict[str, dict[str, Any]]:
-        return {**self.network.params, **{name: self.leaves(name, layer) for name, layer in layers.items()}}
+        changed = (self.changed(name, layer) for name, layer in layers.items())
+        return {**self.network.params, **{name: leaves for layer in changed for name, leaves in layer.items()}}
 
     def drop(self, before: Mapping[str, float], after: Mapping[str, float]) -> float:
         return float(signed(before, self.metric) - signed(after, self.metric))
@@ -327,7 +339,7 @@ def search_codes(
             if new is None:
                 reason = "no code is worth giving up at this lmbda"
             else:
-                tried = {**params, name: search.leaves(name, new)}
+                tried = {**params, **search.changed(name, new)}
                 if config.layer_drop is not None:
                     after = search.score(
                         partial(dict, tried),
