@@ -18,7 +18,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 TEXTS = [DOCS / page for page in PAGES] + [ROOT / "README.md", *sorted((ROOT / "examples").glob("*.py"))]
 # Placeholders of the text.
-MADE_UP = {"configs/NETWORK.py", "configs/CONFIG.py", "configs/tflite_MODEL.py"}
+MADE_UP = {"configs/NETWORK.py", "configs/CONFIG.py", "configs/tflite_MODEL.py", "configs/tflm_MODEL.py"}
 # Of the one run path, which the pages describe: to be deleted when it is merged.
 
 

@@ -37,6 +37,9 @@ from bqjax.tflite.codes.layer_stats import Layer, Measured, Moments, layer_layou
 __all__ = ["QuantizedConfig", "QuantizedInfo", "QuantizedNetwork", "QuantizedReport", "Target", "measure_layers", "search_codes"]
 
 
+_SPAN, _MOST = 12.0, 36.0  # powers of two of lmbda that are searched at once, and at most for another target
+
+
 class Target(Protocol):
     """A file format that says itself what codes of a layer cost. A frozen dataclass: its ``repr`` tells searches apart."""
 
@@ -373,8 +376,14 @@ def _highest_lmbda(search: _Search, baseline: Mapping[str, float], progress: Pro
         after = search.score(lambda: search.with_layers(search.at(lmbda)), f"all {lmbda.hex()}")
         drop, tried = search.drop(baseline, after), tried + 1
         if progress:
-            progress(tried, config.steps + config.scan, f"grid of {2 ** (exponent / 2):.2f} steps: drop {drop:+.4f}")
+            progress(tried, max(tried, config.steps + config.scan), f"grid of {2 ** (exponent / 2):.2f} steps: drop {drop:+.4f}")
         return drop
 
-    found = highest_within(lost, config.max_drop, low=0.0, high=12.0, steps=config.steps, scan=config.scan)
+    high, settings = _SPAN, {"steps": config.steps, "scan": config.scan}
+    most = _SPAN if config.target is None else _MOST
+    found = highest_within(lost, config.max_drop, low=0.0, high=high, **settings)
+    # Weights that no input reaches, as pruned networks have many of, cost nothing: then the middle weight's grid says little.
+    while found is not None and found > high - 0.25 and high < most:
+        more = highest_within(lost, config.max_drop, low=high, high=high + _SPAN, **settings)
+        found, high = (found, most) if more is None else (more, high + _SPAN)
     return 0.0 if found is None else unit * 2**found
