@@ -58,8 +58,11 @@ config = Experiment(
             for name, weighting in (("PQ", "none"), ("GWK", "block"))
             for d, bits in ((2, 4), (4, 5), (4, 8), (8, 8))
         ),
-        *(RateDistortion(lmbda=p, label=f"rate-distortion, lmbda {p:g}") for p in (2.5e-07, 5e-07, 1e-06)),
-        RateDistortion(max_drop=0.01, label="rate-distortion, drop 1"),
+        *(RateDistortion(lmbda=p, max_width=256, label=f"rate-distortion, lmbda {p:g}") for p in (2.5e-07, 5e-07, 1e-06)),
+        RateDistortion(max_drop=0.01, max_width=256, label="rate-distortion, drop 1"),
+        # Blocks as wide as there are clips, the default, which asks no test clip.
+        *(RateDistortion(lmbda=p, label=f"rate-distortion, blocks of 320, lmbda {p:g}") for p in (5e-07, 1e-06)),
+        RateDistortion(max_drop=0.01, label="rate-distortion, blocks of 320, drop 1"),
     ),
     budget=BudgetConfig(refine=1),
 )
