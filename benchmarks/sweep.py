@@ -375,7 +375,8 @@ def pairs(data_dir: Path | None, quick: bool) -> dict[str, Any]:
     differ = max(abs(row.drop + found.baseline["loss"] - loss) / loss for row, loss in zip(found.pairs, losses, strict=True))
     print(
         f"{len(losses)} pairs: loop {loop_s:.1f} s, engine {engine_s:.1f} s with singles and all together, "
-        f"{loop_s / engine_s:.2f}x; first runs {loop_first:.1f} s (one call) and {engine_first:.1f} s; losses differ by {differ:.1e}",
+        f"{loop_s / engine_s:.2f}x; first runs {loop_first:.1f} s (one call) and {engine_first:.1f} s; "
+        f"losses differ by {differ:.1e}",
         flush=True,
     )
     return {
