@@ -125,7 +125,7 @@ class Count:
         self._fresh += n * share * (not resumed)
         if self.progress:
             spent = time.monotonic() - self.start
-            left = f"{spent / self._fresh * (self.total - self.done):.0f} s left" if self._fresh else ""
+            left = f"{spent / self._fresh * max(0.0, self.total - self.done):.0f} s left" if self._fresh else ""
             self.progress(int(self.done), self.total, f"{name} {left}")
 
 
