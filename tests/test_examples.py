@@ -32,11 +32,22 @@ def percentages(text: str) -> list[float]:
 @pytest.mark.parametrize("output", ["own_network"], indirect=True)
 def test_own_network(output, tmp_path):
     before, after = percentages(output)
+    assert " ± " in output
     assert before > 85
     assert after > before - 3
     path = tmp_path / "out" / "own_network.bq.safetensors"
-    assert 4 * 17_258 / path.stat().st_size > 8
+    assert 4 * 17_258 / path.stat().st_size > 25
     assert {leaf.kind for leaf in bqjax.inspect(path).leaves if leaf.name.endswith("kernel")} == {"clustered"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["own_language_model"], indirect=True)
+def test_own_language_model(output, tmp_path):
+    before, after = (float(number) for number in re.findall(r"(\d\.\d{4})", output))
+    assert before < 3.2  # of 5.5 for bytes of which nothing is known
+    assert after < before + 0.1
+    assert float(re.search(r"(\d+\.\d) times", output)[1]) > 6
+    assert (tmp_path / "out" / "own_language_model.bq.safetensors").stat().st_size < 60_000
 
 
 @pytest.mark.parametrize("output", ["gwk_in_optax"], indirect=True)
@@ -63,7 +74,7 @@ def test_own_sweep(output):
 
 
 def test_every_example_is_run():
-    assert NAMES == ["gwk_in_optax", "own_network", "own_sweep"]
+    assert NAMES == ["gwk_in_optax", "own_language_model", "own_network", "own_sweep"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,7 @@ from pathlib import Path
 import bqjax
 
 # Optional packages, and what takes long to import and only reports and commands use.
-NOT_IMPORTED = ["flax", "optax", "orbax", "tensorflow_datasets", "sklearn", "soundfile", "matplotlib", "rich", "tyro"]
+NOT_IMPORTED = ["flax", "optax", "orbax", "tokenizers", "tensorflow_datasets", "sklearn", "soundfile", "matplotlib", "rich", "tyro"]
 
 
 def test_public_names_are_sorted_and_exist():
@@ -19,6 +19,6 @@ def test_public_names_are_sorted_and_exist():
 
 def test_optional_packages_are_not_needed():
     code = f"import sys\nfor name in {NOT_IMPORTED}: sys.modules[name] = None\n"
-    code += "import bqjax, bqjax.adapters.safetensors, bqjax.models, bqjax.sensitivity"
+    code += "import bqjax, bqjax.adapters.checkpoints, bqjax.models, bqjax.sensitivity"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -152,7 +152,8 @@ def test_reading_a_file_needs_only_leaves_names_and_blocks():
     [
         ("flax", ("bqjax.adapters", "bqjax.models", "train")),
         ("optax", ("bqjax.adapters", "bqjax.models", "train")),
-        ("orbax", ("train",)),
+        ("orbax", ("bqjax.adapters.orbax", "train")),
+        ("tokenizers", ("bqjax.models.transformer.text", "train")),
         ("tensorflow_datasets", ("train",)),
         ("tensorflow", ()),
         ("sklearn", ("train",)),

@@ -7,6 +7,8 @@ module             what it has
 ``torch``          PyTorch's names and layouts for NNX models
 ``optax``          gradient statistics as a link of an optimiser's chain
 ``safetensors``    weights of safetensors files, whole or one by one
+``checkpoints``    those of several files, folders and Orbax
+``folder``         what stands beside the weights in a model's folder; ``write_back`` writes the folder again
 =================  ======================================================================================
 """
 

@@ -1,18 +1,22 @@
-"""Checkpoints of one safetensors file or of several (shards): given as the file, as the folder, or as the index of the folder.
+"""Checkpoints of one safetensors file or of several (shards), given as the file, as the folder, or as the index of the folder;
+and those of Orbax, given as the folder.
 
 An index (``model.safetensors.index.json``, of Hugging Face's libraries) says in ``weight_map`` which file holds which tensor.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bqjax.adapters.orbax import find_orbax, open_orbax
 from bqjax.adapters.safetensors import StoredTensor, open_file
 from bqjax.core.recognize import index_of, recognize
 
@@ -33,12 +37,18 @@ class Checkpoint:
       metadata: the strings of the files' ``__metadata__``; of a name that they disagree about, that of the first.
       files: those that hold tensors.
       passed_over: what else there is that was not taken, with the reason.
+      root: the folder of safetensors files that was given, or that of the index; None of a single file, and of Orbax.
+      index: file of the index in it, or None.
+      index_metadata: what the index says besides which tensor is where and their total size.
     """
 
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
     files: tuple[Path, ...]
     passed_over: Mapping[str, str] = field(default_factory=dict)
+    root: Path | None = None
+    index: Path | None = None
+    index_metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def file_bytes(self) -> int:
@@ -68,24 +78,41 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return {name: tensor.read() for name, tensor in open_checkpoint(path).tensors.items()}
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], *others: str | os.PathLike[str]) -> Checkpoint:
     """The tensors of a checkpoint, without reading them.
 
     Args:
-      path: a safetensors file; an index; or a folder with an index, with numbered shards, or with other safetensors files whose
-        tensors have names of their own.
+      path: a safetensors file; an index; a folder with an index, with numbered shards, or with other safetensors files whose
+        tensors have names of their own; or a checkpoint of Orbax, a step of one, or the folder of its steps, of which the last
+        counts (see :mod:`bqjax.adapters.orbax`).
+      others: further safetensors files of the same checkpoint, where it is given file by file.
 
     Raises:
       ValueError: nothing is there, or something else (then with what it is); shards or tensors are missing, each named; two files
         hold tensors of one name; a folder with several indexes; a damaged file.
+      ImportError: a checkpoint of Orbax, which is not installed.
     """
     path = Path(path)
+    if others:
+        return _listed_files([path, *map(Path, others)])
     if path.is_dir():
         return _folder(path)
     if path.is_file() and (path.name.endswith(_INDEX) or _is_index(path)):
         return _indexed(path, {})
     tensors, metadata = open_file(path)
     return Checkpoint(tensors=tensors, metadata=metadata, files=(path,))
+
+
+def _listed_files(files: list[Path]) -> Checkpoint:
+    """The checkpoint of files that were named one by one."""
+    for path in files:
+        if path.is_dir() or path.name.endswith(_INDEX):
+            what = "a folder" if path.is_dir() else "an index"
+            raise ValueError(f"{path} is {what}, which stands for all of its files: name nothing beside it")
+    if twice := [path for i, path in enumerate(files) if path.resolve() in [other.resolve() for other in files[:i]]]:
+        raise ValueError(f"{twice[0]} is named twice")
+    _all_shards(files[0].parent, files)
+    return _joined(files, {})
 
 
 def _is_index(path: Path) -> bool:
@@ -95,6 +122,10 @@ def _is_index(path: Path) -> bool:
 
 def _folder(folder: Path) -> Checkpoint:
     found = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if not any(path.name.endswith(_ENDING) for path in found) and (orbax := find_orbax(folder)) is not None:
+        tensors, passed = open_orbax(orbax)
+        written = sorted(path for path in orbax.rglob("*") if path.is_file())
+        return Checkpoint(tensors=tensors, metadata={}, files=tuple(written), passed_over=passed)
     indexes = [path for path in found if path.name.endswith(_INDEX)]
     if len(indexes) > 1:
         raise ValueError(f"{folder} holds the indexes of several checkpoints, {_listed(indexes)}: name one of them")
@@ -107,11 +138,13 @@ def _folder(folder: Path) -> Checkpoint:
             else:
                 files.append(path)
     if indexes:
-        return _indexed(indexes[0], passed)
+        opened = _indexed(indexes[0], passed)
+        others = {path.name: "the index does not name it" for path in files if path not in opened.files}
+        return replace(opened, passed_over={**others, **opened.passed_over})
     if not files:
         raise ValueError(f"{folder} holds no .safetensors file{_instead(folder, found)}")
     _all_shards(folder, files)
-    return _joined(files, passed)
+    return replace(_joined(files, passed), root=folder)
 
 
 def _instead(folder: Path, found: list[Path]) -> str:
@@ -119,8 +152,6 @@ def _instead(folder: Path, found: list[Path]) -> str:
         kind = recognize(path)
         if kind is not None and kind.name not in ("text", "json", "empty"):
             return f"; {path.name} is {kind.what}: {kind.remedy}"
-    if any((folder / name).exists() for name in ("_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA")):
-        return "; it is a checkpoint of Orbax: restore it there and save its arrays by safetensors"
     return ""
 
 
@@ -148,7 +179,7 @@ def _joined(files: list[Path], passed: dict[str, str]) -> Checkpoint:
             other = tensors[both[0]].path.name
             raise ValueError(
                 f"{other} and {path.name} in {path.parent} both hold a tensor {both[0]!r}: "
-                "they are several checkpoints, name one of them"
+                "they are several checkpoints, compress each by itself"
             )
         tensors |= more
         _merge(metadata, said, path, passed)
@@ -162,7 +193,8 @@ def _merge(metadata: dict[str, str], said: Mapping[str, str], path: Path, passed
 
 
 def _indexed(index: Path, passed: dict[str, str]) -> Checkpoint:
-    shards = index_of(index.read_text(encoding="utf-8", errors="replace"))
+    text = index.read_text(encoding="utf-8", errors="replace")
+    shards = index_of(text)
     if shards is None:
         kind = recognize(index)
         looks = f", it is {kind.what}: {kind.remedy}" if kind is not None and kind.name not in ("index", "json", "text") else ""
@@ -183,4 +215,13 @@ def _indexed(index: Path, passed: dict[str, str]) -> Checkpoint:
         tensors |= {tensor: held[tensor] for tensor in held if tensor in wanted}
         passed |= {tensor: f"in {name}, but not in its index" for tensor in held if tensor not in wanted}
         _merge(metadata, said, path, passed)
-    return Checkpoint(tensors=tensors, metadata=metadata, files=tuple(index.parent / name for name in names), passed_over=passed)
+    said = json.loads(text).get("metadata")
+    return Checkpoint(
+        tensors=tensors,
+        metadata=metadata,
+        files=tuple(index.parent / name for name in names),
+        passed_over=passed,
+        root=index.parent,
+        index=index,
+        index_metadata={key: value for key, value in said.items() if key != "total_size"} if type(said) is dict else {},
+    )

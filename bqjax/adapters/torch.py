@@ -8,6 +8,7 @@ safetensors file). A variable ``layer1/0/conv1/kernel`` takes its values from th
     ==========  ================  ===============================================
     kernel      weight            convolutions ``[out, in, ...] -> [..., in, out]``,
                                   dense layers ``[out, in] -> [in, out]``
+    embedding   weight            as it is, ``[tokens, width]``
     scale       weight            as it is
     bias        bias              as it is
     mean        running_mean      as it is
@@ -15,7 +16,7 @@ safetensors file). A variable ``layer1/0/conv1/kernel`` takes its values from th
     ==========  ================  ===============================================
 
 ``num_batches_tracked``, PyTorch's count of BatchNorm's training steps, has no counterpart and is left out. Transposed
-convolutions, recurrent layers and embeddings have other layouts and are not covered. A dense layer that follows a
+convolutions and recurrent layers have other layouts and are not covered. A dense layer that follows a
 flattened image keeps PyTorch's order of inputs (channels first), so the model must flatten in that order as well.
 """
 
@@ -31,7 +32,14 @@ from bqjax.adapters.flax.load import nnx_load
 
 __all__ = ["load_torch", "torch_ignored", "torch_name", "torch_to_nnx_layout"]
 
-_TENSORS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_TENSORS = {
+    "kernel": "weight",
+    "embedding": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 _IGNORED = "num_batches_tracked"
 
 
@@ -39,7 +47,7 @@ def torch_name(name: str) -> str:
     """PyTorch's name of an NNX variable.
 
     Raises:
-      ValueError: the variable is none of kernel, scale, bias, mean and var.
+      ValueError: the variable is none of kernel, embedding, scale, bias, mean and var.
 
     Example:
       >>> torch_name("layer1/0/bn1/var")
@@ -90,4 +98,8 @@ def load_torch(model: nnx.Module, tensors: Mapping[str, Any], *, source: str = "
       >>> model(np.ones((1, 2), np.float32)).tolist()
       [[6.0]]
     """
-    return nnx_load(model, tensors, torch_name, lambda _, tensor: torch_to_nnx_layout(tensor), ignored=torch_ignored, source=source)
+
+    def convert(variable: str, tensor: np.ndarray) -> np.ndarray:
+        return tensor if variable.rpartition("/")[2] == "embedding" else torch_to_nnx_layout(tensor)
+
+    return nnx_load(model, tensors, torch_name, convert, ignored=torch_ignored, source=source)

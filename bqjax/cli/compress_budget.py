@@ -26,8 +26,8 @@ __all__ = ["Budget", "parse_size", "plan_within"]
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
-def parse_size(text: str) -> int:
-    """Bytes of a size as people write it: ``200KB`` is 200,000 bytes, ``200KiB`` 204,800.
+def parse_size(text: str, option: str = "--target-size") -> int:
+    """Bytes of a size as people write it: ``200KB`` is 200,000 bytes, ``200KiB`` 204,800. Errors name the ``option``.
 
     Raises:
       ValueError: it is no size, or below one byte.
@@ -37,10 +37,10 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in _UNITS:
-        raise ValueError(f"--target-size {text!r} is no size: write bytes, or a number with KB, MB, KiB or MiB")
+        raise ValueError(f"{option} {text!r} is no size: write bytes, or a number with KB, MB, KiB or MiB")
     size = int(float(match[1].replace("_", "")) * _UNITS[match[2].lower()])
     if size < 1:
-        raise ValueError(f"--target-size {text!r} is less than a byte")
+        raise ValueError(f"{option} {text!r} is less than a byte")
     return size
 
 

@@ -15,10 +15,10 @@ from bqjax.methods.baselines.weight_sharing import kmeans_share
 from bqjax.methods.bins.gaussian import gaussian_bins
 from bqjax.methods.bins.quantize import bin_and_quant
 from bqjax.report.console import say
-from bqjax.tflite import CODES, IntegerBinAndQuant, QuantizedConfig, TFLiteStorage, read, tflite_task
+from bqjax.tflite import CODES, IntegerBinAndQuant, Model, QuantizedConfig, TFLiteStorage, read, tflite_task
 from bqjax.tflite.container import load_model, save_lossless
 
-__all__ = ["compress_tflite", "tflite_experiment"]
+__all__ = ["binned", "compress_tflite", "tflite_experiment"]
 
 
 def tflite_experiment(source: Path, examples: Path, *, max_drop: float) -> Experiment:
@@ -28,6 +28,12 @@ def tflite_experiment(source: Path, examples: Path, *, max_drop: float) -> Exper
         task=lambda data_dir, progress: tflite_task(source, examples),
         methods=(IntegerBinAndQuant(search=search),),
     )
+
+
+def binned(model: Model, method: str, bins: int) -> Any:
+    """The layers of a model that can change, with so many values each, by ``"gaussian-bins"`` or ``"kmeans"``."""
+    found: Any = model.changeable
+    return kmeans_share(found, bins, CODES) if method == "kmeans" else bin_and_quant(found, gaussian_bins(found, bins, CODES))
 
 
 def compress_tflite(
@@ -58,9 +64,8 @@ def compress_tflite(
             raise RuntimeError(f"{out} does not restore {source}")
     else:
         model = read(source)
-        found: Any = model.changeable
-        new = kmeans_share(found, bins, CODES) if method == "kmeans" else bin_and_quant(found, gaussian_bins(found, bins, CODES))
-        write_checked(TFLiteStorage(model), out, {**model.params, **new}, coder=coder, force=force, metadata=metadata)
+        tree = {**model.params, **binned(model, method, bins)}
+        write_checked(TFLiteStorage(model), out, tree, coder=coder, force=force, metadata=metadata)
     inspect(out, console=console)
     whole, size, plain = len(content), out.stat().st_size, zstd_bytes(content)
     say(

@@ -121,24 +121,29 @@ def score_on(task: Task, params: Any, batches: Sequence[Any]) -> Scored:
             raise ValueError(f"the score's {name!r} is {value}: repair the network or the score of task {task.name!r}")
     if task.predict is None:
         return Scored(metrics, round(count), None, None)
-    keep = np.concatenate([np.asarray(said.counted, bool) for _, _, said in found])
-    predictions = np.concatenate([said.predictions for _, _, said in found])[keep]
-    own = [example_parts(said, task.metric) for _, _, said in found]
-    parts = None if own[0] is None else np.concatenate([np.asarray(part) for part in own])[keep].astype(np.float64)
+    predictions = np.concatenate([np.asarray(said.predictions)[np.asarray(said.counted, bool)] for _, _, said in found])
+    own = [pair for _, _, said in found if (pair := example_parts(said, task.metric)) is not None]
+    parts = np.concatenate([np.asarray(part, np.float64)[np.asarray(counted, bool)] for part, counted in own]) if own else None
     return Scored(metrics, round(count), predictions, parts)
 
 
-def example_parts(said: Predictions, metric: str) -> Any | None:
-    """What each example of a batch adds to the sum of a metric, ``[n]``, or None where predictions do not tell.
+def example_parts(said: Predictions, metric: str) -> tuple[Any, Any] | None:
+    """What each example of a batch adds to the sum of a metric, and which count, or None where predictions do not tell.
 
     Args:
       said: predictions of a batch.
       metric: its name; a leading minus does not matter.
+
+    Returns:
+      ``[n]`` each; of groups of examples, as the tokens of a text, ``[groups]``, and all count: padding adds nothing.
     """
     name = metric.removeprefix("-")
-    if name == "accuracy":  # of which right and wrong are the examples' own values
-        return said.right
-    return said.sums.get(name)
+    # Of accuracy, right and wrong are the examples' own values.
+    parts = said.right if name == "accuracy" else said.sums.get(name)
+    if parts is None:
+        return None
+    own = np.shape(parts) == np.shape(said.counted)
+    return parts, said.counted if own else np.ones(np.shape(parts), bool)
 
 
 def paired_error(before: np.ndarray | None, after: np.ndarray | None, count: float) -> float | None:

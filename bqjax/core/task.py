@@ -30,7 +30,7 @@ class Predictions(NamedTuple):
       right: ``[n]`` whether each is right.
       counted: ``[n]`` False for padding.
       sums: ``[n]`` each example's part in the score's sums, by metric, for metrics other than accuracy whose paired
-        differences are wanted.
+        differences are wanted; or, where examples are no independent draws, as tokens of a text, ``[groups]`` each group's part.
     """
 
     predictions: jax.Array

@@ -26,6 +26,7 @@ from bqjax.methods.budget.method import WithinBudget
 from bqjax.methods.budget.plan import Blocks, BudgetConfig, Layer, Planned, Values
 from bqjax.methods.gwk.config import GWKConfig
 from bqjax.methods.gwk.method import GWK
+from bqjax.methods.rate_distortion.fixed_rate import ErrorFeedback, WeightedKMeans
 from bqjax.methods.rate_distortion.method import RateDistortion
 from bqjax.methods.rate_distortion.solver import SolverConfig
 
@@ -43,6 +44,7 @@ __all__ = [
     "DeepCompressionConfig",
     "DiBA",
     "DiBAConfig",
+    "ErrorFeedback",
     "EvenConfig",
     "EvenLevels",
     "GWKConfig",
@@ -62,5 +64,6 @@ __all__ = [
     "SolverConfig",
     "Uncompressed",
     "Values",
+    "WeightedKMeans",
     "WithinBudget",
 ]

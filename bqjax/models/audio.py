@@ -45,6 +45,8 @@ class SpectrogramConfig:
       lower_hz: where the first mel filter begins, Hz.
       upper_hz: where the last mel filter ends, Hz.
       floor: magnitudes, or filter outputs, below it are raised to it before the logarithm.
+      lowest_bin: whether filters reach down to the bin above ``lower_hz``, rather than to the one above that, where TensorFlow's
+        begin.
 
     Raises:
       ValueError: a field is out of range.
@@ -58,6 +60,7 @@ class SpectrogramConfig:
     lower_hz: float = 20.0
     upper_hz: float = 8_000.0
     floor: float = 1e-5
+    lowest_bin: bool = False
 
     def __post_init__(self) -> None:
         for field in ("sample_rate", "frame_length", "frame_step", "floor"):
@@ -148,7 +151,7 @@ def mel_filterbank(config: SpectrogramConfig) -> np.ndarray:
     mel = _mel(np.arange(n_bins) * hz_per_bin)[:, None]
     left, center, right = edges[None, :-2], edges[None, 1:-1], edges[None, 2:]
     weights = np.maximum(0.0, np.minimum((mel - left) / (center - left), (right - mel) / (right - center)))
-    first = int(1.5 + config.lower_hz / hz_per_bin)  # TensorFlow's rounding: never bin 0
+    first = int((1.0 if config.lowest_bin else 1.5) + config.lower_hz / hz_per_bin)  # TensorFlow's rounding: never bin 0
     last = int(config.upper_hz / hz_per_bin)
     weights[:first] = 0.0
     weights[last + 1 :] = 0.0

@@ -13,6 +13,7 @@ from matplotlib.transforms import Bbox
 from bqjax.experiment.entry import Comparison
 from bqjax.experiment.row import Row
 from bqjax.report.plots import GREY, as_png, as_svg, drawing, plain
+from bqjax.report.units import unit_of
 
 __all__ = ["pareto_plot"]
 
@@ -34,9 +35,10 @@ def pareto_plot(comparison: Comparison) -> tuple[bytes, str]:
     """
     name, before = comparison.metric.removeprefix("-"), comparison.before
     sign = -1 if comparison.metric.startswith("-") else 1
-    base, rows = 100 * before.test[name], comparison.rows
-    values = {row.method: 100 * row.after for row in rows}
-    floor = _floor(base, list(values.values()), sign)
+    unit = unit_of(name)
+    base, rows = unit.factor * before.test[name], comparison.rows
+    values = {row.method: unit.factor * row.after for row in rows}
+    floor = _floor(base, list(values.values()), sign, unit.reach)
     with drawing(9.6, 5.6) as (figure, axes):
         axes.set_xscale("log")
         axes.axhline(base, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
@@ -58,14 +60,14 @@ def pareto_plot(comparison: Comparison) -> tuple[bytes, str]:
             if row.method in front and not lost:
                 labels.append(((row.file_bytes, values[row.method]), row.method, colors[_family(row.method)][0]))
             elif lost:
-                text = f"{row.method}: {values[row.method]:.1f}"
+                text = f"{row.method}: {values[row.method]:.{unit.digits - 1}f}"
                 labels.append(((row.file_bytes, floor), text, colors[_family(row.method)][0]))
         low, high = sorted((floor, max(sign * v for v in (base, *values.values())) * sign))
         margin = 0.06 * (high - low or 1)
         axes.set(
             ylim=(low - margin, high + 2 * margin),
             xlabel="file, bytes (log scale)",
-            ylabel=plain(f"{name} on {comparison.data[0]}, %"),
+            ylabel=plain(f"{name} on {comparison.data[0]}{unit.suffix.replace(' ', ', ')}"),
         )
         axes.set_title(plain(f"{comparison.task_name}: every point is a file, decoded and scored"), fontsize=10)
         axes.grid(color="#e4e7eb", linewidth=0.6)
@@ -78,9 +80,9 @@ def pareto_plot(comparison: Comparison) -> tuple[bytes, str]:
         return as_png(figure), as_svg(figure)
 
 
-def _floor(base: float, values: Sequence[float], sign: int) -> float:
-    """Where the picture ends: below the rows that lost at most 12 points, or a fifth more than the best of worse ones."""
-    near = [v for v in values if sign * (base - v) <= 12]
+def _floor(base: float, values: Sequence[float], sign: int, reach: float) -> float:
+    """Where the picture ends: below the rows that lost at most ``reach``, or else below the best of worse ones."""
+    near = [v for v in values if sign * (base - v) <= reach]
     if near:
         return min(sign * v for v in near) * sign
     return max(sign * v for v in values) * sign if values else base

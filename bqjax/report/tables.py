@@ -14,6 +14,7 @@ from bqjax.experiment.entry import Comparison
 from bqjax.experiment.row import Row
 from bqjax.methods.bins import SearchInfo
 from bqjax.methods.rate_distortion import RateDistortionInfo
+from bqjax.report.units import unit_of
 from bqjax.tflite.codes.search import QuantizedInfo
 from bqjax.tflite.container import searched_layers, stored_constants
 from bqjax.tflite.format.constants import WEIGHTED, Constant
@@ -30,36 +31,32 @@ class Table(NamedTuple):
     caption: str = ""
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
-
-
 def results_table(comparison: Comparison) -> Table:
     """Before and after, sizes and ratios: the uncompressed network, the lossless baseline, then a line a method.
 
     Of several rows, those that no other beats are marked; methods that failed say so.
     """
-    before, name = comparison.before, comparison.metric.removeprefix("-")
-    test, calibration = _percent(before.test[name]), _percent(before.calibration[name])
+    before, name, unit = comparison.before, comparison.metric.removeprefix("-"), unit_of(comparison.metric)
+    test, calibration = unit.text(before.test[name]), unit.text(before.calibration[name])
 
     def sizes(n_bytes: int) -> tuple[str, str, str]:
         return f"{n_bytes:,}", f"{before.float_bytes / n_bytes:.2f}", f"{8 * n_bytes / before.n_params:.3f}"
 
     def line(row: Row) -> tuple[str, ...]:
-        error = "" if row.standard_error is None else f" ± {100 * row.standard_error:.2f}"
-        agreement = "" if row.agreement is None else _percent(row.agreement)
-        difference = f"{100 * row.difference:+.2f}{error}"
-        return _percent(row.after), difference, agreement, *sizes(row.file_bytes), _percent(row.calibration), f"{row.seconds:.1f}"
+        error = "" if row.standard_error is None else f" ± {unit.text(row.standard_error)}"
+        agreement = "" if row.agreement is None else f"{100 * row.agreement:.2f}"
+        difference = f"{unit.text(row.difference, '+')}{error}"
+        return unit.text(row.after), difference, agreement, *sizes(row.file_bytes), unit.text(row.calibration), f"{row.seconds:.1f}"
 
     columns = (
         "method",
-        f"{name} %",
-        "difference, points",
+        f"{name}{unit.suffix}",
+        unit.difference,
         "agreement %",
         "file bytes",
         "ratio",
         "bits/weight",
-        "on calibration %",
+        f"on calibration{unit.suffix}",
         "seconds",
         "best",
     )
@@ -67,7 +64,7 @@ def results_table(comparison: Comparison) -> Table:
     front = comparison.front
     lines = [
         (before.original_name, test, "", "", *sizes(before.float_bytes), calibration, "", ""),
-        ("zstd -19 (lossless)", test, "0.00", "100.00", *sizes(before.zstd_bytes), calibration, "", ""),
+        ("zstd -19 (lossless)", test, unit.text(0.0), "100.00", *sizes(before.zstd_bytes), calibration, "", ""),
         *((e.label, *(failed if e.row is None else (*line(e.row), "yes" if e.label in front else ""))) for e in comparison.entries),
     ]
     several = len(comparison.entries) > 1
@@ -148,6 +145,9 @@ def _done(what: str, drop: float | None) -> tuple[str, str]:
     return "" if drop is None else f"{100 * drop:+.2f}", what
 
 
+_DISTORTION = ("leaf", "predicted distortion", "%", "measured alone", "measured / predicted", "why")
+
+
 def _distortion_table(info: RateDistortionInfo) -> Table:
     """A line a leaf, what it costs the outputs most first."""
     total, alone = sum(info.predicted.values()), info.measured_leaves
@@ -157,6 +157,7 @@ def _distortion_table(info: RateDistortionInfo) -> Table:
             f"{cost:.4g}",
             f"{100 * cost / (total or 1.0):.1f}",
             f"{alone[name]:.4g}" if name in alone else "",
+            f"{info.ratios[name]:.2f}" if name in info.ratios else "",
             f"importance alone: it {info.left[name]}" if name in info.left else info.notes.get(name, ""),
         )
         for name, cost in sorted(info.predicted.items(), key=lambda item: -item[1])
@@ -166,8 +167,9 @@ def _distortion_table(info: RateDistortionInfo) -> Table:
         f"Half the squared change of an example's outputs: {total:.4g} predicted for all, {info.measured:.4g} measured on "
         f"calibration data. There, {changes}."
     )
-    table = Table(f"lmbda {info.lmbda:.4g}", ("leaf", "predicted distortion", "%", "measured alone", "why"), lines, caption)
-    return table if alone else _without(table, "measured alone")
+    table = Table(f"lmbda {info.lmbda:.4g}", _DISTORTION, lines, caption)
+    table = table if alone else _without(table, "measured alone")
+    return table if info.ratios else _without(table, "measured / predicted")
 
 
 def search_table(info: SearchInfo | QuantizedInfo | RateDistortionInfo) -> Table:

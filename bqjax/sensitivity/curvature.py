@@ -24,10 +24,11 @@ from jax.sharding import Mesh
 from bqjax.core.journal import digest
 from bqjax.core.leaves import is_compressed
 from bqjax.core.tree import named_leaves, replace
-from bqjax.sensitivity.importance import output_importance
+from bqjax.sensitivity.importance import output_moments
 from bqjax.sensitivity.layouts import Combined, Plan, combined, planned
 from bqjax.sensitivity.leaf_curvature import LeafCurvature
-from bqjax.sensitivity.products import Moments
+from bqjax.sensitivity.lookups import lookup_curvature, lookup_layout
+from bqjax.sensitivity.products import WIDEST, Moments
 from bqjax.sensitivity.shifts import Shift, find_shifts, placed
 from bqjax.sensitivity.spread import summed
 from bqjax.sensitivity.taps import Taps
@@ -90,7 +91,9 @@ def output_curvature(
 
     Found are products (``dot_general``, ``conv_general_dilated``) and look-ups of rows (``gather``) that a leaf reaches by
     reshapes, transposes, slices and conversions alone, in calls, loops and branches too. A leaf that is used several times has the
-    mean over all uses; one whose uses differ (an embedding that is also the last layer's kernel) that of the products.
+    mean over all uses; one whose uses differ (an embedding that is also the last layer's kernel) that of the products. Leaves
+    whose rows are looked up and nothing else (embeddings) have one matrix for what a row holds, see
+    :mod:`bqjax.sensitivity.lookups`.
 
     Where a batch is a mapping with an entry ``"mask"`` of ``[n]``, examples of mask 0 are cut out of all its arrays of ``n`` rows.
     Padding within examples does count: zeros there scale ``inputs`` down and ``outputs`` up, and leave their product alone.
@@ -154,10 +157,22 @@ def output_curvature(
         if reason is not None:
             left[name] = reason
     signs = jax.random.fold_in(key, len(batches))
-    importance = output_importance(outputs, params, batches, key=signs, draws=draws, names=names, examples=examples, mesh=mesh)
     found = [name for name in names if name not in left]
+    looked_up = {
+        name: layout for name in found if (layout := lookup_layout(plans[name], taps.uses, max_width or WIDEST)) is not None
+    }
+    importance, second = output_moments(
+        outputs, params, batches, looked_up, key=signs, draws=draws, names=names, examples=examples, mesh=mesh
+    )
     shifts = _shifts(outputs, params, batches[0], {name: plans[name] for name in found})
-    made = {name: _leaf_curvature(plans[name], moments.pop(name), importance[name], name in shifts) for name in found}
+
+    def curvature_of(name: str) -> LeafCurvature:
+        own = moments.pop(name)
+        if name in looked_up:
+            return lookup_curvature(looked_up[name], second[name], importance[name], own.rows)
+        return _leaf_curvature(plans[name], own, importance[name], name in shifts)
+
+    made = {name: curvature_of(name) for name in found}
     return Curvature(
         leaves=made,
         importance=importance,

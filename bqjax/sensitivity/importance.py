@@ -13,7 +13,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,9 +22,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bqjax.core.tree import named_leaves, replace
+from bqjax.sensitivity.leaf_curvature import Layout
 from bqjax.sensitivity.spread import smaller, summed
 
-__all__ = ["output_importance"]
+__all__ = ["output_importance", "output_moments"]
 
 
 def output_importance(
@@ -67,6 +68,33 @@ def output_importance(
       >>> found["w"].shape  # expected: means of x^2, 5 and 2
       (2, 1)
     """
+    return output_moments(outputs, params, batches, {}, key=key, draws=draws, names=names, examples=examples, mesh=mesh)[0]
+
+
+def output_moments(
+    outputs: Callable[[Any, Any], jax.Array],
+    params: Any,
+    batches: Sequence[Any],
+    layouts: Mapping[str, Layout],
+    *,
+    key: jax.Array,
+    draws: int = 4,
+    names: Sequence[str] | None = None,
+    examples: int | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The importance of all leaves, and of some the blocks of ``J^T J`` that connect the inputs of a row, summed over rows.
+
+    Args:
+      layouts: of those leaves, by name; each must be among ``names``.
+      outputs, params, batches, key, draws, names, examples, mesh: see :func:`output_importance`.
+
+    Returns:
+      By leaf name what :func:`output_importance` gives, and ``[G, d, d]`` float32 of the leaves in ``layouts``.
+
+    Raises:
+      ValueError: see :func:`output_importance`.
+    """
     if not len(batches):
         raise ValueError("no batches to take gradients on: the calibration data holds no examples")
     if draws < 1:
@@ -79,18 +107,21 @@ def output_importance(
     replace(params, dict.fromkeys(names))  # names the leaf that does not exist
     chosen = list(names)
 
-    def squares(params: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
+    def squares(params: Any, batch: Any, key: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         leaves = named_leaves(params)
         z, pull_back = jax.vjp(lambda c: outputs(replace(params, c), batch), {name: leaves[name] for name in chosen})
         signs = jax.random.rademacher(key, z.shape, z.dtype)
-        return {name: jnp.square(g.astype(jnp.float32)) for name, g in pull_back(signs)[0].items()}
+        found = {name: g.astype(jnp.float32) for name, g in pull_back(signs)[0].items()}
+        rows = {name: layout.to_rows(found[name]) for name, layout in layouts.items()}
+        second = {name: jnp.einsum("gri,grj->gij", x, x) for name, x in rows.items()}
+        return {name: jnp.square(g) for name, g in found.items()}, second
 
     sizes = [jax.eval_shape(outputs, params, batch).shape[0] for batch in batches]
     if examples is not None:
         batches, sizes = smaller(batches, sizes, examples)
     totals = summed(squares, params, batches, key=key, draws=draws, mesh=mesh)
-    result = {name: total / (draws * sum(sizes)) for name, total in totals.items()}
+    result, second = ({name: total / (draws * sum(sizes)) for name, total in found.items()} for found in totals)
     for name, array in result.items():
         if not math.isfinite(float(array.sum(dtype=np.float64))):
             raise ValueError(f"the outputs' gradient of leaf {name!r} is NaN or infinite on the calibration data")
-    return result
+    return result, second

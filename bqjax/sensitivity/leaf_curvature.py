@@ -131,6 +131,8 @@ class LeafCurvature(NamedTuple):
       centred: whether a bias or shift behind the leaf can take up errors along the inputs' mean, so that
         ``inputs - mean mean^T`` is what remains.
       layout: how the leaf goes to ``[G, rows, d]`` and back.
+      looked_up: whether rows are looked up one at a time (an embedding): then they matter by how often, which differs by
+        orders of magnitude.
     """
 
     inputs: np.ndarray
@@ -139,3 +141,4 @@ class LeafCurvature(NamedTuple):
     rows: int
     centred: bool
     layout: Layout
+    looked_up: bool = False

@@ -74,9 +74,8 @@ def checked_score(score: Score, predict: Predict | None = None, metric: str = ""
             return totals, count, None
         # Sums of what the predictions say of each example, as far as they do: then a forward pass through loops, which cannot be
         # told to be the score's own, is not made twice.
-        own = {name: example_parts(said, name) for name in totals}
-        counted = jnp.asarray(said.counted).astype(bool)
-        totals |= {name: jnp.sum(jnp.where(counted, jnp.asarray(x, jnp.float32), 0.0)) for name, x in own.items() if x is not None}
+        own = {name: _counted(pair)[0] for name in totals if (pair := example_parts(said, name)) is not None}
+        totals |= {name: jnp.sum(parts) for name, parts in own.items()}
         return totals, count, _parts(said, metric)
 
     return checked
@@ -84,12 +83,17 @@ def checked_score(score: Score, predict: Predict | None = None, metric: str = ""
 
 def _parts(said: Predictions, metric: str) -> tuple[jax.Array, jax.Array]:
     """What each example adds to the sum of a metric, and whether it counts."""
-    parts, counted = example_parts(said, metric), jnp.asarray(said.counted).astype(bool)
-    if parts is None:
+    own = example_parts(said, metric)
+    if own is None:
         raise ValueError(
             f"predictions say nothing of each example's {metric.removeprefix('-')!r}, only of "
             f"{', '.join(['accuracy', *said.sums])}: put it into Predictions.sums, or do without predict"
         )
+    return _counted(own)
+
+
+def _counted(own: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    parts, counted = own[0], jnp.asarray(own[1]).astype(bool)
     return jnp.where(counted, jnp.asarray(parts, jnp.float32), 0.0), counted
 
 

@@ -65,9 +65,9 @@ class IntegerBinAndQuant:
         params, info = search_codes(task.network, task.calibration, measured, self.search, state_path=state_path, progress=progress)
         tree: dict[str, dict[str, Any]] = {name: dict(layer) for name, layer in task.params.items()}
         for layer in info.layers:
-            if layer.accepted:
-                new = params[layer.name]
-                tree[layer.name] = {**new, "codes": exact(np.asarray(new["codes"]))}
+            for name in (layer.name, *task.network.tied.get(layer.name, ())) if layer.accepted else ():
+                new = params[name]
+                tree[name] = {**new, "codes": exact(np.asarray(new["codes"]))}
         return Compressed(tree, info)
 
     def _measured(self, task: TFLiteTask, key: jax.Array, state_path: str | None, progress: Progress | None) -> dict[str, Measured]:

@@ -64,18 +64,38 @@ def twin_network(model: Model, scored_by: Scorer = "twin") -> QuantizedNetwork:
     def inputs(params: Any, x: Any) -> dict[str, jax.Array]:
         return {name: value for name, value in twin.layer_inputs(params, x).items() if name in found}
 
-    return QuantizedNetwork(model.params, found, inputs, real, score, traceable=scored_by == "twin")
+    tied, fixed = _tied(model, found), _one_bias(model)
+    return QuantizedNetwork(model.params, found, inputs, real, score, scored_by == "twin", tied, fixed)
 
 
 def _searched(model: Model, found: Mapping[str, Operator]) -> dict[str, Operator]:
-    """The layers whose codes can change; weights that are not of 8 bits, and those that serve another operator too, stay."""
-    return {name: operator for name, operator in found.items() if name in model.changeable}
+    """The layers whose codes can change, of those that share their codes the first; weights that are not of 8 bits, those that
+    serve another operator too, and those that layers with other zero points share, stay."""
+    left = set()
+    for first, names in model.sharing("codes").items():
+        same = all(np.array_equal(model.params[name]["zero_point"], model.params[first]["zero_point"]) for name in names)
+        left |= set(names[1:] if same and first in found else names)
+    return {name: operator for name, operator in found.items() if name in model.changeable and name not in left}
 
 
-def litert_predict(model: Model) -> Callable[[Any, Any], Predictions]:
+def _tied(model: Model, searched: Mapping[str, Operator]) -> dict[str, tuple[str, ...]]:
+    """The further layers that have the codes of a searched one."""
+    return {first: names[1:] for first, names in model.sharing("codes").items() if first in searched}
+
+
+def _one_bias(model: Model) -> frozenset[str]:
+    """Layers whose bias is another's, too: what one would gain by moving it the other would lose."""
+    return frozenset(name for names in model.sharing("bias").values() for name in names)
+
+
+def litert_predict(model: Model, through: Callable[[bytes], bytes] = bytes) -> Callable[[Any, Any], Predictions]:
     """What LiteRT with its default kernels says of a batch, for :class:`bqjax.core.task.Task`; not traceable.
 
     The last answer is kept: a score of the same parameters and batch costs nothing more.
+
+    Args:
+      model: with other weights.
+      through: makes the file that is run of the rewritten one.
     """
     last: tuple[Any, Any, Predictions] | None = None
 
@@ -87,7 +107,7 @@ def litert_predict(model: Model) -> Callable[[Any, Any], Predictions]:
         plain = {name: {field: np.asarray(leaf) for field, leaf in layer.items()} for name, layer in params.items()}
         counted, labels = np.asarray(batch["mask"]) != 0, np.asarray(batch["labels"])
         guess = np.zeros(len(labels), np.int32)
-        guess[counted] = predictions(rewritten(model, plain), np.asarray(batch["inputs"])[counted])
+        guess[counted] = predictions(through(rewritten(model, plain)), np.asarray(batch["inputs"])[counted])
         said = Predictions(guess, (guess == labels) & counted, counted)  # type: ignore[arg-type]
         last = params, batch, said
         return said
@@ -115,7 +135,8 @@ def interpreted_network(model: Model) -> QuantizedNetwork:
         raise ValueError("a model that LiteRT scores gives no inputs of layers and no gradients: it needs an operator's JAX twin")
 
     found = _searched(model, layers(model.graph))
-    return QuantizedNetwork(model.params, found, absent, absent, litert_score(litert_predict(model)), traceable=False)
+    tied, fixed = _tied(model, found), _one_bias(model)
+    return QuantizedNetwork(model.params, found, absent, absent, litert_score(litert_predict(model)), False, tied, fixed)
 
 
 def unmeasured(network: QuantizedNetwork) -> dict[str, Measured]:

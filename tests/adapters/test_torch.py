@@ -90,8 +90,14 @@ def test_names():
     names = ["conv1/kernel", "layer2/0/bn1/scale", "linear/bias", "bn1/mean", "bn1/var"]
     expected = ["conv1.weight", "layer2.0.bn1.weight", "linear.bias", "bn1.running_mean", "bn1.running_var"]
     assert [torch_name(name) for name in names] == expected
-    with pytest.raises(ValueError, match="'embed/embedding' has no counterpart"):
-        torch_name("embed/embedding")
+    with pytest.raises(ValueError, match="'cell/recurrent_kernel' has no counterpart"):
+        torch_name("cell/recurrent_kernel")
+
+
+def test_embeddings_have_a_row_for_each_token():
+    table = np.arange(6, dtype=np.float32).reshape(3, 2)
+    model = nnx.eval_shape(lambda: nnx.Embed(3, 2, rngs=nnx.Rngs(0)))
+    np.testing.assert_array_equal(load_torch(model, {"weight": table}).embedding[...], table)
 
 
 @pytest.mark.parametrize(

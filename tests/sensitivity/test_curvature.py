@@ -136,12 +136,35 @@ def test_other_orders_of_a_convolutions_axes():
     check(leaf, np.moveaxis(patches, 1, -1))
 
 
-def test_an_embedding_counts_how_often_a_row_is_read():
+def test_an_embedding_has_one_matrix_for_what_a_row_holds():
+    """Against the Jacobian, row by row; probes are exact where each output depends on one entry of a row alone."""
     ids = np.array([[0, 3], [3, 1], [3, 3]])
-    leaf = curvature(lambda p, i: p["w"][i] ** 2, {"w": normal(5, 2)}, [ids])["w"]
-    assert leaf.inputs.shape == (5, 1, 1) and leaf.layout.rows_shape == (5, 2, 1)
-    np.testing.assert_allclose(leaf.inputs[:, 0, 0], np.array([1, 1, 0, 4, 0]) / 6, rtol=1e-6)
-    assert not leaf.outputs[[2, 4]].any() and leaf.outputs[[0, 1, 3]].all()
+    w = normal(5, 2)
+    leaf = curvature(lambda p, i: p["w"][i] ** 2, {"w": w}, [ids])["w"]
+    assert leaf.layout.rows_shape == (1, 5, 2) and leaf.inputs.shape == (1, 2, 2) and leaf.rows == 6 and not leaf.centred
+    reads = np.array([1, 1, 0, 4, 0])
+    diagonal = reads[:, None] * (2 * w) ** 2 / 3  # an example's
+    importance = diagonal.sum(1)
+    # Reads of one row by several outputs meet random signs; the rows that are read once are exact.
+    np.testing.assert_allclose(leaf.outputs[0, :2] - leaf.outputs[0, 2], importance[:2], rtol=1e-4)
+    np.testing.assert_allclose(np.trace(leaf.inputs[0]), 1, rtol=1e-5)
+    # Rows that were never read count half of the mean row, and so much is added to all.
+    assert leaf.outputs[0, 2] == leaf.outputs[0, 4] > 0
+    np.testing.assert_allclose(leaf.outputs[0, 2], 0.5 * (leaf.outputs[0].mean() - leaf.outputs[0, 2]), rtol=1e-4)
+
+
+def test_what_a_row_holds_is_seen_through_what_follows():
+    mix = normal(3, 3)
+
+    def outputs(p, i):
+        return (p["w"][i] @ mix).sum(1)
+
+    ids = np.array([[0], [1], [2], [1]])
+    found = output_curvature(outputs, {"w": normal(4, 3)}, [ids], key=jax.random.key(0), draws=400)["w"]
+    expected = mix @ mix.T
+    np.testing.assert_allclose(found.inputs[0], expected / np.trace(expected), atol=0.05)
+    weights = np.array([1, 2, 1, 0]) * np.trace(expected) / 4
+    np.testing.assert_allclose(found.outputs[0], weights + 0.5 * weights.mean(), rtol=0.1)
 
 
 def test_tied_leaves_take_the_mean_over_their_uses():

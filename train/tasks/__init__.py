@@ -8,14 +8,28 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["an4_task", "digits_task", "resnet_task", "spc_task", "squeezenet_task"]
+__all__ = [
+    "an4_task",
+    "digits_task",
+    "kwt_task",
+    "resnet_task",
+    "spc_task",
+    "squeezenet_task",
+    "sst2_task",
+    "stories_task",
+    "sts_task",
+]
 
 _MODULES = {
     "an4_task": "train.speech.task",
     "digits_task": "train.tasks.digits",
+    "kwt_task": "train.tasks.keyword_spotting",
     "resnet_task": "train.tasks.cifar",
     "spc_task": "train.tasks.speech_commands",
     "squeezenet_task": "train.tasks.imagenet_sample",
+    "sst2_task": "train.tasks.sentences",
+    "stories_task": "train.tasks.stories",
+    "sts_task": "train.tasks.sentences",
 }
 
 

@@ -1,6 +1,6 @@
 """Weights of other frameworks loaded into Flax NNX models by a table of names, with one report of all that does not fit.
 
-A table is two functions: the file's name of a variable, and the variable's order of axes from the tensor's.
+A table is the file's name of each variable, a mapping or a function, and a function that gives the variable's order of axes.
 :mod:`bqjax.adapters.torch` has that of PyTorch; models whose published files have names of their own bring theirs.
 """
 
@@ -25,7 +25,7 @@ _SHOWN_UNEXPECTED = 4
 def nnx_load(
     model: nnx.Module,
     tensors: Mapping[str, Any],
-    name_of: Callable[[str], str],
+    name_of: Callable[[str], str] | Mapping[str, str],
     convert: Callable[[str, np.ndarray], np.ndarray] = lambda name, tensor: tensor,
     *,
     ignored: Callable[[str], bool] = lambda name: False,
@@ -37,7 +37,7 @@ def nnx_load(
       model: gives the names, shapes and dtypes. It may be abstract (made under ``nnx.eval_shape``) in parameters and
         statistics.
       tensors: arrays by the file's names. They are cast to the dtypes of the model.
-      name_of: the file's name of a variable such as ``conv1_1/kernel``.
+      name_of: the file's name of a variable such as ``conv1_1/kernel``: a function, or a mapping with all of them.
       convert: ``convert(variable, tensor)``, the tensor in the order of axes of the variable.
       ignored: which of the file's names are left out because the model has no use for them.
       source: what errors call ``tensors``.
@@ -51,7 +51,7 @@ def nnx_load(
 
     Example:
       >>> model = nnx.eval_shape(lambda: nnx.Linear(2, 1, use_bias=False, rngs=nnx.Rngs(0)))
-      >>> model = nnx_load(model, {"w": np.array([[1.0], [2.0]])}, {"kernel": "w"}.__getitem__)
+      >>> model = nnx_load(model, {"w": np.array([[1.0], [2.0]])}, {"kernel": "w"})
       >>> model(jnp.ones((1, 2))).tolist()
       [[3.0]]
     """
@@ -59,10 +59,11 @@ def nnx_load(
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.to_pure_dict(rest))):
         raise ValueError(f"the abstract {type(model).__name__} holds more than parameters and statistics: pass a concrete model")
     expected = nnx.to_pure_dict(state)
-    names = {variable: name_of(variable) for variable in named_leaves(expected)}
+    names: dict[str, str] = {}
     problems, values = [], []
     for variable, leaf in named_leaves(expected).items():
         try:
+            names[variable] = _name(variable, name_of, leaf.shape)
             values.append(jnp.asarray(_fitted(variable, leaf.shape, names[variable], tensors, convert), leaf.dtype))
         except _Misfit as problem:
             problems.append(str(problem))
@@ -80,6 +81,15 @@ def nnx_load(
 
 class _Misfit(Exception):
     """Why a variable gets no value."""
+
+
+def _name(variable: str, name_of: Callable[[str], str] | Mapping[str, str], shape: tuple[int, ...]) -> str:
+    """The file's name of a variable."""
+    if not isinstance(name_of, Mapping):
+        return name_of(variable)
+    if variable not in name_of:
+        raise _Misfit(f"no name is given for {variable}, {tuple(shape)}")
+    return name_of[variable]
 
 
 def _fitted(

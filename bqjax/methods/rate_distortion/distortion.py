@@ -76,7 +76,8 @@ def measured_distortion(
       outputs: ``outputs(params, batch) -> [n, ...]``, traceable, zero for padding; give a jitted one for several calls.
       params: the parameters.
       tree: a compressed tree of them.
-      batches: where one is a mapping with an entry ``"mask"`` of ``[n]``, examples of mask 0 don't count.
+      batches: where one is a mapping with an entry ``"mask"`` of ``[n]``, examples of mask 0 don't count. Of a mask
+        of another shape (tokens of texts) all rows do.
       names: only these leaves are taken from ``tree``; None takes all.
 
     Raises:
@@ -91,7 +92,7 @@ def measured_distortion(
         change = outputs(found, batch) - outputs(params, batch)
         mask = batch.get("mask") if isinstance(batch, Mapping) else None
         total += float(jnp.square(change.astype(jnp.float32)).sum())
-        count += len(change) if mask is None else float(np.sum(np.asarray(mask) != 0))
+        count += len(change) if mask is None or np.ndim(mask) != 1 else float(np.sum(np.asarray(mask) != 0))
     if not count:
         raise ValueError("no examples to measure a change of the outputs on")
     return total / count / 2

@@ -33,6 +33,7 @@ class LeafStats(NamedTuple):
       factor, moment: ``[G, d, d]`` in that order: of the damped inverse, and the damped second moment.
       importance: ``[G, rows]`` of the outputs, positive.
       real: ``[G, d]`` False for inputs that only fill up a block.
+      uneven: whether the importance of rows differs by orders of magnitude, see :func:`mean_curvature`.
     """
 
     order: jax.Array
@@ -40,6 +41,7 @@ class LeafStats(NamedTuple):
     moment: jax.Array
     importance: jax.Array
     real: np.ndarray
+    uneven: bool = False
 
 
 class QuantizedRows(NamedTuple):
@@ -76,7 +78,8 @@ def leaf_stats(curvature: LeafCurvature, *, centred: bool = False, damping: floa
     outputs = np.asarray(curvature.outputs, np.float64)
     # What calibration never reached is not known to be worthless.
     outputs = outputs + 0.01 * outputs.mean() + 1e-30
-    return LeafStats(order, factor, damped, jnp.asarray(outputs, jnp.float32), curvature.layout.real_inputs())
+    real = curvature.layout.real_inputs()
+    return LeafStats(order, factor, damped, jnp.asarray(outputs, jnp.float32), real, curvature.looked_up)
 
 
 def diagonal_stats(importance: np.ndarray, *, floor: float = 0.02) -> LeafStats:
@@ -108,11 +111,15 @@ def _factors(moment: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array,
 
 
 def mean_curvature(stats: LeafStats) -> float:
-    """What a squared step costs at the leaf's weights, their geometric mean: bits go with the logarithm of it."""
+    """What a squared step costs at the leaf's weights, their geometric mean: bits go with the logarithm of it.
+
+    Of rows of uneven importance it is the arithmetic mean: they share one grid, and its noise is paid for by the rows that matter.
+    """
     pivots = np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64)
     real = np.take_along_axis(stats.real, np.asarray(stats.order), axis=1)
     inputs = -2 * np.log(np.maximum(pivots[real], 1e-30)).mean()
-    return float(np.exp(inputs + np.log(np.asarray(stats.importance, np.float64)).mean()))
+    importance = np.asarray(stats.importance, np.float64)
+    return float(np.exp(inputs) * (importance.mean() if stats.uneven else np.exp(np.log(importance).mean())))
 
 
 @partial(jax.jit, static_argnames=("sweeps", "hold_zeros"))

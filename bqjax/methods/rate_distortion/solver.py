@@ -31,7 +31,7 @@ from bqjax.sensitivity.curvature import Curvature
 from bqjax.sensitivity.leaf_curvature import Layout
 from bqjax.sensitivity.shifts import Shift
 
-__all__ = ["Prepared", "SolverConfig", "bin_and_quant_rd", "prepare", "removal_distortion"]
+__all__ = ["Prepared", "SolverConfig", "bin_and_quant_rd", "mean_removal_cost", "prepare", "removal_distortion"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,17 +222,29 @@ def _clustered(found: QuantizedRows, layout: Layout, dtype: Any) -> Clustered:
         return Clustered(indices, codebook[:, None], layout.shape, dtype, scale=np.asarray(step), offset=np.zeros((), np.float32))
     fits = max(abs(low), abs(high)) <= 32  # float16 is then off by a 64th of a step at most
     kind = np.float16 if fits and np.abs(found.levels[used]).max() < 6e4 and step > 1e-4 else np.float32
-    codebook, indices = trim_codebook(found.levels.astype(kind), index)
-    return Clustered(indices, codebook[:, None], layout.shape, dtype)
+    codebook, indices = trim_codebook(found.levels, index)  # levels that no weight takes may be beyond float16
+    return Clustered(indices, codebook.astype(kind)[:, None], layout.shape, dtype)
 
 
-def removal_distortion(prepared: Prepared) -> float:
-    """What a weight's removal costs, a mean over all weights by their damped curvature: a unit for lmbda."""
-    total, size = 0.0, 0
+def removal_distortion(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """What the removal of a weight costs, by the damped curvature of its leaf.
+
+    Returns:
+      ``(costs, weights)``, ``[n]`` each: of every row of every leaf the mean cost of a weight, and how many weights it has.
+    """
+    costs, weights = [np.zeros(0)], [np.zeros(0)]
     for name, w in prepared.rows.items():
         stats = prepared.stats[name]
         ordered = np.take_along_axis(w.astype(np.float64), np.asarray(stats.order)[:, None, :], axis=2)
         through = np.matmul(ordered, np.asarray(stats.moment, np.float64))
-        total += float((np.asarray(stats.importance, np.float64) * (through * ordered).sum(-1)).sum() / 2)
-        size += math.prod(prepared.layouts[name].shape)
-    return total / max(1, size) or 1.0
+        real = np.broadcast_to(stats.real.sum(1)[:, None], w.shape[:2])
+        of_rows = np.asarray(stats.importance, np.float64) * (through * ordered).sum(-1) / 2
+        costs.append((of_rows / np.maximum(real, 1)).reshape(-1))
+        weights.append(real.reshape(-1).astype(np.float64))
+    return np.concatenate(costs), np.concatenate(weights)
+
+
+def mean_removal_cost(prepared: Prepared) -> float:
+    """The lmbda at which a bit is worth what the removal of a weight costs, a mean over all weights."""
+    costs, weights = removal_distortion(prepared)
+    return float((costs * weights).sum() / max(1.0, weights.sum())) or 1.0

@@ -15,6 +15,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,16 @@ import numpy as np
 
 from bqjax.methods.rate_distortion.feedback import compensated_values
 
-__all__ = ["LayerStats", "QuantizedLayer", "even_values", "quantize_layer", "quantize_layer_by_output", "row_classes"]
+__all__ = [
+    "LayerStats",
+    "QuantizedLayer",
+    "entropy_bits",
+    "even_values",
+    "quantize_layer",
+    "quantize_layer_by_output",
+    "row_classes",
+    "weight_curvature",
+]
 
 _TABLE_BITS, _VALUE_BITS = 400.0, 16.0  # of a class in the file: its record, and each value with its frequency
 _MANY_BITS = 24.0  # for a value that nothing has taken yet: dear, not forbidden
@@ -72,7 +82,7 @@ def even_values(step: float, zero_point: int, low: int, high: int) -> np.ndarray
     return np.unique(np.clip(zero_point + np.sign(grid) * np.floor(np.abs(grid) + 0.5 - 1e-9), low, high).astype(np.int32))
 
 
-def _entropy(counts: np.ndarray) -> np.ndarray:
+def entropy_bits(counts: np.ndarray) -> np.ndarray:
     """Bits of each value ``[classes, k]`` in a row of counts."""
     with np.errstate(divide="ignore"):
         bits = -np.log2(counts / counts.sum(1, keepdims=True))
@@ -90,7 +100,7 @@ def row_classes(stats: LayerStats, min_rows: int = 1, width: float = 1.0) -> np.
     Returns:
       ``[G, rows]`` class numbers from 0, from the coarsest grid to the finest.
     """
-    logs = np.log2(_curvature(stats)) / 2
+    logs = np.log2(row_curvature(stats)) / 2
     number = np.floor((logs - logs.min()) / width).astype(np.int64)
     bounds, start = [], 0
     counts = np.bincount(number.reshape(-1))
@@ -104,7 +114,15 @@ def row_classes(stats: LayerStats, min_rows: int = 1, width: float = 1.0) -> np.
     return np.searchsorted(np.array(bounds), number, side="right") - 1
 
 
-def _curvature(stats: LayerStats) -> np.ndarray:
+def weight_curvature(stats: LayerStats) -> np.ndarray:
+    """``[G, rows, d]``: what half a squared step costs at each weight, when later ones make good what they can."""
+    pivots = np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64)
+    by_place = np.zeros_like(pivots)
+    np.put_along_axis(by_place, np.asarray(stats.order), 1 / np.maximum(np.square(pivots), 1e-30), axis=1)
+    return np.asarray(stats.importance, np.float64)[:, :, None] * by_place[:, None, :]
+
+
+def row_curvature(stats: LayerStats) -> np.ndarray:
     """``[G, rows]``: what squared steps cost at a row's weights, their geometric mean.
 
     The geometric mean: what a weight costs in bits goes with the logarithm of its curvature.
@@ -124,6 +142,7 @@ def quantize_layer(
     compensate: bool = True,
     passes: int = 3,
     step_scale: float = 1.0,
+    price: Callable[[np.ndarray], np.ndarray] = entropy_bits,
 ) -> QuantizedLayer | None:
     """Gives the codes of one layer few values, at a Lagrangian weight of storage.
 
@@ -137,12 +156,13 @@ def quantize_layer(
       compensate: whether later weights make good the errors of earlier ones.
       passes: over the layer, each at the costs that the last one led to.
       step_scale: factor on the step in balance.
+      price: bits of each value's index ``[classes, k]`` by how often the values occur.
 
     Returns:
       None where the lmbda does not make it worthwhile to give up any code.
     """
     low, high = min(int(codes.min()), zero_point), max(int(codes.max()), zero_point)
-    curvature = np.log(_curvature(stats))
+    curvature = np.log(row_curvature(stats))
     classes = np.zeros(codes.shape[:2], np.int64) if classes is None else classes
     n_classes = int(classes.max()) + 1
     balance = [
@@ -164,13 +184,13 @@ def quantize_layer(
     w, values = jnp.asarray(codes, jnp.float32), jnp.asarray(table[classes])
     run = jax.vmap(compensated_values, in_axes=(0, 0, 0, 0, 0, 0, None, None))
     for _ in range(passes):
-        bits = np.where(taken, _entropy(counts), np.inf).astype(np.float32)
+        bits = np.where(taken, price(counts), np.inf).astype(np.float32)
         index, error = run(w, stats.order, stats.factor, stats.importance, values, jnp.asarray(bits[classes]), lmbda, compensate)
         chosen = np.asarray(index)
         counts = np.stack([np.bincount(chosen[classes == c].reshape(-1), minlength=padded) for c in range(n_classes)]).astype(float)
     new = np.take_along_axis(table[classes], chosen, axis=2).astype(np.int64)
     distortion = float((np.asarray(stats.importance, np.float64) * np.asarray(error, np.float64)).sum() / 2)
-    return QuantizedLayer(new, classes, distortion, float((counts * _entropy(counts)).sum()), tuple(steps.tolist()))
+    return QuantizedLayer(new, classes, distortion, float((counts * price(counts)).sum()), tuple(steps.tolist()))
 
 
 def quantize_layer_by_output(
@@ -194,4 +214,4 @@ def _table_bits(layer: QuantizedLayer) -> float:
     """What a layer costs in the file beside its indices: the classes of the outputs, and a table for each."""
     outputs = np.bincount(layer.classes.reshape(-1))
     values = sum(len(np.unique(layer.codes[layer.classes == c])) for c in range(len(outputs)))
-    return float((outputs * _entropy(outputs[None])[0]).sum()) + _TABLE_BITS * len(outputs) + _VALUE_BITS * values
+    return float((outputs * entropy_bits(outputs[None])[0]).sum()) + _TABLE_BITS * len(outputs) + _VALUE_BITS * values

@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +30,20 @@ from bqjax.core.scoring import score_batches
 from bqjax.core.task import Score, signed
 from bqjax.sensitivity.importance import output_importance
 from bqjax.sensitivity.limit import highest_within
-from bqjax.tflite.codes.grid import QuantizedLayer, quantize_layer, quantize_layer_by_output
+from bqjax.tflite.codes.grid import LayerStats, QuantizedLayer, quantize_layer, quantize_layer_by_output
 from bqjax.tflite.codes.layer_stats import Layer, Measured, Moments, layer_stats, to_rows, to_weight
 
-__all__ = ["QuantizedConfig", "QuantizedInfo", "QuantizedNetwork", "QuantizedReport", "measure_layers", "search_codes"]
+__all__ = ["QuantizedConfig", "QuantizedInfo", "QuantizedNetwork", "QuantizedReport", "Target", "measure_layers", "search_codes"]
+
+
+class Target(Protocol):
+    """A file format that says itself what codes of a layer cost. A frozen dataclass: its ``repr`` tells searches apart."""
+
+    def prepared(
+        self, codes: np.ndarray, zero_point: int, stats: LayerStats, settings: Mapping[str, Any]
+    ) -> Callable[[float], QuantizedLayer | None]:
+        """New codes of one layer by lmbda; arguments as of :func:`bqjax.tflite.codes.grid.quantize_layer`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +65,8 @@ class QuantizedConfig:
       passes: over a layer, see :func:`bqjax.tflite.codes.grid.quantize_layer`.
       step_scale: likewise.
       damping: of the inputs' second moment, a share of its mean diagonal.
+      target: the file format that codes are for, where it is another than :mod:`bqjax.tflite.container`, which codes them at their
+        entropy.
     """
 
     lmbda: float | None = None
@@ -67,6 +80,7 @@ class QuantizedConfig:
     passes: int = 3
     step_scale: float = 1.0
     damping: float = 0.01
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         if self.lmbda is not None and not (self.lmbda >= 0 and math.isfinite(self.lmbda)):
@@ -95,6 +109,8 @@ class QuantizedNetwork(NamedTuple):
       real: ``real(params, batch) -> [n, ...]`` the outputs in real numbers, differentiable in float codes; zero for padding.
       score: of integer params, see :data:`bqjax.core.task.Score`.
       traceable: whether the score can run under ``jit``.
+      tied: further layers that have the codes of one of ``layers``, by its name: they change with it.
+      fixed_biases: layers whose bias stays.
     """
 
     params: dict[str, dict[str, Any]]
@@ -103,6 +119,8 @@ class QuantizedNetwork(NamedTuple):
     real: Callable[[Any, Any], jax.Array]
     score: Score
     traceable: bool = True
+    tied: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    fixed_biases: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -191,15 +209,13 @@ class _Search:
     ):
         self.network, self.config, self.metric, self._journal = network, config, metric, journal
         self._batches, self._measured = batches, measured
-        self._stats = {
-            name: layer_stats(m, centred=config.correct_bias and "bias" in network.params[name], damping=config.damping)
-            for name, m in measured.items()
-        }
+        self._stats = {name: layer_stats(m, centred=self._moves_bias(name), damping=config.damping) for name, m in measured.items()}
         self._score = jax.jit(network.score) if network.traceable else network.score
         self.rows = {
             name: to_rows(np.asarray(network.params[name]["codes"]).astype(np.int64), layer.kind)
             for name, layer in network.layers.items()
         }
+        self._prepared: dict[str, Callable[[float], QuantizedLayer | None]] = {}
 
     def score(self, params: Callable[[], Any], what: str) -> dict[str, float]:
         """Metrics of ``params()``, which is not called where the journal knows them: new codes take longer than their score."""
@@ -211,6 +227,12 @@ class _Search:
 
     def layer(self, name: str, lmbda: float) -> QuantizedLayer | None:
         config = self.config
+        settings: dict[str, Any] = {"compensate": config.compensate, "passes": config.passes, "step_scale": config.step_scale}
+        if config.target is not None:
+            if name not in self._prepared:
+                layer = self.rows[name], self.zero_point(name), self._stats[name]
+                self._prepared[name] = config.target.prepared(*layer, settings)
+            return self._prepared[name](lmbda)
         # Outputs of a depthwise layer have a few weights each: too few for tables of their own.
         by_output = config.by_output and self.network.layers[name].kind != "DEPTHWISE_CONV_2D"
         return (quantize_layer_by_output if by_output else quantize_layer)(
@@ -218,9 +240,7 @@ class _Search:
             self.zero_point(name),
             self._stats[name],
             lmbda,
-            compensate=config.compensate,
-            passes=config.passes,
-            step_scale=config.step_scale,
+            **settings,
         )
 
     def leaves(self, name: str, new: QuantizedLayer) -> dict[str, Any]:
@@ -228,7 +248,7 @@ class _Search:
         old = self.network.params[name]
         codes = to_weight(new.codes, self.network.layers[name].kind, old["codes"].shape).astype(old["codes"].dtype)
         leaves = {**old, "codes": codes}
-        if self.config.correct_bias and "bias" in old:
+        if self._moves_bias(name):
             moved = np.einsum(
                 "grd,gd->gr", (self.rows[name] - new.codes).astype(np.float64), self._measured[name].mean.astype(np.float64)
             )
@@ -236,6 +256,15 @@ class _Search:
             limits = np.iinfo(np.int32)
             leaves["bias"] = np.clip(bias, limits.min, limits.max).astype(np.int32)
         return leaves
+
+    def _moves_bias(self, name: str) -> bool:
+        return self.config.correct_bias and "bias" in self.network.params[name] and name not in self.network.fixed_biases
+
+    def changed(self, name: str, new: QuantizedLayer) -> dict[str, dict[str, Any]]:
+        """A layer's new leaves, and those of the layers that have its codes."""
+        leaves = self.leaves(name, new)
+        others = self.network.tied.get(name, ())
+        return {name: leaves, **{other: {**self.network.params[other], "codes": leaves["codes"]} for other in others}}
 
     def unit(self) -> float:
         """The lmbda at which the grid of the middle weight would be that of the old codes."""
@@ -253,7 +282,8 @@ class _Search:
         return {name: layer for name, layer in found.items() if layer is not None}
 
     def with_layers(self, layers: Mapping[str, QuantizedLayer]) -> dict[str, dict[str, Any]]:
-        return {**self.network.params, **{name: self.leaves(name, layer) for name, layer in layers.items()}}
+        changed = (self.changed(name, layer) for name, layer in layers.items())
+        return {**self.network.params, **{name: leaves for layer in changed for name, leaves in layer.items()}}
 
     def drop(self, before: Mapping[str, float], after: Mapping[str, float]) -> float:
         return float(signed(before, self.metric) - signed(after, self.metric))
@@ -306,7 +336,7 @@ def search_codes(
             if new is None:
                 reason = "no code is worth giving up at this lmbda"
             else:
-                tried = {**params, name: search.leaves(name, new)}
+                tried = {**params, **search.changed(name, new)}
                 if config.layer_drop is not None:
                     after = search.score(
                         partial(dict, tried),

@@ -44,6 +44,12 @@ class Table:
         place = self._place(field)
         return self._number(form, place) if place else 0
 
+    def fields(self) -> tuple[int, ...]:
+        """Numbers of the fields that the table has."""
+        at = self.at - self._number("<i", self.at)
+        places = struct.unpack_from(f"<{max(0, self._number('<H', at) // 2 - 2)}H", self.content, at + 4)
+        return tuple(number for number, place in enumerate(places) if place)
+
     def table(self, field: int) -> Table | None:
         """Another table, or None."""
         place = self._place(field)

@@ -40,6 +40,14 @@ def test_values_arrive_converted_and_cast():
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
+def test_a_mapping_of_names():
+    model = nnx.eval_shape(lambda: nnx.Linear(2, 1, rngs=nnx.Rngs(0)))
+    weights = {"w": np.ones((2, 1), np.float32), "b": np.ones(1, np.float32)}
+    assert nnx_load(model, weights, {"kernel": "w", "bias": "b"}).bias[...].tolist() == [1]
+    with pytest.raises(ValueError, match=r"no name is given for bias, \(1,\); b \(1,\) has no place in the network$"):
+        nnx_load(model, weights, {"kernel": "w"})
+
+
 def test_all_that_does_not_fit_is_listed():
     wrong = tensors() | {"BN-MEAN": np.zeros(3, np.float32), "BN-VAR": np.zeros(2, np.int8)}
     del wrong["LAYERS-1-BIAS"]
