@@ -3,7 +3,7 @@
 bqjax sweep --config configs/resnet20_sensitivity.py --data ../shared/data --out out/resnet20_sensitivity
 """
 
-from bqjax.experiment import BinsByLayer, NoiseByLayer, RandomAgainstGradient, RelativeBySize, StatisticsAgainstRandom, SweepConfig
+from bqjax.experiment import BinsByLayer, NoiseByLayer, RandomAgainstGradient, RelativeBySize, SweepConfig
 from train.tasks import resnet_task
 
 config = SweepConfig(
@@ -17,6 +17,5 @@ config = SweepConfig(
         BinsByLayer(n_bins=8, magnitude=0.5, draws=4),
         RelativeBySize(magnitude=0.03, draws=4),
         RandomAgainstGradient(sigma=0.05, draws=8),
-        StatisticsAgainstRandom(sigma=0.05, draws=8),
     ),
 )
