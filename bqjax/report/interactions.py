@@ -41,7 +41,7 @@ def interaction_table(found: Interactions, level: float = 0.05) -> Table:
     caption = (
         f"Drops of {found.metric.removeprefix('-')}. {known} of {len(found.pairs)} interactions differ from 0 (all of these "
         f"together at {100 * (1 - level):g} %, Holm). All {len(names)} at once: {found.together[0]:.4g} ± {found.together[1]:.2g}; "
-        f"the sum of the singles is {found.sum_of_singles:.4g}, {found.excess[0]:+.4g} ± {found.excess[1]:.2g} away; with the pairs "
+        f"the sum of the singles is {found.sum_of_singles:.4g}, {found.excess[0]:+.4g} ± {found.excess[1]:.2g} away; with pairs "
         f"{found.sum_with_pairs:.4g}."
     )
     return Table("Interactions", ("pair", "first alone", "second alone", "both", "beyond the sum", "p"), lines, caption)

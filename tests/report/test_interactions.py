@@ -22,7 +22,7 @@ def test_the_table_begins_with_the_largest():
     assert [line[0] for line in table.rows] == ["a$b and c bin 2", "a$b and c bin 1"]
     assert table.rows[0][1:] == ("0.1", "0.3", "0.6", "+0.2 ± 0.01", "0.001")
     assert "1 of 2 interactions differ from 0" in table.caption
-    assert "0.9 ± 0.1; the sum of the singles is 0.6, +0.3 ± 0.05 away; with the pairs 0.81" in table.caption
+    assert "0.9 ± 0.1; the sum of the singles is 0.6, +0.3 ± 0.05 away; with pairs 0.81" in table.caption
 
 
 def test_the_csv_reads_back():
