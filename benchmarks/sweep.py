@@ -34,8 +34,14 @@ from bqjax.methods.bins.gaussian import gaussian_bins
 from bqjax.models.resnet import CifarResNet
 from bqjax.models.spc import SpeechConv, load_spc, spc_features
 from bqjax.models.vgg import VGG
+from bqjax.sensitivity import sweep_run
 from bqjax.sensitivity.evaluator import Evaluator
+from bqjax.sensitivity.joint import Jointly, joint_of
+from bqjax.sensitivity.pairs import interactions
 from bqjax.sensitivity.perturb import Noise, NoiseCandidate
+from bqjax.sensitivity.sweep_rows import point_of
+from bqjax.sensitivity.sweeps import Candidate, sweep
+from train.tasks.cifar import resnet_task
 from train.tasks.speech_commands import read_speech
 
 Plan = dict[str, list[NoiseCandidate]]
@@ -125,8 +131,6 @@ def resnet_plan(data_dir: Path | None, quick: bool) -> tuple[Any, Any, Sequence[
     """ResNet-20, all weight leaves, Gaussian noise of 0.05."""
     n_images, draws = (100, 4) if quick else (1000, 16)
     if data_dir is not None:
-        from train.tasks.cifar import resnet_task
-
         task = resnet_task(data_dir, n_calibration=1000, n_test=n_images)
         score, params, data = task.score, task.params, task.test
     else:
@@ -294,11 +298,126 @@ def overhead() -> dict[str, Any]:
     return {"suffix_ms": 1e3 * engine_s, "convolution_ms": 1e3 * alone_s, "ratio": engine_s / alone_s}
 
 
+def layers(task: Any, draws: int, level: float = 0.2) -> list[Candidate]:
+    """Gaussian noise on each weight leaf, in units of its standard deviation."""
+    leaves = named_leaves(task.params)
+    return [Candidate(leaf=x, magnitude=level * float(np.std(leaves[x])), draws=draws) for x in select(task.params).taken]
+
+
+def race(data_dir: Path, depth: int, images: int, draws: int, keys: int, state: Path | None) -> dict[str, Any]:
+    """The ten most sensitive layers by races, against a full sweep by another key."""
+    task = resnet_task(data_dir, depth, n_calibration=250, n_test=images)
+    asked = layers(task, draws)
+
+    def run(key: int, **options: Any) -> Any:
+        path = None if state is None else f"{state}.{depth}.{images}.{draws}.{key}.{options.get('until', 'full')}"
+        return sweep(task.score, task.params, task.test, asked, key=jax.random.key(key), metric="-loss", state_path=path, **options)
+
+    seconds, full = timed(lambda: run(1000, predict=task.predict))
+    means, errors = (np.array([getattr(row, name) for row in full.rows]) for name in ("drop", "error"))
+    order = np.argsort(-means)
+    rows = []
+    for key in range(keys):
+        took, found = timed(lambda key=key: run(key, until="top10"))
+        top = set(found.race.order[0][:10])
+        # Beyond what the full sweep itself can tell: a layer on the wrong side of the boundary by more than two standard errors.
+        wrong = [i for i in top ^ set(order[:10].tolist()) if abs(means[i] - means[order[9:11]].mean()) > 2 * errors[i]]
+        rows.append(
+            {
+                "share": found.race.evaluations / found.race.of,
+                "settled": found.race.settled,
+                "same": top == set(order[:10].tolist()),
+                "wrong": len(wrong),
+                "seconds": took,
+                "compile_s": found.compile_seconds,
+            }
+        )
+        print(f"ResNet-{depth}, race {key}: {rows[-1]}", flush=True)
+    gap = float(means[order[9]] - means[order[10]])
+    print(
+        f"ResNet-{depth}: full sweep {seconds:.0f} s; tenth and eleventh differ by {gap:.2g}, with errors of "
+        f"{errors[order[9]]:.2g} and {errors[order[10]]:.2g}",
+        flush=True,
+    )
+    return {"full_s": seconds, "gap": gap, "errors": errors[order[9:11]].tolist(), "races": rows}
+
+
+def pairs(data_dir: Path | None, quick: bool) -> dict[str, Any]:
+    """All pairs of ResNet-20's layers at one magnitude against a loop over full forward passes."""
+    score, params, data, _ = resnet_plan(data_dir, True)
+    data = data if quick else [jax.tree.map(lambda x: jnp.tile(x, (5,) + (1,) * (x.ndim - 1)), data[0])]
+    leaves = named_leaves(params)
+    names = list(select(params).taken)[:: 5 if quick else 1]
+    asked = [Candidate(leaf=x, magnitude=0.2 * float(np.std(leaves[x]))) for x in names]
+    noise, key = Jointly(Noise("gaussian")), jax.random.key(0)
+    function = jax.jit(
+        lambda p, batch, joint: score(
+            replace(p, {x: noise(named_leaves(p)[x], joint, (np.int32(i), None)) for i, x in enumerate(names)}), batch
+        )
+    )
+
+    def loop() -> list[float]:
+        found = []
+        for i, j in itertools.combinations(range(len(names)), 2):
+            joint = joint_of([point_of(asked[k], 0, key, np.float32) for k in (i, j)], [i, j])
+            out = [function(params, batch, joint) for batch in data]
+            found.append(sum(float(s["loss"]) for s, _ in out) / sum(float(n) for _, n in out))
+        return found
+
+    def engine() -> Any:
+        return interactions(score, params, data, asked, key=key)
+
+    one = joint_of([point_of(asked[0], 0, key, np.float32)] * 2, [0, 1])
+    loop_first, _ = timed(lambda: jax.block_until_ready(function(params, data[0], one)))
+    engine_first, first = timed(engine)
+    engine_s, found = timed(engine)  # what was compiled is kept
+    loop_s, losses = timed(loop)
+    differ = max(abs(row.drop + found.baseline["loss"] - loss) / loss for row, loss in zip(found.pairs, losses, strict=True))
+    print(
+        f"{len(losses)} pairs: loop {loop_s:.1f} s, engine {engine_s:.1f} s with singles and all together, "
+        f"{loop_s / engine_s:.2f}x; first runs {loop_first:.1f} s (one call) and {engine_first:.1f} s; "
+        f"losses differ by {differ:.1e}",
+        flush=True,
+    )
+    return {
+        "pairs": len(losses),
+        "loop_s": loop_s,
+        "engine_s": engine_s,
+        "speedup": loop_s / engine_s,
+        "first_s": engine_first,
+        "compile_s": first.compile_seconds,
+        "largest_relative_difference": differ,
+    }
+
+
+def first_runs(data_dir: Path | None, quick: bool) -> dict[str, Any]:
+    """First run of a sweep of ResNet-20's leaves, compiling counted: an executable a leaf, and shared by leaves near each other."""
+    score, params, data, _ = resnet_plan(data_dir, True)
+    leaves = named_leaves(params)
+    names = list(select(params).taken)[:: 5 if quick else 1]
+    asked = [Candidate(leaf=x, magnitude=0.2 * float(np.std(leaves[x]))) for x in names]
+    rows = {}
+    for way, share in (("an executable a leaf", 2.0), ("shared", sweep_run.LEAST_SHARED)):
+        sweep_run.LEAST_SHARED, before = share, sweep_run.LEAST_SHARED
+        jax.clear_caches()
+        start = time.process_time()
+        seconds, found = timed(lambda: sweep(score, params, data, asked, key=jax.random.key(0)))
+        rows[way] = {"seconds": seconds, "cpu_s": time.process_time() - start, "compile_s": found.compile_seconds}
+        sweep_run.LEAST_SHARED = before
+        print(f"first run of {len(names)} leaves, {way}: {rows[way]}", flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few images, ends within a minute")
     parser.add_argument("--data", type=Path, help="folder with weights/, speech/ and tfds/")
-    parser.add_argument("--only", choices=["resnet", "torch", "spc", "vgg", "devices", "overhead", "engine"])
+    names = ["resnet", "torch", "spc", "vgg", "devices", "overhead", "engine", "race", "pairs", "first"]
+    parser.add_argument("--only", choices=names)
+    parser.add_argument("--depth", type=int, default=20, help="of the race's ResNet: 20 or 56")
+    parser.add_argument("--images", type=int, default=1000, help="of the race")
+    parser.add_argument("--keys", type=int, default=10, help="races")
+    parser.add_argument("--state", type=Path, help="the race goes on from files of this name")
     parser.add_argument("--devices", type=int, default=1, help="CPU devices of this process")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", args.devices)
@@ -310,8 +429,11 @@ def main() -> None:
         "devices": ("devices", lambda: devices(args.data, args.quick)),
         "overhead": ("overhead", overhead),
         "engine": ("engine", lambda: resnet_engine(args.data, args.quick)),
+        "race": ("race", lambda: race(args.data, args.depth, args.images, 16, args.keys, args.state)),
+        "pairs": ("pairs", lambda: pairs(args.data, args.quick)),
+        "first": ("first_runs", lambda: first_runs(args.data, args.quick)),
     }
-    left_out = {"engine", *(("vgg", "devices") if args.quick else ())}
+    left_out = {"engine", *(("race",) if args.data is None else ()), *(("vgg", "devices") if args.quick else ())}
     if importlib.util.find_spec("torch") is None:
         left_out.add("torch")
         print("PyTorch is not installed: its row is left out", flush=True)

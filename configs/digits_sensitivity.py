@@ -3,7 +3,7 @@
 bqjax sweep --config configs/digits_sensitivity.py --out out/digits_sensitivity
 """
 
-from bqjax.experiment import BinsByLayer, NoiseByLayer, RandomAgainstGradient, RelativeBySize, SweepConfig
+from bqjax.experiment import BinsByLayer, NoiseByLayer, RandomAgainstGradient, RelativeBySize, StatisticsAgainstRandom, SweepConfig
 from train.tasks import digits_task
 
 config = SweepConfig(
@@ -15,5 +15,6 @@ config = SweepConfig(
         BinsByLayer(n_bins=8, magnitude=0.5),
         RelativeBySize(magnitude=0.03),
         RandomAgainstGradient(sigma=0.05, draws=32),
+        StatisticsAgainstRandom(sigma=0.05, draws=32),
     ),
 )

@@ -326,6 +326,8 @@ class Sweep:
     that drop most; any number), or a standard error, as 0.002."""
     confidence: float = 0.95
     """With --until: of all its statements together."""
+    tolerance: float = 0.0
+    """With --until: layers whose drops differ by less count as equal, in points."""
     max_drop: float = 1.0
     """Of the metric, in points: what recipe.md may cost, the table of bits that is made where layers had Gaussian noise."""
     force: bool = False
@@ -343,6 +345,7 @@ class Sweep:
             examples=self.examples,
             until=self.until,
             confidence=self.confidence,
+            tolerance=self.tolerance,
             max_drop=self.max_drop,
             force=self.force,
             console=console,

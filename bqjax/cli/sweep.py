@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -28,6 +30,7 @@ def sweep_network(
     examples: int | None = None,
     until: str | None = None,
     confidence: float = 0.95,
+    tolerance: float = 0.0,
     max_drop: float = 1.0,
     force: bool = False,
     console: Console,
@@ -43,6 +46,8 @@ def sweep_network(
     goal = None if until is None else parse_until(until)
     if not 0 < confidence < 1:
         raise ValueError(f"--confidence must be between 0 and 1, got {confidence:g}")
+    if not (tolerance >= 0 and math.isfinite(tolerance)):
+        raise ValueError(f"--tolerance must be finite and not negative, got {tolerance:g}")
     if not max_drop > 0:
         raise ValueError(f"--max-drop must be positive, got {max_drop:g}")
     state = out / _STATE
@@ -54,9 +59,8 @@ def sweep_network(
         task = config.make_task(data, progress)
     out.mkdir(parents=True, exist_ok=True)
     with progress_bar(console, task.name) as progress:
-        found = sweeps.run_sweep(
-            config, task, limit=examples, until=goal, confidence=confidence, state_path=state, progress=progress
-        )
+        goals: dict[str, Any] = {"until": goal, "confidence": confidence, "tolerance": tolerance / 100}
+        found = sweeps.run_sweep(config, task, limit=examples, state_path=state, progress=progress, **goals)
     for name, content in sweep_files(found, command, max_drop / 100).items():
         with atomic_write(out / name, force=True) as file:
             file.write(content)

@@ -142,6 +142,7 @@ def run_sweep(
     limit: int | None = None,
     until: str | float | None = None,
     confidence: float = 0.95,
+    tolerance: float = 0.0,
     state_path: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     **engine: Any,
@@ -152,7 +153,8 @@ def run_sweep(
       config: what to measure.
       task: from ``config.task``.
       limit: overrides the config's.
-      until, confidence: of a race, see :func:`bqjax.sensitivity.sweeps.sweep`; candidates race within their figure and series.
+      until, confidence, tolerance: of a race, see :func:`bqjax.sensitivity.sweeps.sweep`; candidates race within their figure and
+        series.
       state_path: a file that keeps what was finished; the gradient is kept beside it, see :func:`state_files`.
       progress: called as candidates are finished, with the time left.
       **engine: see :func:`bqjax.sensitivity.sweeps.sweep`.
@@ -191,6 +193,7 @@ def run_sweep(
         predict=_told(task, batches[0]),
         until=until,
         confidence=confidence,
+        tolerance=tolerance,
         context=context,
         state_path=None if state_path is None else os.fspath(state_path),
         progress=progress,

@@ -63,11 +63,12 @@ def looks(most: int) -> list[int]:
       >>> looks(30)
       [8, 12, 17, 24, 30]
     """
-    found, n = [], float(_FIRST_LOOK)
+    found: list[int] = []
+    n = float(_FIRST_LOOK)
     while n < most:
         found.append(math.ceil(n))
         n = found[-1] * _GROWTH
-    return [*found, most]
+    return [*(n for n in found if n < most), most]
 
 
 def comparable(candidates: Sequence[Candidate]) -> list[list[int]]:
@@ -88,6 +89,7 @@ class Race:
       confidence: between 0 and 1.
       most: rounds at which the race ends in any case.
       out: places that are left out from the start.
+      tolerance: drops that differ by less are as good as equal, in units of the metric.
     """
 
     candidates: Sequence[Candidate]
@@ -95,12 +97,15 @@ class Race:
     confidence: float
     most: int
     out: frozenset[int] = frozenset()
+    tolerance: float = 0.0
     drops: list[list[float]] = field(init=False)
     weights: list[float] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
             raise ValueError(f"a confidence must be between 0 and 1, got {self.confidence}")
+        if not (self.tolerance >= 0 and math.isfinite(self.tolerance)):
+            raise ValueError(f"a tolerance must be finite and not negative, got {self.tolerance}")
         n = len(self.candidates)
         self.drops = [[] for _ in range(n)]
         self.looks = looks(self.most)
@@ -115,6 +120,7 @@ class Race:
         for one in self.sets:
             for i, j in itertools.product(one, one):
                 self._ahead[i, j] = i not in self.out and j in self.out
+        self._near = self._ahead.copy()  # [i, j]: i drops more than j, or less by no more than the tolerance
         pairs = sum(len(one) * (len(one) - 1) // 2 for one in self.sets)
         self._alpha = (1 - self.confidence) / (len(self.looks) * max(1, pairs))
 
@@ -127,9 +133,14 @@ class Race:
                 if self._ahead[i, j] or self._ahead[j, i] or {i, j} <= self.out:
                     continue
                 mean, error, rounds = self._between(i, j)
-                if mean and (math.isinf(mean) or abs(mean) > t_quantile(self._alpha, rounds - 1) * error):
+                sure = t_quantile(self._alpha, rounds - 1) * error
+                if mean and (math.isinf(mean) or abs(mean) > sure):
                     self._ahead[(i, j) if mean > 0 else (j, i)] = True
+                if self.tolerance:
+                    self._near[i, j] |= mean + self.tolerance > sure
+                    self._near[j, i] |= self.tolerance - mean > sure
             self._close(one)
+            self._near |= self._ahead
 
     def _between(self, i: int, j: int) -> tuple[float, float, int]:
         """Mean difference over common rounds, its standard error, and their number; infinite where one network is broken."""
@@ -155,7 +166,12 @@ class Race:
             return int(self.error(i) <= self.until)
         better, worse = int(self._ahead[one, i].sum()), int(self._ahead[i, one].sum())
         if self.top is None:
-            return int(better + worse == len(one) - 1)
+            apart = self._ahead[one, i] | self._ahead[i, one] | (self._near[one, i] & self._near[i, one])
+            return int(apart.sum() >= len(one) - 1)
+        if self.tolerance and self.drops[i]:
+            taken = sorted(one, key=lambda j: -math.inf if math.isnan(d := self.drop(j)) else d, reverse=True)
+            if self._near[np.ix_(taken[: self.top], taken[self.top :])].all():
+                return 1 if i in taken[: self.top] else -1
         return 1 if worse >= len(one) - self.top else -1 if better >= self.top else 0
 
     def open(self) -> list[int]:
@@ -183,7 +199,10 @@ class Race:
             order.append(tuple(sorted(one, key=lambda i: (status[i], wins[i], means[i]), reverse=True)))
             if isinstance(self.until, str):
                 waiting = {i for i in one if not self._status(i, one)}
-                pairs = ((i, j) for i, j in itertools.combinations(one, 2) if not (self._ahead[i, j] or self._ahead[j, i]))
+                near = self._near & self._near.T
+                pairs = (
+                    (i, j) for i, j in itertools.combinations(one, 2) if not (self._ahead[i, j] or self._ahead[j, i] or near[i, j])
+                )
                 both = self.top is not None  # for a top, a pair within it does not matter
                 undecided += [
                     (i, j) for i, j in pairs if (i in waiting and j in waiting) or (not both and (i in waiting or j in waiting))

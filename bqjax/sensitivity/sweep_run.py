@@ -26,7 +26,7 @@ __all__ = ["ROUND_DRAWS", "Count", "SweepRun", "by_program", "check_candidates",
 
 ROUND_DRAWS = 2  # of a race's round: they share a prefix, and where it has one they are noise and its mirror image
 _CHUNK = 128
-_SHARED = 0.75  # of the first leaf's work, what a leaf of the same program has behind it at least
+LEAST_SHARED = 0.75  # of the first leaf's work, what a leaf of the same program has behind it at least
 
 
 def by_program(
@@ -86,7 +86,7 @@ def shared_programs(evaluator: Evaluator, params: Any, candidates: Sequence[Cand
         shared: list[str] = []
         for leaf in sorted(work, key=lambda leaf: -work[leaf]):
             alone = not work[leaf] or not evaluator.one_at_a_time(params, leaf)
-            if shared and (alone or work[leaf] < _SHARED * work[shared[0]]):
+            if shared and (alone or work[leaf] < LEAST_SHARED * work[shared[0]]):
                 programs |= {(one, perturbation): Program(tuple(shared), perturbation) for one in shared}
                 shared = []
             shared.append(leaf)
@@ -125,7 +125,7 @@ class Count:
         self._fresh += n * share * (not resumed)
         if self.progress:
             spent = time.monotonic() - self.start
-            left = f"{spent / self._fresh * (self.total - self.done):.0f} s left" if self._fresh else ""
+            left = f"{spent / self._fresh * max(0.0, self.total - self.done):.0f} s left" if self._fresh else ""
             self.progress(int(self.done), self.total, f"{name} {left}")
 
 

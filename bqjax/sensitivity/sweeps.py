@@ -49,6 +49,7 @@ def sweep(
     context: Mapping[str, Any] | None = None,
     until: str | float | None = None,
     confidence: float = 0.95,
+    tolerance: float = 0.0,
     first: Literal["predict"] | None = None,
     curvature: Curvature | None = None,
     state_path: str | None = None,
@@ -83,6 +84,7 @@ def sweep(
       context: by leaf name, what perturbations take besides weights and candidate, e.g. gradients.
       until: what a race is run for; None scores every draw of every candidate.
       confidence: of a race's statements, over all of them together.
+      tolerance: drops that differ by less count as equal in a race, in units of the metric.
       first: ``"predict"`` leaves out of a race for a top the candidates whose effect, as the curvature predicts it, is out of reach
         (:func:`~bqjax.sensitivity.predictions.out_of_reach`); their rows have no drop.
       curvature: of the network's outputs, :func:`~bqjax.sensitivity.curvature.output_curvature`; rows then have ``predicted``.
@@ -103,13 +105,13 @@ def sweep(
     fingerprint = {"params": digest(params), "batches": digest(list(batches)), "key": digest(key), "context": digest(context)}
     if until is not None:
         batches = _blocks(batches)
-        race = _race(candidates, until, confidence, len(batches), first, predicted)
+        race = _race(candidates, until, confidence, tolerance, len(batches), first, predicted)
     elif first is not None:
         raise ValueError(f"first={first!r} goes with a race for a top: pass until='top10', or another number")
     told = predict if race is None else None  # a race takes its errors from rounds
     evaluator = Evaluator(score, batches, predict=told, metric=metric, **engine)
     if evaluator.shared:
-        asked = [(c.described(), c.draws) for c in candidates], until, confidence, metric if predict else None
+        asked = [(c.described(), c.draws) for c in candidates], until, confidence, tolerance, metric if predict else None
         check_same({**fingerprint, "candidates": text_digest(asked)})
     # A mesh of this process alone makes this process's own sweep, with a file of its own.
     with (SharedJournal if evaluator.shared else Journal)(state_path, fingerprint) as journal:
@@ -146,6 +148,7 @@ def _race(
     candidates: Sequence[Candidate],
     until: str | float,
     confidence: float,
+    tolerance: float,
     blocks: int,
     first: str | None,
     predicted: np.ndarray | None,
@@ -168,4 +171,4 @@ def _race(
         if not (isinstance(until, str) and until.startswith("top")):
             raise ValueError(f"first='predict' goes with a race for a top, as until='top10', not {until!r}")
         out = out_of_reach(predicted, candidates, int(until[3:]))
-    return Race(candidates, until, confidence, most, out)
+    return Race(candidates, until, confidence, most, out, tolerance)

@@ -111,6 +111,7 @@ def test_a_race_says_how_it_ended(config, capsys):
         (("--until", "best"), "until 'rank', 'top10'"),
         (("--until", "top9"), "the top 9 of 2 candidates is no question"),
         (("--until", "rank", "--confidence", "95"), "--confidence must be between 0 and 1"),
+        (("--until", "rank", "--tolerance", "-1"), "--tolerance must be finite and not negative"),
         (("--max-drop", "0"), "--max-drop must be positive"),
     ):
         assert message in refused(capsys, "sweep", "--config", config, "--out", "other", *args)

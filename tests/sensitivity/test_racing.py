@@ -15,9 +15,9 @@ def candidates(n, tags=None):
     return [Candidate(leaf=f"l{i}", tags=tags or {}) for i in range(n)]
 
 
-def raced(means, until, confidence=0.95, most=320, seed=0, spread=1.0, out=frozenset()):
+def raced(means, until, confidence=0.95, most=320, seed=0, spread=1.0, out=frozenset(), tolerance=0.0):
     rng = np.random.default_rng(seed)
-    race, scored = Race(candidates(len(means)), until, confidence, most, out), np.zeros(len(means), int)
+    race, scored = Race(candidates(len(means)), until, confidence, most, out, tolerance), np.zeros(len(means), int)
 
     def score(places, first, last):
         race.weights += [1.0] * (last - first)
@@ -56,6 +56,19 @@ def test_a_race_for_the_order_says_what_it_could_not_tell():
 def test_equal_candidates_are_told_apart_no_more_often_than_the_confidence_allows():
     errors = sum(bool(raced(np.zeros(4), "rank", confidence=0.8, most=64, seed=seed)[0]._ahead.any()) for seed in range(100))
     assert errors <= 20
+
+
+def test_what_differs_by_less_than_the_tolerance_counts_as_equal():
+    means = np.array([0.0, 4.0, 4.1, 4.0, 0.2])
+    for until, order in (("top2", {1, 2, 3}), ("rank", {0, 1, 2, 3, 4})):
+        exact, all_scored = raced(means, until)
+        about, scored = raced(means, until, tolerance=1.0)
+        assert not exact.record(0, 1).settled and about.record(0, 1).settled and about.record(0, 1).open == ()
+        assert set(about.record(0, 1).order[0][:2]) <= order and scored.sum() < 0.6 * all_scored.sum()
+        assert set(about.record(0, 1).order[0][3:]) == {0, 4}
+    for tolerance in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="a tolerance must be finite and not negative"):
+            raced(means, "rank", tolerance=tolerance)
 
 
 def test_a_race_until_a_standard_error():
@@ -99,6 +112,7 @@ def test_rounds_count_by_their_examples():
 
 
 def test_looks_end_with_the_last_round():
+    assert looks(24) == [8, 12, 17, 24]
     assert looks(8) == [8] and looks(10) == [8, 10] and looks(5) == [5]
     assert all(a < b for a, b in zip(looks(1000), looks(1000)[1:], strict=False)) and looks(1000)[-1] == 1000
 
