@@ -1,6 +1,6 @@
 """What ``bqjax compress --target-size`` and ``--max-drop`` mean: one lmbda for all leaves, or a plan layer by layer.
 
-:mod:`bqjax.cli.arguments` parses their arguments.
+:mod:`bqjax.cli.compress_arguments` parses their arguments.
 """
 
 from __future__ import annotations

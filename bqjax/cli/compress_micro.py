@@ -1,4 +1,4 @@
-"""What ``bqjax compress --target tflm`` does; :mod:`bqjax.cli.arguments` parses its arguments."""
+"""What ``bqjax compress --target tflm`` does; :mod:`bqjax.cli.compress_arguments` parses its arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``bqjax compress`` does with a quantized model; :mod:`bqjax.cli.arguments` parses its arguments."""
+"""What ``bqjax compress`` does with a quantized model; :mod:`bqjax.cli.compress_arguments` parses its arguments."""
 
 from __future__ import annotations
 
