@@ -14,6 +14,7 @@ config = Experiment(
     data="weights/squeezenet11.safetensors and imagenet_sample/imagenet_sample_224.zip",
     methods=(
         RateDistortion(max_drop=0.01, label="rate-distortion, drop 1"),
+        *(RateDistortion(lmbda=p, label=f"rate-distortion, lmbda {p:g}") for p in (0.000185, 0.00043)),
         RateDistortion(target_bytes=450_000, label="rate-distortion, 450 kB"),
         RateDistortion(target_bytes=350_000, label="rate-distortion, 350 kB"),
         *(KMeans(k=k, label=f"k-means, {k}") for k in (8, 16, 32)),
