@@ -34,8 +34,9 @@ class Block(nnx.Module):
         self.up, self.down = nnx.Linear(WIDTH, 4 * WIDTH, rngs=rngs), nnx.Linear(4 * WIDTH, WIDTH, rngs=rngs)
 
     def __call__(self, x):
-        x = x + self.attention(self.norms[0](x), mask=nnx.make_causal_mask(x[..., 0]))
-        return x + self.down(nnx.gelu(self.up(self.norms[1](x))))
+        first, second = self.norms
+        x = x + self.attention(first(x), mask=nnx.make_causal_mask(x[..., 0]))
+        return x + self.down(nnx.gelu(self.up(second(x))))
 
 
 class Network(nnx.Module):
@@ -101,3 +102,11 @@ row = run_row(task, RateDistortion(max_drop=0.02), path, before, key=jax.random.
 print(f"float32     {before.float_bytes:>8,} bytes              {row.before:.4f} nats a byte")
 print(f"the file    {row.file_bytes:>8,} bytes, {row.ratio:4.1f} times  {row.after:.4f}")
 print(f"            {row.bits_per_weight:.2f} bits a weight over all {before.n_params:,} weights")
+
+# ## What it prints
+#
+#     float32      340,104 bytes              2.5391 nats a byte
+#     the file      27,063 bytes, 12.6 times  2.5655
+#                 2.57 bits a weight over all 84,304 weights
+#
+# The text is that of the Python which runs it, so that other releases print other numbers.

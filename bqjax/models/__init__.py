@@ -13,6 +13,7 @@ module              what it has
 ``depthwise``       depthwise convolution, fast on CPUs too
 ``spc``             the convolutional network for Speech Commands, with TensorFlow's weights
 ``deep_speech``     DeepSpeech 1 and 2
+``transformer``     transformers for text, images and spoken words, with checkpoints of Hugging Face
 ``recurrent``       GRU and LSTM over padded sequences
 ``audio``           log-mel spectrograms, mel-frequency cepstral coefficients, SpecAugment
 ``ctc``             connectionist temporal classification: losses and scores

@@ -15,7 +15,7 @@ import numpy as np
 
 from bqjax.core.classification import classification_score
 from bqjax.core.task import Predictions, Score
-from bqjax.tflite.codes.layer_stats import Measured, to_rows
+from bqjax.tflite.codes.layer_stats import Measured, layer_layout
 from bqjax.tflite.codes.search import QuantizedNetwork
 from bqjax.tflite.format.graph import Operator
 from bqjax.tflite.format.model import Model, rewritten
@@ -148,7 +148,8 @@ def unmeasured(network: QuantizedNetwork) -> dict[str, Measured]:
     found = {}
     for name, layer in network.layers.items():
         leaves = network.params[name]
-        rows = to_rows(np.asarray(leaves["codes"]).astype(np.float32), layer.kind)
+        codes = np.asarray(leaves["codes"]).astype(np.float32)
+        rows = layer_layout(layer.kind, codes.shape).to_rows(codes)
         power = np.square(rows - float(np.asarray(leaves["zero_point"]).reshape(-1)[0])).sum(dtype=np.float64)
         groups, _, d = rows.shape
         found[name] = Measured(

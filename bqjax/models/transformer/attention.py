@@ -43,7 +43,8 @@ def places_of(mask: jax.Array, *, causal: bool) -> Places:
     text = mask.astype(jnp.int32)
     index = jnp.arange(text.shape[1], dtype=jnp.int32)[None]
     starts = jnp.pad(text[:, 1:] != text[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    positions = index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+    # Padding may be longer than any text: its positions would be beyond those that are learned.
+    positions = jnp.where(text == 0, 0, index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1))
     seen = text[:, :, None] == text[:, None, :]
     return Places(positions, seen & (index[:, :, None] >= index[:, None, :]) if causal else seen)
 

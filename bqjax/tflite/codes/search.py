@@ -28,10 +28,11 @@ from bqjax.core.journal import Journal, digest
 from bqjax.core.progress import Progress
 from bqjax.core.scoring import score_batches
 from bqjax.core.task import Score, signed
+from bqjax.methods.rate_distortion.leaf import LeafStats, mean_curvature
 from bqjax.sensitivity.importance import output_importance
 from bqjax.sensitivity.limit import highest_within
-from bqjax.tflite.codes.grid import LayerStats, QuantizedLayer, quantize_layer, quantize_layer_by_output
-from bqjax.tflite.codes.layer_stats import Layer, Measured, Moments, layer_stats, to_rows, to_weight
+from bqjax.tflite.codes.grid import QuantizedLayer, quantize_layer, quantize_layer_by_output
+from bqjax.tflite.codes.layer_stats import Layer, Measured, Moments, layer_layout, layer_stats
 
 __all__ = ["QuantizedConfig", "QuantizedInfo", "QuantizedNetwork", "QuantizedReport", "Target", "measure_layers", "search_codes"]
 
@@ -40,7 +41,7 @@ class Target(Protocol):
     """A file format that says itself what codes of a layer cost. A frozen dataclass: its ``repr`` tells searches apart."""
 
     def prepared(
-        self, codes: np.ndarray, zero_point: int, stats: LayerStats, settings: Mapping[str, Any]
+        self, codes: np.ndarray, zero_point: int, stats: LeafStats, settings: Mapping[str, Any]
     ) -> Callable[[float], QuantizedLayer | None]:
         """New codes of one layer by lmbda; arguments as of :func:`bqjax.tflite.codes.grid.quantize_layer`."""
         ...
@@ -62,7 +63,7 @@ class QuantizedConfig:
       steps: of the bisection, each compresses and scores the network once.
       scan: lmbdas tried after it, from the one that it accepted to twice the lowest that it refused, see
         :func:`bqjax.sensitivity.limit.highest_within`; 0 takes what the bisection found.
-      passes: over a layer, see :func:`bqjax.tflite.codes.grid.quantize_layer`.
+      passes, sweeps: over a layer and of coordinate descent after each, see :func:`bqjax.tflite.codes.grid.quantize_layer`.
       step_scale: likewise.
       damping: of the inputs' second moment, a share of its mean diagonal.
       target: the file format that codes are for, where it is another than :mod:`bqjax.tflite.container`, which codes them at their
@@ -77,7 +78,8 @@ class QuantizedConfig:
     by_output: bool = False
     steps: int = 7
     scan: int = 8
-    passes: int = 3
+    passes: int = 2
+    sweeps: int = 4
     step_scale: float = 1.0
     damping: float = 0.01
     target: Target | None = None
@@ -88,8 +90,9 @@ class QuantizedConfig:
         for what in ("steps", "passes"):
             if getattr(self, what) < 1:
                 raise ValueError(f"{what} must be at least 1, got {getattr(self, what)}")
-        if self.scan < 0:
-            raise ValueError(f"scan must not be negative, got {self.scan}")
+        for what in ("scan", "sweeps"):
+            if getattr(self, what) < 0:
+                raise ValueError(f"{what} must not be negative, got {getattr(self, what)}")
         for what in ("max_drop", "layer_drop"):
             value = getattr(self, what)
             if value is not None and not (value >= 0 and math.isfinite(value)):
@@ -165,6 +168,7 @@ def measure_layers(
     key: jax.Array,
     positions: int = 2048,
     draws: int = 2,
+    examples: int = 10,
     progress: Progress | None = None,
 ) -> dict[str, Measured]:
     """What a search needs to know of every layer, from calibration data; no labels are used.
@@ -175,6 +179,7 @@ def measure_layers(
       key: a ``jax.random`` key.
       positions: places of a layer's input that are looked at in each batch.
       draws: random signs for the importance.
+      examples: of a batch that share one draw of signs. An output's importance is known to ``sqrt(2 / draws of signs)`` of itself.
       progress: called after each batch.
     """
     if not len(batches):
@@ -191,10 +196,9 @@ def measure_layers(
     # Gradients need real numbers.
     real = {layer: {**leaves, "codes": jnp.asarray(leaves["codes"], jnp.float32)} for layer, leaves in network.params.items()}
     names = [f"{name}/codes" for name in shapes]
-    importance = output_importance(network.real, real, batches, key=keys[0], draws=draws, names=names)
-    return {
-        name: Measured(*moments[name].result(), to_rows(importance[f"{name}/codes"], network.layers[name].kind)) for name in shapes
-    }
+    importance = output_importance(network.real, real, batches, key=keys[0], draws=draws, names=names, examples=examples)
+    layouts = {name: layer_layout(network.layers[name].kind, shape) for name, shape in shapes.items()}
+    return {name: Measured(*moments[name].result(), layouts[name].to_rows(importance[f"{name}/codes"])) for name in shapes}
 
 
 class _Search:
@@ -211,10 +215,9 @@ class _Search:
         self._batches, self._measured = batches, measured
         self._stats = {name: layer_stats(m, centred=self._moves_bias(name), damping=config.damping) for name, m in measured.items()}
         self._score = jax.jit(network.score) if network.traceable else network.score
-        self.rows = {
-            name: to_rows(np.asarray(network.params[name]["codes"]).astype(np.int64), layer.kind)
-            for name, layer in network.layers.items()
-        }
+        codes = {name: np.asarray(network.params[name]["codes"]).astype(np.int64) for name in network.layers}
+        self._layouts = {name: layer_layout(layer.kind, codes[name].shape) for name, layer in network.layers.items()}
+        self.rows = {name: layout.to_rows(codes[name]) for name, layout in self._layouts.items()}
         self._prepared: dict[str, Callable[[float], QuantizedLayer | None]] = {}
 
     def score(self, params: Callable[[], Any], what: str) -> dict[str, float]:
@@ -227,7 +230,8 @@ class _Search:
 
     def layer(self, name: str, lmbda: float) -> QuantizedLayer | None:
         config = self.config
-        settings: dict[str, Any] = {"compensate": config.compensate, "passes": config.passes, "step_scale": config.step_scale}
+        names = ("compensate", "passes", "sweeps", "step_scale")
+        settings: dict[str, Any] = {name: getattr(config, name) for name in names}
         if config.target is not None:
             if name not in self._prepared:
                 layer = self.rows[name], self.zero_point(name), self._stats[name]
@@ -246,7 +250,7 @@ class _Search:
     def leaves(self, name: str, new: QuantizedLayer) -> dict[str, Any]:
         """A layer's leaves with new codes, and the bias that goes with them."""
         old = self.network.params[name]
-        codes = to_weight(new.codes, self.network.layers[name].kind, old["codes"].shape).astype(old["codes"].dtype)
+        codes = self._layouts[name].to_leaf(new.codes).astype(old["codes"].dtype)
         leaves = {**old, "codes": codes}
         if self._moves_bias(name):
             moved = np.einsum(
@@ -268,13 +272,8 @@ class _Search:
 
     def unit(self) -> float:
         """The lmbda at which the grid of the middle weight would be that of the old codes."""
-        found = []
-        for name in self.rows:
-            stats = self._stats[name]
-            g = np.log(np.maximum(np.asarray(stats.importance, np.float64), 1e-30)).mean()
-            u = np.log(np.maximum(np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64), 1e-30)).mean()
-            found.append((g - 2 * u, self.rows[name].size))
-        logs, sizes = np.array(found).T
+        sizes = np.array([rows.size for rows in self.rows.values()])
+        logs = np.array([math.log(mean_curvature(self._stats[name])) for name in self.rows])
         return float(math.exp((logs * sizes).sum() / sizes.sum()) * math.log(2) / 12)
 
     def at(self, lmbda: float) -> dict[str, QuantizedLayer]:
