@@ -37,7 +37,7 @@ from bqjax.tflite.codes.layer_stats import Layer, Measured, Moments, layer_layou
 __all__ = ["QuantizedConfig", "QuantizedInfo", "QuantizedNetwork", "QuantizedReport", "Target", "measure_layers", "search_codes"]
 
 
-_SPAN, _MOST = 12.0, 36.0  # powers of two of lmbda that are searched at once, and at most for another target
+_SPAN, _MOST = 12.0, 36.0  # powers of two of lmbda that are searched at once, and at most
 
 
 class Target(Protocol):
@@ -380,10 +380,9 @@ def _highest_lmbda(search: _Search, baseline: Mapping[str, float], progress: Pro
         return drop
 
     high, settings = _SPAN, {"steps": config.steps, "scan": config.scan}
-    most = _SPAN if config.target is None else _MOST
     found = highest_within(lost, config.max_drop, low=0.0, high=high, **settings)
     # Weights that no input reaches, as pruned networks have many of, cost nothing: then the middle weight's grid says little.
-    while found is not None and found > high - 0.25 and high < most:
+    while found is not None and found > high - 0.25 and high < _MOST:
         more = highest_within(lost, config.max_drop, low=high, high=high + _SPAN, **settings)
-        found, high = (found, most) if more is None else (more, high + _SPAN)
+        found, high = (found, _MOST) if more is None else (more, high + _SPAN)
     return 0.0 if found is None else unit * 2**found
