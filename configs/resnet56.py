@@ -1,6 +1,7 @@
 """Methods without retraining on ResNet-56 for CIFAR-10, all 10,000 test images.
 
 bqjax compare --config configs/resnet56.py --data DATA --out out/resnet56
+bqjax compress --config configs/resnet56.py --data DATA --target-size 200KB --out out/resnet56_200.bq.safetensors
 """
 
 from bqjax import Rule

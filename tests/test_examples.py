@@ -32,11 +32,22 @@ def percentages(text: str) -> list[float]:
 @pytest.mark.parametrize("output", ["own_network"], indirect=True)
 def test_own_network(output, tmp_path):
     before, after = percentages(output)
+    assert " ± " in output
     assert before > 85
     assert after > before - 3
     path = tmp_path / "out" / "own_network.bq.safetensors"
-    assert 4 * 17_258 / path.stat().st_size > 8
+    assert 4 * 17_258 / path.stat().st_size > 25
     assert {leaf.kind for leaf in bqjax.inspect(path).leaves if leaf.name.endswith("kernel")} == {"clustered"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["own_language_model"], indirect=True)
+def test_own_language_model(output, tmp_path):
+    before, after = (float(number) for number in re.findall(r"(\d\.\d{4})", output))
+    assert before < 3.2  # of 5.5 for bytes of which nothing is known
+    assert after < before + 0.1
+    assert float(re.search(r"(\d+\.\d) times", output)[1]) > 6
+    assert (tmp_path / "out" / "own_language_model.bq.safetensors").stat().st_size < 60_000
 
 
 @pytest.mark.parametrize("output", ["gwk_in_optax"], indirect=True)
@@ -49,16 +60,21 @@ def test_gwk_in_optax(output, tmp_path):
 
 @pytest.mark.parametrize("output", ["own_sweep"], indirect=True)
 def test_own_sweep(output):
-    table = {line.split()[0]: [float(x) for x in re.findall(r"(-?\d+\.\d+) ±", line)] for line in output.splitlines()[3:]}
+    lines = output.splitlines()
+    table = {line.split()[0]: [float(x) for x in re.findall(r"(-?\d+\.\d+) ±", line)] for line in lines[3:6]}
     assert list(table) == ["first", "second", "head"]
     for drops in table.values():
         assert len(drops) == 5
         assert drops[-1] > 2  # of 40 % dead cells
         assert drops[-1] > drops[0]
+    differ, of = map(int, re.match(r"(\d+) of (\d+) rows differ from 0", lines[6]).groups())
+    assert 5 < differ <= of == 15
+    assert lines[10].startswith("most sensitive: head, ") and lines[10].endswith("1 of the top 1 are settled")
+    assert len(re.findall(r"(?m)[+-]\d\.\d{3} ± \d\.\d{3} beyond the sum$", output)) == 3
 
 
 def test_every_example_is_run():
-    assert NAMES == ["gwk_in_optax", "own_network", "own_sweep"]
+    assert NAMES == ["gwk_in_optax", "own_language_model", "own_network", "own_sweep"]
 
 
 @pytest.mark.parametrize("name", NAMES)

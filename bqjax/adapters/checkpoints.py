@@ -78,13 +78,14 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return {name: tensor.read() for name, tensor in open_checkpoint(path).tensors.items()}
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], *others: str | os.PathLike[str]) -> Checkpoint:
     """The tensors of a checkpoint, without reading them.
 
     Args:
       path: a safetensors file; an index; a folder with an index, with numbered shards, or with other safetensors files whose
         tensors have names of their own; or a checkpoint of Orbax, a step of one, or the folder of its steps, of which the last
         counts (see :mod:`bqjax.adapters.orbax`).
+      others: further safetensors files of the same checkpoint, where it is given file by file.
 
     Raises:
       ValueError: nothing is there, or something else (then with what it is); shards or tensors are missing, each named; two files
@@ -92,12 +93,26 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
       ImportError: a checkpoint of Orbax, which is not installed.
     """
     path = Path(path)
+    if others:
+        return _listed_files([path, *map(Path, others)])
     if path.is_dir():
         return _folder(path)
     if path.is_file() and (path.name.endswith(_INDEX) or _is_index(path)):
         return _indexed(path, {})
     tensors, metadata = open_file(path)
     return Checkpoint(tensors=tensors, metadata=metadata, files=(path,))
+
+
+def _listed_files(files: list[Path]) -> Checkpoint:
+    """The checkpoint of files that were named one by one."""
+    for path in files:
+        if path.is_dir() or path.name.endswith(_INDEX):
+            what = "a folder" if path.is_dir() else "an index"
+            raise ValueError(f"{path} is {what}, which stands for all of its files: name nothing beside it")
+    if twice := [path for i, path in enumerate(files) if path.resolve() in [other.resolve() for other in files[:i]]]:
+        raise ValueError(f"{twice[0]} is named twice")
+    _all_shards(files[0].parent, files)
+    return _joined(files, {})
 
 
 def _is_index(path: Path) -> bool:
@@ -164,7 +179,7 @@ def _joined(files: list[Path], passed: dict[str, str]) -> Checkpoint:
             other = tensors[both[0]].path.name
             raise ValueError(
                 f"{other} and {path.name} in {path.parent} both hold a tensor {both[0]!r}: "
-                "they are several checkpoints, name one of them"
+                "they are several checkpoints, compress each by itself"
             )
         tensors |= more
         _merge(metadata, said, path, passed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import json
 import lzma
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,12 @@ class ModelFolder:
     def file_bytes(self) -> int:
         """Bytes of the carried files."""
         return sum(map(len, self.files.values()))
+
+    @functools.cached_property  # a search for a size asks for it again and again
+    def packed(self) -> str:
+        """The carried files end to end, as Base64 of one LZMA2 stream."""
+        data = b"".join(self.files.values())
+        return base64.b64encode(lzma.compress(data, format=lzma.FORMAT_RAW, filters=_FILTERS)).decode()
 
 
 def model_folder(checkpoint: Checkpoint) -> ModelFolder | None:
@@ -130,10 +137,9 @@ def folder_metadata(folder: ModelFolder | None) -> dict[str, str]:
     """The entry for a bqjax file's metadata, whose leaves are in the order of the folder's tensors; empty of a single file."""
     if folder is None:
         return {}
-    packed = lzma.compress(b"".join(folder.files.values()), format=lzma.FORMAT_RAW, filters=_FILTERS)
     kept: dict[str, Any] = {"files": {name: len(data) for name, data in folder.files.items()}, "shards": list(folder.shards)}
     if folder.files:
-        kept["content"] = base64.b64encode(packed).decode()
+        kept["content"] = folder.packed
     if len(folder.shards) > 1:
         kept["of"] = list(folder.of)
     if folder.index_name is not None:

@@ -65,7 +65,7 @@ class FolderStorage:
     folder: ModelFolder | None
     beside: Mapping[str, Any]
     tied: Mapping[str, str]
-    original_name: str = "the folder"
+    original_name: str = "the folder as one file"
 
     def original(self, params: Any) -> bytes:
         """The weights' files, and the files that are carried beside them, end to end."""

@@ -122,11 +122,15 @@ class StoredTensor:
           ValueError: the file was cut short after it was opened.
           OSError: it cannot be read.
         """
-        with self.path.open("rb") as file:
+        data = np.empty(self.type.nbytes, np.uint8)
+        with self.path.open("rb", buffering=0) as file:  # half the time of np.fromfile for small tensors
             file.seek(self.offset)
-            data = np.fromfile(file, np.uint8, self.type.nbytes)
-        if data.size != self.type.nbytes:
-            raise ValueError(f"{self.path} was cut short while it was read")
+            left = data.data
+            while left:  # one call reads at most 2 GB
+                read = file.readinto(left)
+                if not read:
+                    raise ValueError(f"{self.path} was cut short while it was read")
+                left = left[read:]
         return data if self.type.packed else data.view(self.dtype).reshape(self.shape)
 
 

@@ -22,8 +22,10 @@ class Compress:
     Either `--config FILE` names a task and methods, of which one makes the file, or WEIGHTS are compressed as they are.
     """
 
-    weights: Annotated[Path | None, tyro.conf.Positional] = None
+    weights: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")] = None
     """Any .safetensors weights, as a file, a folder or an index, compressed without model and data; or a .tflite model."""
+    others: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MORE")] = ()
+    """Further .safetensors files of the same checkpoint, where it is named file by file: together they become one file, --out."""
     config: Path | None = None
     """A Python file that defines `config = Experiment(...)`; see configs/. Its first method makes the file."""
     data: Path | None = None
@@ -53,7 +55,7 @@ class Compress:
     """Patterns of the leaves of WEIGHTS to compress; default: floating point, two or more dimensions."""
     skip: tuple[str, ...] = ()
     """Patterns of leaves to leave as they are."""
-    coder: Literal["auto", "raw", "zstd", "ans", "huffman"] = "auto"
+    coder: Literal["auto", "raw", "zstd", "ans", "huffman", "adaptive"] = "auto"
     """How the indices of WEIGHTS are coded."""
     lossless: bool = False
     """Entropy-code only: WEIGHTS come back bit for bit, a .tflite model byte for byte."""
@@ -86,12 +88,14 @@ class Compress:
     """Overwrite existing files."""
 
     def run(self, console: Console, command: str) -> None:
+        if self.others:
+            self._check_others(self.others)
         # What would have no effect is refused.
         takes, what = self._takes()
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in (*takes, "out", "force")]
         if given:
             options = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise ValueError(f"{options} cannot go with {what}")
+            raise ValueError(f"{options} cannot go with {what}{_instead(given, what)}")
         if self.target_size is not None and self.max_drop is not None:
             raise ValueError("--target-size cannot go with --max-drop: name one of the two")
         if self.max_drop is None and self.confidence != 0.5:
@@ -116,6 +120,16 @@ class Compress:
         elif self.weights is not None:
             self._weights(self.weights, console)
 
+    def _check_others(self, others: tuple[Path, ...]) -> None:
+        if self.config is not None:
+            raise ValueError(f"--config cannot go with {others[0]}: name either WEIGHTS.safetensors or --config FILE")
+        for path in (self.weights, *others):
+            if path is not None and path.suffix == ".tflite":
+                raise ValueError(f"{path}: a .tflite model is compressed by itself, each in a command of its own")
+        if self.out is None:
+            files = f"{1 + len(others)} files of one checkpoint"
+            raise ValueError(f"{files} become one file: name it by --out; several checkpoints take a command each")
+
     def _takes(self) -> tuple[tuple[str, ...], str]:
         """The options that have an effect beside what is compressed, and the name of that."""
         if (self.weights is None) == (self.config is None):
@@ -126,8 +140,8 @@ class Compress:
             return ("weights", "text", "report", "table", "target_size", "max_drop", "confidence"), "--text"
         if self.weights is None or self.weights.suffix != ".tflite":
             if self.lossless:
-                return ("weights", "lossless"), "--lossless"
-            allowed = "weights", "method", "bins", "sigma_scale", "rtol", "lmbda", "target_size", "only", "skip", "coder"
+                return ("weights", "others", "lossless"), "--lossless"
+            allowed = "weights", "others", "method", "bins", "sigma_scale", "rtol", "lmbda", "target_size", "only", "skip", "coder"
             return allowed, "WEIGHTS"
         shared: tuple[str, ...] = ("weights", "target")
         if self.target == "tflm":
@@ -218,11 +232,12 @@ class Compress:
                 console=console,
             )
         elif self.lossless:
-            compress_lossless(source, out, force=self.force, console=console)
+            compress_lossless(source, out, others=self.others, force=self.force, console=console)
         else:
             compress_weights(
                 source,
                 out,
+                others=self.others,
                 method=self._weight_method(),
                 target_size=self.target_size,
                 only=self.only,
@@ -239,6 +254,14 @@ class Compress:
             raise ValueError("--target-size chooses the error of even levels itself: it cannot go with --rtol or another --method")
         name = self.method or "even"
         return WeightMethod(name=name, bins=self.bins, sigma_scale=self.sigma_scale, rtol=self.rtol, lmbda=self.lmbda)
+
+
+def _instead(given: Sequence[str], what: str) -> str:
+    """What does for weights alone what some options do where there are data."""
+    if what != "WEIGHTS" or not {"data", "max_drop", "confidence", "plan", "report", "table"} & set(given):
+        return ""
+    remedy = "bound each leaf's error by --rtol or the size by --target-size, or name a task by --config"
+    return f", whose accuracy nothing measures: {remedy}"
 
 
 def _beside(source: Path) -> Path:
@@ -379,7 +402,13 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         # Wide enough for the tables where the output is a file or a pipe.
         console = Console() if sys.stdout.isatty() else Console(width=160)
+        from bqjax.cli.compilation_cache import use_compilation_cache
+
+        use_compilation_cache()
         command.run(console, f"bqjax {shlex.join(args)}")
+    except FileNotFoundError as error:
+        print(f"bqjax: error: no file {error.filename}", file=sys.stderr)
+        return 2
     except (ValueError, OSError, ImportError) as error:
         print(f"bqjax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

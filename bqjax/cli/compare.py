@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from bqjax import codec
 from bqjax.core.files import atomic_write
 from bqjax.core.progress import Progress
 from bqjax.experiment import Entry, Experiment, Outcome
@@ -17,7 +16,8 @@ from bqjax.experiment import run as run_experiment
 from bqjax.experiment.kept_rows import task_fingerprint
 from bqjax.report.console import progress_bar, say
 from bqjax.report.experiment import PAGE, RESULT_NAMES, experiment_files, row_details
-from bqjax.report.tables import file_table, results_table, rich_table
+from bqjax.report.micro import stored_table
+from bqjax.report.tables import results_table, rich_table
 
 __all__ = ["compare_methods"]
 
@@ -61,7 +61,7 @@ def compare_methods(
 
     def done(entry: Entry, outcome: Outcome) -> None:
         if entry.file is not None and (entry.label == first or outcome.info is not None):
-            files = file_table(codec.inspect(out / ROWS / entry.file), entry.file)
+            files = stored_table(out / ROWS / entry.file, entry.file)
             with atomic_write(_details(out, entry), force=True) as file:
                 file.write(row_details(task, outcome, files).encode())
 

@@ -8,9 +8,11 @@ import tempfile
 from pathlib import Path
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from bqjax.cli.compress_budget import Budget, plan_within
+from bqjax.cli.micro_summary import micro_summary
 from bqjax.core.files import atomic_write
 from bqjax.core.task import Task
 from bqjax.experiment import Comparison, Entry, Experiment, reference, run_row
@@ -20,6 +22,7 @@ from bqjax.report.console import progress_bar, say
 from bqjax.report.experiment import experiment_page, row_details, table_text
 from bqjax.report.micro import stored_table
 from bqjax.report.tables import results_table, rich_table, search_table
+from bqjax.tflite.micro import is_micro
 
 __all__ = ["Outputs", "compress_by_plan", "compress_experiment", "compress_within"]
 
@@ -89,6 +92,9 @@ def compress_experiment(
     found = Comparison.of(task, before, [entry])
     for shown in ([search_table(outcome.info)] if outcome.info else []) + [files, results_table(found)]:
         console.print(rich_table(shown))
+    if is_micro(out):
+        for line in micro_summary(out, before.float_bytes, np.asarray(task.test[0]["inputs"])):
+            say(console, line)
     if outputs.table is not None:
         with atomic_write(outputs.table, force=outputs.force) as file:
             file.write(table_text(found, outputs.command))

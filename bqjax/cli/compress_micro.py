@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
 from rich.console import Console
 
 from bqjax.cli.compress import Outputs, compress_experiment
 from bqjax.cli.compress_budget import parse_size
 from bqjax.cli.compress_tflite import binned
 from bqjax.cli.files import inspect, refuse_same
+from bqjax.cli.micro_summary import micro_summary
 from bqjax.core.files import atomic_write
 from bqjax.experiment import Experiment
 from bqjax.experiment.storage import write_checked
 from bqjax.report.console import say
 from bqjax.tflite import IntegerBinAndQuant, read
-from bqjax.tflite.container import save_lossless
-from bqjax.tflite.micro import Limits, c_array, micro_content, read_micro
+from bqjax.tflite.micro import Limits, c_array, micro_content
 from bqjax.tflite.micro.c_source import is_c_source
-from bqjax.tflite.micro.runtime import compare_in_tflm, random_inputs, require_tflm
 from bqjax.tflite.micro.task import MicroStorage, micro_search, micro_task
 
 __all__ = ["MicroOptions", "compress_micro", "micro_experiment"]
-
-_INPUTS = 50  # that equality is checked on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,23 +82,20 @@ def compress_micro(
     if out != outputs.out and out.exists() and not outputs.force:
         raise ValueError(f"{out} exists, which is written beside {outputs.out.name}: pass --force to overwrite it")
     refuse_same(source, out)
-    inputs = None
     if data is not None:
-        experiment = micro_experiment(source, data, options, max_drop=max_drop)
-        task = experiment.make_task(None)
-        inputs = np.asarray(task.test[0]["inputs"])[:_INPUTS]
         here = Outputs(out=out, report=outputs.report, table=outputs.table, force=outputs.force, command=outputs.command)
-        compress_experiment(experiment, None, here, console, task=task)
+        compress_experiment(micro_experiment(source, data, options, max_drop=max_drop), None, here, console)
     else:
         _write(source, out, options, method, bins, outputs.force)
         inspect(out, console=console)
+        for line in micro_summary(out, source.stat().st_size):
+            say(console, line)
+        if method != "lossless":
+            say(console, "accuracy was not measured")
     if out != outputs.out:
         with atomic_write(outputs.out, force=outputs.force) as file:
             file.write(c_array(out.read_bytes(), out.stem).encode())
         say(console, f"wrote {outputs.out}, the same as a C array")
-    _summary(source, out, inputs, console)
-    if data is None and method != "lossless":
-        say(console, "accuracy was not measured")
 
 
 def _write(source: Path, out: Path, options: MicroOptions, method: str, bins: int, force: bool) -> None:
@@ -123,43 +113,3 @@ def _write(source: Path, out: Path, options: MicroOptions, method: str, bins: in
         raise ValueError(f"{source}: {error}") from error
     with atomic_write(out, force=force) as file:
         file.write(content)
-
-
-def _summary(source: Path, out: Path, examples: np.ndarray | None, console: Console) -> None:
-    """Sizes, and whether TFLM makes the same of the file and of its plain twin."""
-    file = read_micro(out)
-    with tempfile.TemporaryDirectory(prefix=".bqjax-", dir=out.parent) as scratch:
-        container = save_lossless(Path(scratch) / "twin.bq.safetensors", file.twin).file_bytes
-    whole, size = source.stat().st_size, len(file.content)
-    say(
-        console,
-        f"{source.name} {whole:,} bytes; squeezed and plain {len(file.twin):,}; as a .bq.safetensors container, to be unpacked "
-        f"before it runs, {container:,}; {out.name} {size:,} ({whole / size:.2f}x)",
-    )
-    try:
-        require_tflm()
-    except ImportError as error:
-        say(console, f"equality with the plain twin in TFLM was not checked: {error}; then run the command again")
-        return
-    say(console, equality_text(file.content, file.twin, examples))
-
-
-def equality_text(content: bytes, twin: bytes, examples: np.ndarray | None = None) -> str:
-    """What TFLM says of a file and its twin.
-
-    Raises:
-      RuntimeError: their outputs differ.
-    """
-    try:
-        inputs: list[list[Any]] = (
-            random_inputs(twin, _INPUTS, jax.random.key(0)) if examples is None else [[x[None]] for x in examples]
-        )
-        found = compare_in_tflm(content, twin, inputs)
-    except ValueError as error:
-        return f"equality with the plain twin in TFLM was not checked: {error}"
-    if found.equal < found.inputs:
-        raise RuntimeError(f"TFLM makes the same of the file and its plain twin on {found.equal} of {found.inputs} inputs alone")
-    return (
-        f"in TFLM bit-equal to the plain twin on {found.equal} of {found.inputs} inputs; arena {found.arena_before:,} bytes "
-        f"before, {found.arena_after:,} after"
-    )

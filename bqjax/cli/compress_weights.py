@@ -58,6 +58,7 @@ def compress_weights(
     source: Path,
     out: Path,
     *,
+    others: Sequence[Path] = (),
     method: WeightMethod | None = None,
     target_size: str | None = None,
     only: Sequence[str] = (),
@@ -69,12 +70,13 @@ def compress_weights(
     """Compresses a checkpoint of safetensors files with no model and no data, and checks the file by decoding it.
 
     Leaves are read, compressed and written one by one, and read back one by one: memory holds what one leaf needs.
+    ``others`` are further files of the checkpoint, where it was named file by file.
     """
     method = method or WeightMethod()
     if out.exists() and not force:
         raise ValueError(f"{out} exists: pass --force to overwrite it")
     refuse_same(source, out)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, *others)
     params = checkpoint.tensors
     for path in checkpoint.files:
         refuse_same(path, out)
@@ -100,13 +102,14 @@ def compress_weights(
     if errors:
         console.print(rich_table(error_table(errors, run.notes)))
     whole, size = _whole(checkpoint, folder), out.stat().st_size
+    given = _given(source, others)
     level, lossless = _zstd_bytes(checkpoint, folder)
     console.print(rich_table(Table(
         "Size",
         ("file", "bytes", "ratio"),
         [
-            (source.name, f"{whole:,}", "1.00"),
-            (f"{source.name}, zstd -{level} (lossless)", f"{lossless:,}", f"{whole / lossless:.2f}"),
+            (given, f"{whole:,}", "1.00"),
+            (f"{given}, zstd -{level} (lossless)", f"{lossless:,}", f"{whole / lossless:.2f}"),
             (out.name, f"{size:,}", f"{whole / size:.2f}"),
         ],
         f"By {run.method.described}. Relative error of compressed leaves {100 * total_error(errors):.2f} %; accuracy was not "
@@ -122,12 +125,12 @@ def compress_weights(
         say(console, warning)
 
 
-def compress_lossless(source: Path, out: Path, *, force: bool = False, console: Console) -> None:
+def compress_lossless(source: Path, out: Path, *, others: Sequence[Path] = (), force: bool = False, console: Console) -> None:
     """Entropy-codes a checkpoint of safetensors files tensor by tensor, and checks that it comes back bit for bit."""
     if out.exists() and not force:
         raise ValueError(f"{out} exists: pass --force to overwrite it")
     refuse_same(source, out)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, *others)
     params = checkpoint.tensors
     for path in checkpoint.files:
         refuse_same(path, out)
@@ -143,16 +146,21 @@ def compress_lossless(source: Path, out: Path, *, force: bool = False, console: 
     checked = time.process_time() - start
     console.print(rich_table(file_table(info, out.name)))
     whole, size = _whole(checkpoint, folder), out.stat().st_size
+    given = _given(source, others)
     level, other = _zstd_bytes(checkpoint, folder)
     rows = [
-        (source.name, f"{whole:,}", "1.00", "1.000"),
-        (f"{source.name}, zstd -{level}", f"{other:,}", f"{whole / other:.2f}", f"{other / whole:.3f}"),
+        (given, f"{whole:,}", "1.00", "1.000"),
+        (f"{given}, zstd -{level}", f"{other:,}", f"{whole / other:.2f}", f"{other / whole:.3f}"),
         (out.name, f"{size:,}", f"{whole / size:.2f}", f"{size / whole:.3f}"),
     ]
     speeds = f"Written at {whole / written / 1e6:.0f} MB and read back at {whole / checked / 1e6:.0f} MB a second of processor time"
     caption = f"{speeds}; all {len(params)} tensors are what they were, bit for bit.{_carried(folder)}"
     console.print(rich_table(Table("Size", ("file", "bytes", "ratio", "of the size"), rows, caption)))
     say_left_out(checkpoint, folder, console)
+
+
+def _given(source: Path, others: Sequence[Path]) -> str:
+    return f"{source.name} and {len(others)} more" if others else source.name
 
 
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:

@@ -66,6 +66,7 @@ def within(target: int, asked: Run, out: Path, coder: str, force: bool, console:
     rates = Rates((single(asked.params[name].read()) for name in asked.taken), asked.method.even)
     beside = 0.0  # bytes of the file that the entropy of the codes does not tell
     best: Run | None = None
+    least = 1 << 63
     with tempfile.TemporaryDirectory(prefix=".bqjax-", dir=out.parent) as scratch:
         trial, kept = Path(scratch) / "trial", Path(scratch) / "kept"
         for _ in range(_TRIALS):
@@ -73,6 +74,7 @@ def within(target: int, asked: Run, out: Path, coder: str, force: bool, console:
             run = asked.at(rtol)
             info = run.write(trial, coder, True, console)
             say(console, f"relative error {100 * rtol:.2f} %: {info.file_bytes:,} bytes of {target:,}")
+            least = min(least, info.file_bytes)
             beside = info.file_bytes - rates.bytes(rtol) + (0.002 * target if info.file_bytes > target else 0.0)
             if info.file_bytes <= target and (best is None or rtol < (best.method.rtol or 1)):
                 best = run
@@ -81,7 +83,8 @@ def within(target: int, asked: Run, out: Path, coder: str, force: bool, console:
                     break
         if best is None:
             raise ValueError(
-                f"--target-size: no file of at most {target:,} bytes was found, even at {100 * rtol:.0f} % relative error"
+                f"--target-size: no file of at most {target:,} bytes was found, even at {100 * rtol:.0f} % relative error; the "
+                f"smallest has {least:,}"
             )
         kept.replace(out)
     return best, codec.inspect(out)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import bisect
-import fnmatch
 import functools
 import re
 from collections.abc import Iterable
+
+from bqjax.core.shell_patterns import matcher
 
 __all__ = ["NameIndex", "matches"]
 
@@ -53,8 +54,11 @@ class NameIndex:
         plain = _ESCAPED.sub(r"\1", pattern)
         if not _MAGIC.search(_ESCAPED.sub("", pattern)):
             return [plain] if plain in self._place else []
-        fits = re.compile(fnmatch.translate(pattern)).match
-        return [name for name in self._candidates(pattern) if fits(name)]
+        candidates = self._candidates(pattern)
+        if not candidates:
+            return []
+        fits = matcher(pattern, len(candidates))
+        return [name for name in candidates if fits(name)]
 
     def _candidates(self, pattern: str) -> list[str]:
         """Names that begin, or else end, with the plain characters that the pattern begins or ends with."""

@@ -16,11 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from bqjax.core.blocks import to_blocks
-from bqjax.core.leaves import Clustered
+from bqjax.core.leaves import Clustered, index_dtype
 from bqjax.core.tree import named_leaves, replace
 from bqjax.kmeans.assignment import weighted_sums
 
-__all__ = ["clustered_leaves", "codebook_gradients", "codebook_name", "codebooks", "quantize_codebooks", "with_codebooks"]
+__all__ = [
+    "clustered_leaves",
+    "codebook_gradients",
+    "codebook_name",
+    "codebooks",
+    "quantize_codebooks",
+    "trimmed_codebooks",
+    "with_codebooks",
+]
 
 
 def clustered_leaves(tree: Any) -> dict[str, Clustered]:
@@ -83,6 +91,29 @@ def codebook_gradients(tree: Any, grads: Any) -> dict[str, jax.Array]:
         key = codebook_name(name, leaf)
         total[key] = total[key] + summed if key in total else summed
     return total
+
+
+def trimmed_codebooks(tree: Any) -> Any:
+    """The tree without the codebook entries that no leaf points to; leaves that share a codebook keep what any of them uses.
+    Concrete.
+
+    Example:
+      >>> leaf = Clustered(np.array([2, 0, 2], np.uint8), np.float32([[1.0], [5.0], [7.0]]), (3,), np.float32)
+      >>> small = trimmed_codebooks({"w": leaf})["w"]
+      >>> small.indices.tolist(), small.codebook.tolist()
+      ([1, 0, 1], [[1.0], [7.0]])
+    """
+    leaves = clustered_leaves(tree)
+    used: dict[str, np.ndarray] = {}
+    for name, leaf in leaves.items():
+        key = codebook_name(name, leaf)
+        used[key] = used.get(key, np.zeros(leaf.k, bool)) | (np.bincount(np.asarray(leaf.indices), minlength=leaf.k) > 0)
+    new = {}
+    for name, leaf in leaves.items():
+        kept = used[codebook_name(name, leaf)]
+        place = (np.cumsum(kept) - 1).astype(index_dtype(int(kept.sum())))
+        new[name] = with_fields(leaf, indices=place[np.asarray(leaf.indices)], codebook=np.asarray(leaf.codebook)[kept])
+    return replace(tree, new)
 
 
 def quantize_codebooks(tree: Any, intervals: Mapping[str, tuple[Any, Any]] | None = None, *, bits: int = 8) -> Any:

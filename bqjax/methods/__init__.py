@@ -26,6 +26,8 @@ from bqjax.methods.budget.method import WithinBudget
 from bqjax.methods.budget.plan import Blocks, BudgetConfig, Layer, Planned, Values
 from bqjax.methods.gwk.config import GWKConfig
 from bqjax.methods.gwk.method import GWK
+from bqjax.methods.rate_distortion.block_method import BlockRateDistortion
+from bqjax.methods.rate_distortion.block_solver import BlockConfig
 from bqjax.methods.rate_distortion.fixed_rate import ErrorFeedback, WeightedKMeans
 from bqjax.methods.rate_distortion.method import RateDistortion
 from bqjax.methods.rate_distortion.solver import SolverConfig
@@ -36,6 +38,8 @@ __all__ = [
     "BinAndQuant",
     "BinConfig",
     "Binary",
+    "BlockConfig",
+    "BlockRateDistortion",
     "Blocks",
     "BudgetConfig",
     "Compressed",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -24,6 +25,7 @@ from flax import nnx
 
 from bqjax.adapters.safetensors import read_weights
 from bqjax.adapters.torch import load_torch
+from bqjax.models.activation import relu_once
 
 __all__ = ["CifarResNet", "ResidualBlock", "load_resnet", "resnet_inputs"]
 
@@ -65,12 +67,22 @@ class ResidualBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[n, h, w, cin] -> [n, ceil(h / stride), ceil(w / stride), cout]``."""
-        y = nnx.relu(self.bn1(self.conv1(x)))
+        relu = _relu(self)
+        y = relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         shortcut = x[:, :: self.stride, :: self.stride, :]
         if self.added:
             shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (self.added, self.added)))
-        return nnx.relu(shortcut + y)
+        return relu(shortcut + y)
+
+
+def _relu(block: ResidualBlock) -> Callable[[jax.Array], jax.Array]:
+    """Relu of inputs of a block: computed once in float training, where it is a third faster on CPUs.
+
+    Evaluation takes no gradients, and where layers are quantized it is slower: they divide their inputs anyway.
+    """
+    plain = block.bn1.use_running_average or type(block.conv1) is not nnx.Conv
+    return nnx.relu if plain else relu_once
 
 
 class CifarResNet(nnx.Module):
@@ -106,7 +118,7 @@ class CifarResNet(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits ``[n, classes]`` of images ``[n, h, w, 3]`` as :func:`resnet_inputs` makes them."""
-        x = nnx.relu(self.bn1(self.conv1(x)))
+        x = _relu(self.layer1[0])(self.bn1(self.conv1(x)))
         for stage in (self.layer1, self.layer2, self.layer3):
             for block in stage:
                 x = block(x)

@@ -145,6 +145,9 @@ def _done(what: str, drop: float | None) -> tuple[str, str]:
     return "" if drop is None else f"{100 * drop:+.2f}", what
 
 
+_DISTORTION = ("leaf", "predicted distortion", "%", "measured alone", "measured / predicted", "why")
+
+
 def _distortion_table(info: RateDistortionInfo) -> Table:
     """A line a leaf, what it costs the outputs most first."""
     total, alone = sum(info.predicted.values()), info.measured_leaves
@@ -154,6 +157,7 @@ def _distortion_table(info: RateDistortionInfo) -> Table:
             f"{cost:.4g}",
             f"{100 * cost / (total or 1.0):.1f}",
             f"{alone[name]:.4g}" if name in alone else "",
+            f"{info.ratios[name]:.2f}" if name in info.ratios else "",
             f"importance alone: it {info.left[name]}" if name in info.left else info.notes.get(name, ""),
         )
         for name, cost in sorted(info.predicted.items(), key=lambda item: -item[1])
@@ -163,8 +167,9 @@ def _distortion_table(info: RateDistortionInfo) -> Table:
         f"Half the squared change of an example's outputs: {total:.4g} predicted for all, {info.measured:.4g} measured on "
         f"calibration data. There, {changes}."
     )
-    table = Table(f"lmbda {info.lmbda:.4g}", ("leaf", "predicted distortion", "%", "measured alone", "why"), lines, caption)
-    return table if alone else _without(table, "measured alone")
+    table = Table(f"lmbda {info.lmbda:.4g}", _DISTORTION, lines, caption)
+    table = table if alone else _without(table, "measured alone")
+    return table if info.ratios else _without(table, "measured / predicted")
 
 
 def search_table(info: SearchInfo | QuantizedInfo | RateDistortionInfo) -> Table:

@@ -30,6 +30,7 @@ __all__ = [
     "NoiseCandidate",
     "Perturbation",
     "Quantize",
+    "mirrors",
 ]
 
 Kind = Literal["gaussian", "relative", "uniform", "collapse"]
@@ -205,6 +206,11 @@ class ChosenNoise:
                 f"the noise takes the weights by {self.statistic!r}: pass context={{leaf: {{{self.statistic!r}: array}}}}"
             )
         return HalfNoise(self.kind, "largest", self.share)(weights, candidate, context[self.statistic])
+
+
+def mirrors(perturbation: Perturbation) -> bool:
+    """Whether a negative magnitude is the same noise with the opposite sign, and as likely as the noise itself."""
+    return isinstance(perturbation, Noise | CodeNoise | HalfNoise | ChosenNoise) and perturbation.kind != "collapse"
 
 
 class Codebook(NamedTuple):

@@ -1,7 +1,9 @@
 """Racing: draws and examples are spent where a sweep's question is still open (successive elimination on paired differences).
 
-In a round every candidate that is still open is scored with new draws of noise on one block of examples, the same block for all.
-A candidate's drops over rounds are then one sample of noise and examples together, and two candidates are compared round by round.
+In a round every candidate that is still open is scored with new noise, and its mirror image, on one block of examples, the same for
+all. What is of first order in the noise cancels between the two (antithetic variates): most of what draws differ by, and none of
+the drop. A candidate's drops over rounds are one sample of noise and examples together, and two candidates are compared round by
+round.
 After set numbers of rounds (looks) each pair is tested by Student's t; candidates that no open pair needs are scored no more.
 
 A statement is wrong with probability at most ``1 - confidence`` over all pairs and all looks together (Bonferroni over both,

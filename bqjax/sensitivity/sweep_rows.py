@@ -77,11 +77,20 @@ def _lasting_name(perturbation: Perturbation) -> str:
     return name
 
 
-def point_of(candidate: Candidate, draw: int, key: jax.Array, dtype: Any) -> NoiseCandidate:
-    """A draw of a candidate in numbers. Draws of one number are the same noise at every magnitude (common random numbers)."""
+def point_of(candidate: Candidate, draw: int, key: jax.Array, dtype: Any, *, mirrored: bool = False) -> NoiseCandidate:
+    """A draw of a candidate in numbers. Draws of one number are the same noise at every magnitude (common random numbers).
+
+    Args:
+      candidate: what is drawn.
+      draw: its number.
+      key: the sweep's.
+      dtype: of the leaf.
+      mirrored: the noise with the opposite sign (antithetic variates), of perturbations for which that is another magnitude.
+    """
     number = np.promote_types(dtype, np.float32).type
     own = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(candidate.noise().encode())), draw)
-    return NoiseCandidate(number(candidate.lower), number(candidate.upper), number(candidate.magnitude), own)
+    magnitude = -candidate.magnitude if mirrored else candidate.magnitude
+    return NoiseCandidate(number(candidate.lower), number(candidate.upper), number(magnitude), own)
 
 
 @dataclass(frozen=True)

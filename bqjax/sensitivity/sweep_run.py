@@ -18,13 +18,13 @@ from bqjax.core.task import signed
 from bqjax.core.tree import check_finite, named_leaves
 from bqjax.sensitivity.evaluator import Evaluator, Measured
 from bqjax.sensitivity.joint import Jointly, joint_of
-from bqjax.sensitivity.perturb import Perturbation
+from bqjax.sensitivity.perturb import NoiseCandidate, Perturbation, mirrors
 from bqjax.sensitivity.racing import Race, run_rounds
 from bqjax.sensitivity.sweep_rows import Candidate, SweepRow, point_of, row_of
 
 __all__ = ["ROUND_DRAWS", "Count", "SweepRun", "by_program", "check_candidates", "text_digest"]
 
-ROUND_DRAWS = 2  # of a race's round: they share a prefix
+ROUND_DRAWS = 2  # of a race's round: they share a prefix, and where it has one they are noise and its mirror image
 _CHUNK = 128
 _SHARED = 0.75  # of the first leaf's work, what a leaf of the same program has behind it at least
 
@@ -222,17 +222,17 @@ class SweepRun:
             return self.journal.measure(earlier, list), None
 
         def measure() -> dict[str, Any]:
-            found = self._measure(name, perturbation, chunk)
+            points = [point_of(candidate, draw, self.key, self._leaves[name].dtype) for candidate, draw in chunk]
+            found = self._measure(name, perturbation, points)
             return {"metrics": found.metrics, "parts": None if found.parts is None else packed(found.parts)}
 
         value = self.journal.measure(text_digest(["common noise", self.metric if self.told else None, *asked]), measure)
         return value["metrics"], None if value["parts"] is None else unpacked(value["parts"])
 
     def _measure(
-        self, name: str, perturbation: Perturbation, draws: Sequence[tuple[Candidate, int]], only: Sequence[int] | None = None
+        self, name: str, perturbation: Perturbation, points: Sequence[NoiseCandidate], only: Sequence[int] | None = None
     ) -> Measured:
         """Draws of candidates of one leaf and perturbation, on all batches or some."""
-        points = [point_of(candidate, draw, self.key, self._leaves[name].dtype) for candidate, draw in draws]
         names = self._programs[name, perturbation].names
         if len(names) == 1:
             return self.evaluator.measure(self.params, names, perturbation, points, context=self.context, only=only)
@@ -297,9 +297,12 @@ class SweepRun:
     ) -> list[list[dict[str, float]]]:
         """Metrics of the draws of each round, candidate by candidate."""
         found = []
+        dtype = self._leaves[name].dtype
         for t, block in enumerate(order, first):
-            draws = range(t * ROUND_DRAWS, (t + 1) * ROUND_DRAWS)
-            found.append(self._measure(name, perturbation, [(c, draw) for c in chosen for draw in draws], [block]).metrics)
+            # Noise and its mirror image: what is of first order in it cancels, which is most of what draws differ by.
+            draws = [(t, False), (t, True)] if mirrors(perturbation) else [(ROUND_DRAWS * t + i, False) for i in range(ROUND_DRAWS)]
+            points = [point_of(c, draw, self.key, dtype, mirrored=mirrored) for c in chosen for draw, mirrored in draws]
+            found.append(self._measure(name, perturbation, points, [block]).metrics)
         return found
 
     def _raced_row(self, race: Race, i: int, changes: Mapping[str, Sequence[float]]) -> SweepRow:

@@ -64,10 +64,11 @@ def sweep(
     of processes. Where a process is lost the others raise ``RuntimeError`` at their next exchange; or JAX ends them, once
     ``heartbeat_timeout_seconds`` have passed without a sign of it.
 
-    With ``until`` the sweep is a race (:mod:`bqjax.sensitivity.racing`): batches are cut to blocks, a round takes two draws on one
-    block, and candidates whose place is settled are scored no more. It ends when the order of the candidates (``"rank"``), the ten
-    that drop most (``"top10"``) or a standard error (``0.002``) is settled, and at the latest when it has scored what the full
-    sweep would have; ``race`` of the result says what was reached. Candidates are ranked within their figure and series.
+    With ``until`` the sweep is a race (:mod:`bqjax.sensitivity.racing`): batches are cut to blocks, a round takes noise and its
+    mirror image (or two draws, of a perturbation that has none) on one block, and candidates whose place is settled are scored no
+    more. It ends when the order of the candidates (``"rank"``), the ten that drop most (``"top10"``) or a standard error
+    (``0.002``) is settled, and at the latest when it has scored what the full sweep would have; ``race`` of the result says what
+    was reached. Candidates are ranked within their figure and series.
 
     Args:
       score: see :data:`bqjax.core.task.Score`.

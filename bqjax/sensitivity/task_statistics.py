@@ -20,7 +20,7 @@ from bqjax.sensitivity.curvature import Curvature, output_curvature
 from bqjax.sensitivity.gradient import loss_gradient
 from bqjax.sensitivity.importance import output_importance
 
-__all__ = ["task_curvature", "task_gradient", "task_importance"]
+__all__ = ["once", "task_curvature", "task_gradient", "task_importance"]
 
 T = TypeVar("T")
 
@@ -28,7 +28,8 @@ _LOCK = threading.Lock()  # rows side by side ask for the same
 _KEPT: weakref.WeakKeyDictionary[Task, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
-def _once(task: Task, asked: Any, measure: Callable[[], T]) -> T:
+def once(task: Task, asked: Any, measure: Callable[[], T]) -> T:
+    """What ``measure`` gives, kept as long as the task under a hashable name; further calls with that name get the same."""
     with _LOCK:
         kept = _KEPT.setdefault(task, {})
         if asked not in kept:
@@ -75,7 +76,7 @@ def task_curvature(
             max_width=max_width,
         )
 
-    return _once(task, asked, measure)
+    return once(task, asked, measure)
 
 
 def task_importance(task: Task, *, key: jax.Array, draws: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
@@ -100,7 +101,7 @@ def task_importance(task: Task, *, key: jax.Array, draws: int, names: Sequence[s
     def measure() -> dict[str, np.ndarray]:
         return _frozen(output_importance(outputs, task.params, task.calibration, key=key, draws=draws, names=names))
 
-    return dict(_once(task, asked, measure))
+    return dict(once(task, asked, measure))
 
 
 def task_gradient(task: Task) -> dict[str, np.ndarray]:
@@ -112,4 +113,4 @@ def task_gradient(task: Task) -> dict[str, np.ndarray]:
     def measure() -> dict[str, np.ndarray]:
         return _frozen(loss_gradient(task.score, task.params, task.calibration, task.rank_by))
 
-    return dict(_once(task, "gradient", measure))
+    return dict(once(task, "gradient", measure))

@@ -40,13 +40,14 @@ class IntegerBinAndQuant:
 
     Attributes:
       search: how codes are searched.
-      positions, draws: see :func:`bqjax.tflite.codes.measure_layers`.
+      positions, draws, examples: see :func:`bqjax.tflite.codes.measure_layers`.
       label: of the row.
     """
 
     search: QuantizedConfig = field(default_factory=QuantizedConfig)
     positions: int = 1024
     draws: int = 1
+    examples: int = 10
     label: str = "B&Q, entropy-constrained"
 
     def compress(
@@ -65,23 +66,24 @@ class IntegerBinAndQuant:
         params, info = search_codes(task.network, task.calibration, measured, self.search, state_path=state_path, progress=progress)
         tree: dict[str, dict[str, Any]] = {name: dict(layer) for name, layer in task.params.items()}
         for layer in info.layers:
-            if layer.accepted:
-                new = params[layer.name]
-                tree[layer.name] = {**new, "codes": exact(np.asarray(new["codes"]))}
+            for name in (layer.name, *task.network.tied.get(layer.name, ())) if layer.accepted else ():
+                new = params[name]
+                tree[name] = {**new, "codes": exact(np.asarray(new["codes"]))}
         return Compressed(tree, info)
 
     def _measured(self, task: TFLiteTask, key: jax.Array, state_path: str | None, progress: Progress | None) -> dict[str, Measured]:
         if not task.measurable:
             return unmeasured(task.network)
         batches = list(task.calibration)
-        settings = {"positions": str(self.positions), "draws": str(self.draws)}
+        chosen = {"positions": self.positions, "draws": self.draws, "examples": self.examples}
+        settings = {name: str(value) for name, value in chosen.items()}
         depends = {"params": digest(task.params), "batches": digest(batches), "key": digest(key), **settings}
         name = hashlib.sha256(repr(sorted(depends.items())).encode()).hexdigest()[:12]
         known = _MEASURED.setdefault(task, {})
         if name not in known:
             path = None if state_path is None else Path(state_path).with_name(f"layers-{name}.safetensors")
             measure: Callable[[], dict[str, Measured]] = lambda: measure_layers(  # noqa: E731
-                task.network, batches, key=key, positions=self.positions, draws=self.draws, progress=progress
+                task.network, batches, key=key, **chosen, progress=progress
             )
             known[name] = kept_or_measured(path, depends, Measured, measure)
         return known[name]

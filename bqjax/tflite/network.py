@@ -15,7 +15,7 @@ import numpy as np
 
 from bqjax.core.classification import classification_score
 from bqjax.core.task import Predictions, Score
-from bqjax.tflite.codes.layer_stats import Measured, to_rows
+from bqjax.tflite.codes.layer_stats import Measured, layer_layout
 from bqjax.tflite.codes.search import QuantizedNetwork
 from bqjax.tflite.format.graph import Operator
 from bqjax.tflite.format.model import Model, rewritten
@@ -64,12 +64,28 @@ def twin_network(model: Model, scored_by: Scorer = "twin") -> QuantizedNetwork:
     def inputs(params: Any, x: Any) -> dict[str, jax.Array]:
         return {name: value for name, value in twin.layer_inputs(params, x).items() if name in found}
 
-    return QuantizedNetwork(model.params, found, inputs, real, score, traceable=scored_by == "twin")
+    tied, fixed = _tied(model, found), _one_bias(model)
+    return QuantizedNetwork(model.params, found, inputs, real, score, scored_by == "twin", tied, fixed)
 
 
 def _searched(model: Model, found: Mapping[str, Operator]) -> dict[str, Operator]:
-    """The layers whose codes can change; weights that are not of 8 bits, and those that serve another operator too, stay."""
-    return {name: operator for name, operator in found.items() if name in model.changeable}
+    """The layers whose codes can change, of those that share their codes the first; weights that are not of 8 bits, those that
+    serve another operator too, and those that layers with other zero points share, stay."""
+    left = set()
+    for first, names in model.sharing("codes").items():
+        same = all(np.array_equal(model.params[name]["zero_point"], model.params[first]["zero_point"]) for name in names)
+        left |= set(names[1:] if same and first in found else names)
+    return {name: operator for name, operator in found.items() if name in model.changeable and name not in left}
+
+
+def _tied(model: Model, searched: Mapping[str, Operator]) -> dict[str, tuple[str, ...]]:
+    """The further layers that have the codes of a searched one."""
+    return {first: names[1:] for first, names in model.sharing("codes").items() if first in searched}
+
+
+def _one_bias(model: Model) -> frozenset[str]:
+    """Layers whose bias is another's, too: what one would gain by moving it the other would lose."""
+    return frozenset(name for names in model.sharing("bias").values() for name in names)
 
 
 def litert_predict(model: Model, through: Callable[[bytes], bytes] = bytes) -> Callable[[Any, Any], Predictions]:
@@ -119,7 +135,8 @@ def interpreted_network(model: Model) -> QuantizedNetwork:
         raise ValueError("a model that LiteRT scores gives no inputs of layers and no gradients: it needs an operator's JAX twin")
 
     found = _searched(model, layers(model.graph))
-    return QuantizedNetwork(model.params, found, absent, absent, litert_score(litert_predict(model)), traceable=False)
+    tied, fixed = _tied(model, found), _one_bias(model)
+    return QuantizedNetwork(model.params, found, absent, absent, litert_score(litert_predict(model)), False, tied, fixed)
 
 
 def unmeasured(network: QuantizedNetwork) -> dict[str, Measured]:
@@ -131,7 +148,8 @@ def unmeasured(network: QuantizedNetwork) -> dict[str, Measured]:
     found = {}
     for name, layer in network.layers.items():
         leaves = network.params[name]
-        rows = to_rows(np.asarray(leaves["codes"]).astype(np.float32), layer.kind)
+        codes = np.asarray(leaves["codes"]).astype(np.float32)
+        rows = layer_layout(layer.kind, codes.shape).to_rows(codes)
         power = np.square(rows - float(np.asarray(leaves["zero_point"]).reshape(-1)[0])).sum(dtype=np.float64)
         groups, _, d = rows.shape
         found[name] = Measured(

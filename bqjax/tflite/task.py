@@ -21,7 +21,7 @@ from bqjax.tflite.codes.search import QuantizedInfo, QuantizedNetwork
 from bqjax.tflite.container import load_model, save_model
 from bqjax.tflite.examples import Examples, read_examples
 from bqjax.tflite.format.model import Model, parse_model, read
-from bqjax.tflite.format.weights import weight_names
+from bqjax.tflite.format.weights import layers, weight_names
 from bqjax.tflite.network import Scorer, interpreted_network, litert_predict, litert_score, twin_network
 from bqjax.tflite.twin.graph import unsupported
 
@@ -65,11 +65,22 @@ class TFLiteStorage:
             self.model,
             tree,
             classes=report.classes if report else None,
-            searched={layer.name: (layer.reason, layer.drop) for layer in report.layers} if report else None,
+            searched=self._searched(report) if report else None,
             coder=coder,
             force=force,
             metadata=metadata,
         )
+
+    def _searched(self, report: QuantizedInfo) -> dict[str, tuple[str, float | None]]:
+        """What was done to each layer, and to those that a search does not look at."""
+        done: dict[str, tuple[str, float | None]] = {layer.name: (layer.reason, layer.drop) for layer in report.layers}
+        for first, names in self.model.sharing("codes").items():
+            done |= dict.fromkeys(names[1:], (f"as {first}, whose codes it has" if first in done else "other zero points", None))
+        first_subgraph = layers(self.model.graph)
+        for name in self.model.changeable:
+            if name not in first_subgraph:
+                done.setdefault(name, ("not searched: LiteRT runs the first subgraph, this is a layer of another", None))
+        return done
 
     def load(self, path: str | os.PathLike[str], like: Any) -> Any:
         """Parameters of the model that the file restores, decoded."""

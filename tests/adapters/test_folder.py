@@ -6,6 +6,8 @@ import base64
 import dataclasses
 import json
 
+import hypothesis
+import hypothesis.strategies as st
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from bqjax import codec
 from bqjax.adapters.checkpoints import open_checkpoint
-from bqjax.adapters.folder import KEY, folder_metadata, kept_folder, model_folder
+from bqjax.adapters.folder import KEY, ModelFolder, folder_metadata, kept_folder, model_folder
 from bqjax.adapters.origin import origin_metadata
 from bqjax.adapters.write_back import write_file, write_folder
 
@@ -171,6 +173,20 @@ def test_a_damaged_file_leaves_no_folder(folder, tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         write_folder(file, tmp_path / "back")
     assert not (tmp_path / "back").exists()
+
+
+@hypothesis.given(
+    files=st.dictionaries(st.sampled_from(["config.json", "a/b.txt", "ß.model", "LICENSE", "a/c/d.txt"]), st.binary(max_size=99)),
+    of=st.lists(st.integers(0, 2), min_size=1, max_size=5).map(sorted),
+    index=st.sampled_from([None, "model.safetensors.index.json"]),
+)
+def test_what_is_kept_of_any_folder_is_read_again(files, of, index, tmp_path_factory):
+    about = {} if index is None else {"format": ["x", 1]}
+    folder = ModelFolder(files=files, shards=["x.safetensors", "y/z", "重"], of=of, index_name=index, index_metadata=about)
+    path = tmp_path_factory.mktemp("any") / "m"
+    info = codec.save(path, {f"w{i}": np.zeros(1, np.float32) for i in range(len(of))}, metadata=folder_metadata(folder))
+    for found in (info, codec.inspect(path)):
+        assert kept_folder(found) == folder
 
 
 OUTSIDE = ("../x", "/x", "a/../../x", "", ".", ".ssh/x", "a\\b", "a\0b", "a//b", "C:x", "~/../x/y/z/w")

@@ -163,6 +163,34 @@ def test_a_folder_of_shards_becomes_one_file(tmp_path, capsys):
     assert "lacks 1 of 2 shards: model-00002-of-00002.safetensors" in refused(capsys, "compress", folder, "--out", "o")
 
 
+def test_files_named_one_by_one_become_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in (1, 2, 3):
+        write_weights(f"model-0000{i}-of-00003.safetensors", {f"w{i}": W + i}, metadata={"format": "pt"})
+    for name in ("other.safetensors", "again.safetensors"):
+        write_weights(name, {"w1": W})
+    first, second, third = (f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3))
+    assert run("compress", first, second, third, "--out", "o", "--skip", "w2") == 0
+    printed = capsys.readouterr().out
+    assert f"{first} and 2 more" in printed and "left as it was: w2 (skipped" in printed
+    assert [leaf.name for leaf in codec.inspect("o").leaves] == ["w1", "w2", "w3"]
+    assert run("compress", first, second, third, "--out", "p", "--lossless") == 0
+    assert run("decompress", "p", "--out", "whole") == 0
+    assert {name: tensor.read().tolist() for name, tensor in open_weights("whole").items()} == {
+        f"w{i}": (W + i).tolist() for i in (1, 2, 3)
+    }
+    for args, what in (
+        ((first, third), "2 files of one checkpoint become one file: name it by --out"),
+        ((first, third, "--out", "q"), f"lacks 1 of 3 shards: {second}"),
+        (("other.safetensors", "again.safetensors", "--out", "q"), "both hold a tensor 'w1': they are several checkpoints"),
+        ((first, first, "--out", "q"), "is named twice"),
+        ((first, tmp_path, "--out", "q"), "is a folder, which stands for all of its files: name nothing beside it"),
+        ((first, "m.tflite"), "m.tflite: a .tflite model is compressed by itself"),
+        (("--config", "c.py", first, second), f"--config cannot go with {second}"),
+    ):
+        assert what in refused(capsys, "compress", *args), args
+
+
 def test_every_command_says_what_another_file_is(tmp_path, capsys):
     (tmp_path / "lfs").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     np.savez(tmp_path / "a.npz", w=W)

@@ -186,6 +186,8 @@ def test_inspect(tmp_path, capsys):
         (("compress", "w.safetensors", "--only", "mask"), "leaf 'mask' holds 1 NaN or infinite values of 2"),
         (("compress", "w.safetensors", "--skip", "*"), "nothing is left to compress: '*' skip every leaf"),
         (("compress", "w.safetensors", "--report", "r.html", "--table", "t.md"), "--report, --table cannot go with WEIGHTS"),
+        (("compress", "w.safetensors", "--max-drop", "1"), "whose accuracy nothing measures: bound each leaf's error by --rtol"),
+        (("decompress", "nothing", "--out", "o"), "no file nothing"),
         (("compress", "w.safetensors", "--lossless", "--bins", "4"), "--bins cannot go with --lossless"),
         (("compress", "w.safetensors", "--bins", "8"), "--bins is a setting of --method kmeans or gaussian-bins, not of even"),
         (("compress", "w.safetensors", "--lmbda", "1", "--method", "int8"), "--lmbda is a setting of --method even, not of int8"),

@@ -9,6 +9,7 @@ import pytest
 import tiny_folder
 from command_line import refused, run
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer
 
 from bqjax import codec
 
@@ -27,7 +28,7 @@ def test_within_a_drop_and_to_a_size(llama, tmp_path, capsys):
     rows = [line.split("|")[1:-1] for line in (tmp_path / "t.md").read_text().splitlines() if line.startswith("|")]
     head, original, row = ([cell.strip() for cell in cells] for cells in (rows[0], rows[2], rows[4]))
     assert head[:5] == ["method", "nats", "difference", "agreement %", "file bytes"]
-    assert original[0] == "the folder" and row[0] == "rate-distortion, drop 0.05" and "±" in row[2]
+    assert original[0] == "the folder as one file" and row[0] == "rate-distortion, drop 0.05" and "±" in row[2]
     assert int(row[4].replace(",", "")) == out.stat().st_size < int(original[4].replace(",", "")) / 2
     # Searched on the first part: what it gives there is within the drop.
     on_calibration = head.index("on calibration")
@@ -67,3 +68,23 @@ def test_options_that_do_not_go_together(llama, capsys):
     # What needs no data takes it all the same.
     assert run("compress", "llama", "--coder", "ans") == 0
     assert np.isfinite(codec.inspect("llama.bq.safetensors").file_bytes)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_stories_six_times_smaller(data_dir, tmp_path):
+    """A trained model, its own tokenizer, a text of sixty stories."""
+    folder = data_dir / "lm" / "stories260k"
+    given, tokenizer = np.load(folder / "tokens.npz"), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    stories = [tokenizer.decode(row[1:n].tolist()) for row, n in zip(given["test"][:60], given["test_length"][:60], strict=True)]
+    (tmp_path / "t.txt").write_text("\n<|endoftext|>\n".join(stories))
+    size = 174_000
+    out = tmp_path / "s.bq.safetensors"
+    assert run("compress", folder, "--text", "t.txt", "--target-size", size, "--out", out, "--table", "t.md") == 0
+    assert 0.95 * size < out.stat().st_size <= size
+    rows = [line.split("|")[1:-1] for line in (tmp_path / "t.md").read_text().splitlines() if line.startswith("|")]
+    assert float(rows[2][1]) < 1.7  # nats of the original
+    assert float(rows[4][2].split("±")[0]) > -0.05
+    assert run("decompress", out, "--out", "back") == 0
+    original, found = load_file(folder / "model.safetensors"), load_file("back/model.safetensors")
+    assert {name: (x.shape, x.dtype) for name, x in found.items()} == {name: (x.shape, x.dtype) for name, x in original.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Sequence
@@ -56,11 +57,11 @@ def mutated_json(document: Any, rng: random.Random) -> Any:
     for _ in range(rng.choice((1, 1, 2, 3))):
         places = _places(new)
         if not places:
-            return rng.choice(_VALUES)
+            return _value(rng)
         node, key = rng.choice(places)
         match rng.randrange(6):
             case 0 | 1:
-                node[key] = rng.choice(_VALUES)
+                node[key] = _value(rng)
             case 2:
                 node[key] = _shifted(node[key], rng)
             case 3:
@@ -76,10 +77,14 @@ def mutated_json(document: Any, rng: random.Random) -> Any:
     return new
 
 
+def _value(rng: random.Random) -> Any:
+    return copy.deepcopy(rng.choice(_VALUES))  # later changes must not reach the values of other cases
+
+
 def _shifted(value: Any, rng: random.Random) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return rng.choice((value + 1, value - 1, -value, value * 2, value * 1000))
-    return rng.choice(_VALUES)
+    return _value(rng)
 
 
 def _places(node: Any) -> list[tuple[Any, Any]]:

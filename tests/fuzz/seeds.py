@@ -15,7 +15,7 @@ from bqjax import codec
 from bqjax.adapters.safetensors import write_weights
 from bqjax.core.leaves import Affine, Clustered, Factored, Residual, mask_zeros
 
-__all__ = ["containers", "models", "stored_models", "weights"]
+__all__ = ["containers", "micro_files", "models", "stored_models", "weights"]
 
 
 _DTYPES = (np.float32, np.float16, jnp.bfloat16, np.int8, np.uint16, np.int64, jnp.float8_e4m3fn, np.complex64)
@@ -136,3 +136,27 @@ def stored_models() -> dict[bytes, bytes]:
                 save_model(path, parse_model(model), coder="adaptive", force=True)
                 found[path.read_bytes()] = model
     return found
+
+
+@functools.cache
+def micro_files() -> list[bytes]:
+    """Files for TFLM with each encoding, and the plain twin; none without LiteRT."""
+    try:
+        from builder import Builder
+    except ImportError:
+        return []
+    from bqjax.tflite.format.model import parse_model, rewritten
+    from bqjax.tflite.micro import Limits, micro_content, plain_twin
+
+    b = Builder(np.int8)
+    b.rng = np.random.default_rng(1)
+    x = b.activation([1, 4, 4, 20])
+    h = b.conv(x, [64, 1, 1, 20], [1, 4, 4, 64], per_channel=True)
+    content = b.finish(x, b.conv(h, [32, 1, 1, 64], [1, 4, 4, 32], per_channel=False))
+    model = parse_model(content)  # few values, mostly zeros, as weights that are worth encoding have
+    few = {
+        name: layer | {"codes": np.where(abs(c := layer["codes"]) < 40, 0, c // 40 * 40)} for name, layer in model.params.items()
+    }
+    content = rewritten(model, few)
+    kinds = ("lut",), ("huffman",), ("pruning",)
+    return [plain_twin(content), *(micro_content(content, limits=Limits(), kinds=kind) for kind in kinds)]

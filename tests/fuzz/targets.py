@@ -186,13 +186,31 @@ class Kept(Target):
         assert load_model(out) == content
 
 
-TARGETS: tuple[type[Target], ...] = (Container, Forged, Weights, Model, StoredModel, Kept)
+class Micro(Target):
+    """Files for TFLM: refused, or a plain twin that is its own."""
+
+    name, share = "tflm file", 4
+
+    def files(self) -> list[bytes]:
+        return seeds.micro_files()
+
+    def read(self, path: Path, original: bytes) -> None:
+        from bqjax.tflite.micro import is_micro, read_micro
+
+        if is_micro(path):
+            twin = read_micro(path).twin
+            path.write_bytes(twin)
+            assert read_micro(path).twin == twin
+
+
+TARGETS: tuple[type[Target], ...] = (Container, Forged, Weights, Model, StoredModel, Kept, Micro)
 
 
 def quietly(target: Target, path: Path, original: bytes) -> str | None:
     """Reads a damaged file; the message where it is refused."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # of arithmetic on what a file holds
             warnings.simplefilter("ignore", UserWarning)
             target.read(path, original)
     except ValueError as error:

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from bqjax.sensitivity.perturb import KINDS, Codebook, CodeNoise, HalfNoise, Noise, NoiseCandidate, Perturbation, Quantize
+from bqjax.sensitivity.perturb import (
+    KINDS,
+    ChosenNoise,
+    Codebook,
+    CodeNoise,
+    HalfNoise,
+    Noise,
+    NoiseCandidate,
+    Perturbation,
+    Quantize,
+    mirrors,
+)
 
 F32 = np.float32
 NOISE = [k for k in KINDS if k != "collapse"]
@@ -276,3 +287,16 @@ def test_code_noise_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="integer codes, the leaf is float32: use Noise"):
         CodeNoise("relative")(jnp.ones(3), candidate(-np.inf, np.inf, 0.1))
     assert len({CodeNoise("relative"), CodeNoise("relative", (0,), ()), CodeNoise("relative", (1,))}) == 2
+
+
+@pytest.mark.parametrize("noise", [*map(Noise, NOISE), HalfNoise("gaussian"), ChosenNoise("gaussian", "s")], ids=str)
+def test_a_negative_magnitude_is_the_mirror_image(noise):
+    w = weights(300)
+    context = {"s": w} if isinstance(noise, ChosenNoise) else None
+    plus, minus = (np.asarray(noise(jnp.asarray(w), candidate(-1, np.inf, m), context)) - w for m in (0.3, -0.3))
+    assert mirrors(noise) and np.abs(plus).max() > 0.1
+    np.testing.assert_allclose(plus, -minus, atol=1e-6)
+
+
+def test_what_has_no_mirror_image():
+    assert not mirrors(Noise("collapse")) and not mirrors(Quantize())

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("ai_edge_litert")
 
 import kinds
+from ai_edge_litert import schema_py_generated as schema
 
 from bqjax import codec
 from bqjax.cli.arguments import main
@@ -140,6 +141,20 @@ def test_a_layer_whose_buffer_serves_another_operator_is_left(tmp_path, capsys):
     assert list(model.params) == ["t1", "t5"] and list(model.changeable) == ["t5"]
     assert run("compress", write(tmp_path, content), "--bins", 4) == 0
     assert "that shares its buffer with input 1 of BATCH_MATMUL" in " ".join(capsys.readouterr().out.split())
+
+
+def test_layers_of_later_subgraphs_change_too(tmp_path):
+    content = kinds.signatures()
+    model = parse_model(content)
+    later = "t5"  # the first layer is that of both subgraphs
+    assert list(model.params) == list(model.changeable) == ["t2", later] and "bias" in model.params[later]
+    assert run("compress", write(tmp_path, content), "--method", "kmeans", "--bins", 4) == 0
+    back = parse_model(load_model(tmp_path / "net.bq.safetensors"))
+    assert [len(np.unique(layer["codes"])) for layer in back.params.values()] == [4, 4]
+    tables = schema.ModelT.InitFromPackedBuf(back.content, 0)
+    tensors = tables.subgraphs[1].tensors
+    codes = next(tables.buffers[t.buffer].data for t in tensors if t.name == later.encode())
+    assert len(np.unique(codes)) == 4
 
 
 @pytest.mark.parametrize(

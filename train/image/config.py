@@ -48,6 +48,12 @@ class GWKPhase:
       epochs: of the phase.
       schedule: ``"epoch"`` replaces weights by their reconstruction after every epoch (the paper); ``"step"`` (ours, for
         short training) runs on the reconstruction in every step, with gradients straight through to latent weights.
+      start: ``"kmeans"``, or ``"solver"`` (ours): blocks chosen under the curvature of the float network's outputs, and codebooks
+        that train beside latent weights (:mod:`train.image.solved`); schedule "step". ``decay``, ``weighting`` and ``rate`` are
+        then not looked at, and ``epochs=0`` with ``tune_epochs`` trains codebooks alone.
+      lmbda: of a bit at the solver's start, in the units of half the squared change of the outputs of an example.
+      bits_per_weight: what indices shall take on the mean over all clustered weights, entropy-coded; lmbda then follows. None keeps
+        lmbda. Start "solver".
       cv, pw, bits, weighting: see :class:`bqjax.methods.gwk.config.GWKConfig`. ``"fisher"`` is ``"coordinate"`` with squared
         gradients, those of batches and not of single examples.
       decay: how slowly codebooks follow the weights; schedule "step".
@@ -67,6 +73,9 @@ class GWKPhase:
 
     epochs: int = 0
     schedule: Literal["epoch", "step"] = "epoch"
+    start: Literal["kmeans", "solver"] = "kmeans"
+    lmbda: float = 0.0
+    bits_per_weight: float | None = None
     cv: int = 6
     pw: int = 4
     bits: int = 5
@@ -80,7 +89,8 @@ class GWKPhase:
     tune_learning_rate: float = 3e-4
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
+        alone = self.start == "solver" and self.tune_epochs > 0
+        if self.epochs < (0 if alone else 1):
             raise ValueError(f"a GWK phase needs epochs, got {self.epochs}; None leaves the phase out")
         if self.schedule not in ("epoch", "step"):
             raise ValueError(f"schedule must be epoch or step, got {self.schedule!r}")
@@ -95,8 +105,25 @@ class GWKPhase:
                 raise ValueError(f"{field} must be finite and at least 0, got {getattr(self, field)}")
         if self.rate and self.schedule != "step":
             raise ValueError('a rate needs schedule "step"')
+        self._check_start()
         if self.schedule != "step" and any(each.index_bits is not None for each in self.layers):
             raise ValueError('index_bits of layers need schedule "step"')
+
+    def _check_start(self) -> None:
+        if self.start not in ("kmeans", "solver"):
+            raise ValueError(f"start must be kmeans or solver, got {self.start!r}")
+        if self.start == "kmeans":
+            if self.lmbda or self.bits_per_weight is not None:
+                raise ValueError('lmbda and bits_per_weight need start "solver"; rate and index_bits are those of k-means')
+            return
+        if self.schedule != "step":
+            raise ValueError('start "solver" needs schedule "step"')
+        if not (self.lmbda > 0 and math.isfinite(self.lmbda)):
+            raise ValueError(f'start "solver" needs a positive and finite lmbda, got {self.lmbda}')
+        if self.bits_per_weight is not None and not self.bits_per_weight > 0:
+            raise ValueError(f"bits_per_weight must be positive, got {self.bits_per_weight}")
+        if self.rate or any(each.index_bits is not None for each in self.layers):
+            raise ValueError('start "solver" has one lmbda for all layers: set bits_per_weight in place of rate and index_bits')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +154,10 @@ class TrainConfig:
       distillation: share of the loss that compares with a teacher instead of the labels; 0 is none. The teacher of quantized
         phases is the float network (of the end of the float phase, or ``weights``).
       teacher: a file of another run's float network, which then teaches in all phases, the float one too.
-      teacher_model: what network that is; None is ``model``.
+      teacher_weights: or a safetensors file in the data folder, in PyTorch's names, of resnet20 or resnet56: whichever it holds.
+      teacher_model: what network the file of ``teacher`` holds; None is ``model``.
       temperature: of both networks' outputs in that comparison.
+      vector_bits: of biases and of BatchNorm, folded, in the file: 8 or 16, with quantizers in float16; None leaves all in float32.
       seed: every draw follows from it and the step, the order of the data from it and the epoch.
 
     Raises:
@@ -156,8 +185,10 @@ class TrainConfig:
     weight_decay: float = 1e-4
     distillation: float = 0.0
     teacher: str | None = None
+    teacher_weights: str | None = None
     teacher_model: Model | None = None
     temperature: float = 4.0
+    vector_bits: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -175,14 +206,19 @@ class TrainConfig:
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
         check_objective(self)
-        if self.distillation and not (self.weights or self.initial or self.teacher or self.float_epochs):
+        taught = self.teacher or self.teacher_weights
+        if self.distillation and not (self.weights or self.initial or taught or self.float_epochs):
             raise ValueError("distillation needs a float network: give weights or float_epochs")
-        if self.teacher and not self.distillation:
+        if self.teacher and self.teacher_weights:
+            raise ValueError("teacher and teacher_weights are two networks: give one of them")
+        if taught and not self.distillation:
             raise ValueError("a teacher needs distillation, the share of the loss that compares with it")
         if self.teacher_model and not self.teacher:
             raise ValueError("teacher_model says what network the file of teacher holds: name the file, too")
         if self.weights and self.initial:
             raise ValueError("weights and initial are two starts: give one of them")
+        if self.vector_bits not in (None, 8, 16):
+            raise ValueError(f"vector_bits must be 8, 16 or None, got {self.vector_bits}")
         if self.pruning is not None and (not self.float_epochs or self.epochs or self.gwk):
             raise ValueError("pruning is for the float phase, and quantized phases would not keep its zeros: set float_epochs only")
         if self.dataset not in fitting(self.model):

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bqjax import codec
 from bqjax.core.leaves import Affine, Clustered, decode, index_dtype
 from bqjax.core.tree import named_leaves, replace
-from bqjax.kmeans.codebooks import codebooks, quantize_codebooks, with_codebooks
+from bqjax.kmeans.codebooks import codebooks, quantize_codebooks, trimmed_codebooks, with_codebooks
 from bqjax.methods.gwk.config import bits_per_weight
 from bqjax.quantizers import QuantizerConfig, libra_parameter_binarization, rounded_weights
+from train.image.vectors import LAYERS, few_bits, folded, packed_quantizers, statistics_of, unpacked_quantizers
 
 __all__ = ["Stored", "read_quantized", "write_quantized"]
 
@@ -28,25 +30,34 @@ class Stored(NamedTuple):
     Attributes:
       network: nested dict of parameters, decoded.
       clustered: leaves with a codebook by name; codebooks are floating point.
-      quantizers: nested dict of intervals and output scales.
+      quantizers: intervals and output scales, by name.
       statistics: what the forward pass needs of it, by name.
     """
 
     network: Any
     clustered: dict[str, Clustered]
-    quantizers: Any
+    quantizers: dict[str, Any]
     statistics: dict[str, Any]
 
 
 def write_quantized(
-    path: Path, network: Any, clustered: Mapping[str, Any], quantizers: Any, statistics: Any, config: QuantizerConfig
+    path: Path,
+    network: Any,
+    clustered: Mapping[str, Any],
+    quantizers: Any,
+    statistics: Any,
+    config: QuantizerConfig,
+    *,
+    vector_bits: int | None = None,
+    epsilons: Mapping[str, float] | None = None,
 ) -> str:
     """Writes a network in 8 bits and below.
 
     Clustered kernels are indices and codebooks of 8 bits, on the grid of the layer's weight quantizer, so that the layer computes
     what it did. Without clusters, quantized kernels of up to 8 bits are the codes of that grid (of IR-Net: signs, from which
     its powers of two are computed anew). Other kernels (first and last layer) are int8 with a scale for each output
-    channel. Everything else that the forward pass needs (biases, BatchNorm, intervals) is as it is.
+    channel. Everything else that the forward pass needs (biases, BatchNorm, intervals) is as it is, or with ``vector_bits`` folded
+    and in few bits (:mod:`train.image.vectors`).
 
     Args:
       path: of the file; one that is there is replaced.
@@ -55,20 +66,30 @@ def write_quantized(
       quantizers: nested dict of intervals and output scales.
       statistics: of BatchNorm, and what quantizers are told, which is left out.
       config: of the quantized layers.
+      vector_bits: 8 or 16: of biases and of BatchNorm's scale and shift, folded; quantizers are then in float16, one record a kind.
+        None leaves all of them in float32.
+      epsilons: of each BatchNorm by its name, for folding.
 
     Returns:
       A line about its size: bits per clustered weight by the paper's formula (indices and codebooks of 8 bits); bits in the file
       per weight of all kernels; bytes of the file, and bits per weight of the whole network by them.
     """
+    held: Any = quantizers
+    if vector_bits is not None:
+        held = packed_quantizers(quantizers)
+        quantizers = replace(quantizers, unpacked_quantizers(held))
     tree = clustered or _levels(network, quantizers, config)
-    small = quantize_codebooks(tree, _intervals(tree, quantizers))
+    small = quantize_codebooks(trimmed_codebooks(tree), _intervals(tree, quantizers))
     kernels = {name: leaf for name, leaf in named_leaves(network).items() if np.ndim(leaf) > 1}
     others = {name: _int8(np.asarray(leaf)) for name, leaf in kernels.items() if name not in small}
-    stored_network = replace(network, small | others)
-    whole = {"network": stored_network, "quantizers": quantizers, "statistics": _needed(statistics)}
-    info = codec.save(path, whole, force=True)
+    stored_network, told = replace(network, small | others), _needed(statistics)
     weights = sum(leaf.size for leaf in named_leaves(stored_network).values())
-    stored = [leaf for leaf in info.leaves if leaf.kind != "array"]
+    if vector_bits is not None:
+        stored_network, told = folded(stored_network, told, epsilons or {})
+        vectors = {name: leaf for name, leaf in named_leaves(stored_network).items() if len(leaf.shape) == 1}
+        stored_network = replace(stored_network, {name: few_bits(leaf, vector_bits) for name, leaf in vectors.items()})
+    info = codec.save(path, {"network": stored_network, "quantizers": held, "statistics": told}, force=True)
+    stored = [leaf for leaf in info.leaves if len(leaf.shape) > 1]
     of_kernels = 8 * sum(leaf.bytes for leaf in stored) / sum(leaf.size for leaf in stored)
     formula = f"{bits_per_weight(small):.3f} bits per clustered weight (formula), " if small else "bits: "
     return (
@@ -124,7 +145,15 @@ def read_quantized(path: Path) -> Stored:
     loaded = codec.load(path)
     kernels = {name: leaf for name, leaf in named_leaves(loaded["network"]).items() if isinstance(leaf, Clustered)}
     clustered = with_codebooks(kernels, codebooks(kernels))
-    return Stored(decode(loaded["network"]), clustered, loaded["quantizers"], named_leaves(loaded["statistics"]))
+    network, statistics = statistics_of(jax.tree.map(_as_float32, decode(loaded["network"])))
+    quantizers = loaded["quantizers"]
+    packed = any(isinstance(group, Mapping) and LAYERS in group for group in quantizers.values())
+    scalars = unpacked_quantizers(quantizers) if packed else named_leaves(quantizers)
+    return Stored(network, clustered, scalars, named_leaves(loaded["statistics"]) | statistics)
+
+
+def _as_float32(leaf: Any) -> Any:
+    return jnp.asarray(leaf, jnp.float32) if leaf.dtype == jnp.float16 else leaf
 
 
 def _needed(rest: Any) -> Any:

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bqjax.adapters.flax import calibrate, quantize
+from bqjax.adapters.flax.quantized import quantized_layers
 from bqjax.core.progress import Progress
 from bqjax.core.rules import Rule
-from bqjax.core.tree import replace
+from bqjax.core.tree import named_leaves, replace
 from train.checkpoint import checked_config
 from train.data.source import Batch, Source
 from train.fit import AfterEpoch, Folder, Measures, fit
@@ -25,6 +27,7 @@ from train.image.files import read_quantized, write_quantized
 from train.image.objective import Deltas, ImageObjective, Variables
 from train.image.phases import image_training
 from train.image.problems import Problem, float_network, problem, teacher_network
+from train.image.solved import SolvedStart, solved_start
 from train.image.transfer import save_network
 from train.log import describe_deltas, draw_curves
 from train.schemes import Scheme
@@ -34,6 +37,7 @@ __all__ = ["run"]
 
 EVALUATION_BATCH_SIZE = 500
 N_CALIBRATION = 256
+N_CURVATURE = 1000
 AXIS = "data"
 
 
@@ -93,7 +97,8 @@ def run(
     checked_config(out, config)
     own = _Run(config, data, mesh, out, progress, say)
     model, figures = float_network(config, data_dir), {}
-    teacher = None if config.teacher is None else teacher_network(config)
+    taught = config.teacher is not None or config.teacher_weights is not None
+    teacher = teacher_network(config, data_dir) if taught else None
     if config.float_epochs:
         model, figures["float accuracy"], _ = _phase(own, "float", config.float_epochs, model, teacher)
         if jax.process_index() == 0:
@@ -105,7 +110,10 @@ def run(
         if config.epochs:
             small, figures[f"{name} accuracy"], _ = _phase(own, name, config.epochs, small, teacher)
         if config.gwk is not None:
-            small, figures["gwk accuracy"], clustered = _phase(own, "gwk", config.gwk.epochs, small, teacher)
+            solved = None if config.gwk.start == "kmeans" else _solved(own, model, small)
+            clustered: Mapping[str, Any] = {} if solved is None else solved.leaves
+            if config.gwk.epochs:
+                small, figures["gwk accuracy"], clustered = _phase(own, "gwk", config.gwk.epochs, small, teacher, solved=solved)
             if config.gwk.tune_epochs:
                 _, figures["tuned accuracy"], _ = _phase(own, "tune", config.gwk.tune_epochs, small, teacher, clustered)
     draw_curves(out)
@@ -129,14 +137,33 @@ def _quantized(run: _Run, model: Any) -> Any:
     return calibrate(small, data.inputs(jnp.asarray(data.train.batch(first)[0])))
 
 
+def _solved(run: _Run, model: Any, small: Any) -> SolvedStart:
+    """The solver's start, by the float network on the first training images."""
+    config, data = run.config, run.data
+    if config.gwk is None:
+        raise ValueError("the config has no GWK phase")
+    layers = tuple(quantized_layers(small))
+    if config.gwk.equalize:
+        model = equalized(model, layers, config.gwk)
+    rows = np.array_split(np.arange(min(N_CURVATURE, len(data.train))), 4)
+    batches = [data.inputs(jnp.asarray(data.train.batch(part)[0])) for part in rows]
+    return solved_start(model, [f"{layer}/kernel" for layer in layers], config.gwk, batches, jax.random.key(config.seed))
+
+
 def _phase(
-    run: _Run, name: str, epochs: int, model: Any, teacher: Any, clustered: Mapping[str, Any] | None = None
+    run: _Run,
+    name: str,
+    epochs: int,
+    model: Any,
+    teacher: Any,
+    clustered: Mapping[str, Any] | None = None,
+    solved: SolvedStart | None = None,
 ) -> tuple[Any, float, dict[str, Any]]:
     """One phase, from the model it starts from to the trained one, its accuracy on the test data, and its clustered leaves."""
     config, data = run.config, run.data
     steps = len(data.train) // config.batch_size
     objective = ImageObjective(config, model, teacher, data)
-    training, first = image_training(config, name, epochs, steps, objective, clustered)
+    training, first = image_training(config, name, epochs, steps, objective, clustered, solved)
     seen = jax.jit(lambda state: objective.variables(network_of(training.scheme, state)))
     state, _ = fit(
         training,
@@ -159,9 +186,22 @@ def _phase(
     found: dict[str, Any] = {}
     if name != "float" and config.quantizer is not None:
         scored, found = _through_file(run, training.scheme, objective, state, trained)
-    # A phase after a quantized one goes on from weights as they were before rounding, one after clusters from what the file holds.
-    model = objective.model(scored if found else trained)
+    # A phase after a quantized one goes on from weights as they were before rounding, one after clusters from the kernels of the
+    # file.
+    model = objective.model(_with_kernels(trained, scored) if found else trained)
     return model, _evaluated(run, objective, scored, data.test)["accuracy"], found
+
+
+def _with_kernels(trained: Variables, scored: Variables) -> Variables:
+    """What was trained, with the kernels that the file holds: BatchNorm may be folded there, which training cannot go on from."""
+    kernels = {name: leaf for name, leaf in named_leaves(scored[1]).items() if leaf.ndim > 1}
+    return trained[0], replace(trained[1], kernels), trained[2]
+
+
+def _epsilons(model: Any) -> dict[str, float]:
+    """Of each BatchNorm by its name."""
+    modules = ((path, module) for path, module in nnx.iter_modules(model) if isinstance(module, nnx.BatchNorm))
+    return {"/".join(map(str, path)): module.epsilon for path, module in modules}
 
 
 def _through_file(
@@ -175,10 +215,21 @@ def _through_file(
     state = jax.tree.map(np.asarray, state)
     leaves = scheme.finish(state.params["scheme"], state.carried)
     if jax.process_index() == 0:
-        run.say(write_quantized(file, network, leaves, quantizers, statistics, run.config.quantizer))
+        run.say(
+            write_quantized(
+                file,
+                network,
+                leaves,
+                quantizers,
+                statistics,
+                run.config.quantizer,
+                vector_bits=run.config.vector_bits,
+                epsilons=_epsilons(objective.model(trained)),
+            )
+        )
     multihost_utils.sync_global_devices("exported")
     stored = read_quantized(file)
-    scored = stored.quantizers, stored.network, replace(statistics, stored.statistics)
+    scored = replace(quantizers, stored.quantizers), stored.network, replace(statistics, stored.statistics)
     return run.everywhere(scored), {name: stored.clustered[name] for name in leaves}
 
 

@@ -10,6 +10,7 @@ import jax
 from bqjax.core.tree import named_leaves
 from train.image.config import TrainConfig
 from train.image.objective import ImageObjective
+from train.image.solved import SolvedClusters, SolvedStart
 from train.image.transfer import frozen_leaves, pruned_leaves
 from train.objective import adam_by_kind
 from train.schemes import Clusters, Codebooks, Plain, Scheme
@@ -19,7 +20,13 @@ __all__ = ["image_training"]
 
 
 def image_training(
-    config: TrainConfig, name: str, epochs: int, steps: int, objective: ImageObjective, clustered: Mapping[str, Any] | None = None
+    config: TrainConfig,
+    name: str,
+    epochs: int,
+    steps: int,
+    objective: ImageObjective,
+    clustered: Mapping[str, Any] | None = None,
+    solved: SolvedStart | None = None,
 ) -> tuple[Training, TrainState]:
     """A phase of a config and the state that it starts from.
 
@@ -30,8 +37,9 @@ def image_training(
       steps: an epoch.
       objective: of the network that it starts from.
       clustered: leaves that the phase before ended in, for ``"tune"``.
+      solved: where ``"gwk"`` starts, if the solver says.
     """
-    scheme, leaves = _scheme(config, name, objective, clustered or {})
+    scheme, leaves = _scheme(config, name, objective, clustered or {}, solved)
     rate = config.gwk.tune_learning_rate if name == "tune" and config.gwk is not None else config.learning_rate
     rates = {"rate": rate, "quantizer_rate": config.quantizer_learning_rate, "decay": config.weight_decay}
     key = jax.random.key(config.seed)
@@ -49,7 +57,7 @@ def image_training(
 
 
 def _scheme(
-    config: TrainConfig, name: str, objective: ImageObjective, clustered: Mapping[str, Any]
+    config: TrainConfig, name: str, objective: ImageObjective, clustered: Mapping[str, Any], solved: SolvedStart | None
 ) -> tuple[Scheme, dict[str, Any]]:
     """What the phase trains through, and the leaves that it takes."""
     if name == "tune":
@@ -57,7 +65,8 @@ def _scheme(
     names: tuple[str, ...] = ()
     scheme: Scheme = Plain()
     if name == "gwk" and config.gwk is not None:
-        names, scheme = objective.kernels, Clusters(phase=config.gwk)
+        names = objective.kernels
+        scheme = Clusters(phase=config.gwk) if solved is None else SolvedClusters(phase=config.gwk, first=solved)
     elif config.pruning is not None:
         names, scheme = pruned_leaves(objective.network, config.pruning, config.freeze), Plain(pruning=config.pruning)
     leaves = named_leaves(objective.network)

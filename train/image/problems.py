@@ -129,12 +129,16 @@ def float_network(config: TrainConfig, data_dir: str | os.PathLike[str] | None) 
     return model if config.initial is None else load_network(model, config.initial, config.anew)
 
 
-def teacher_network(config: TrainConfig) -> Any:
-    """The network of ``config.teacher``.
+def teacher_network(config: TrainConfig, data_dir: str | os.PathLike[str] | None = None) -> Any:
+    """The network of ``config.teacher`` or ``config.teacher_weights``.
 
     Raises:
       ValueError: there is no such file, or it is of another network.
     """
+    if config.teacher_weights is not None:
+        if data_dir is None:
+            raise ValueError(f"--data-dir is missing: it must name a folder with {config.teacher_weights}")
+        return load_resnet(Path(data_dir) / config.teacher_weights)
     if config.teacher is None:
         raise ValueError("the config names no teacher")
     return load_network(_fresh(config.teacher_model or config.model, config.dataset, nnx.Rngs(config.seed)), config.teacher)

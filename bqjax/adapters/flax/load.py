@@ -1,7 +1,7 @@
 """Weights of other frameworks loaded into Flax NNX models by a table of names, with one report of all that does not fit.
 
-A table is the file's name of each variable, a mapping or a function, and a function to the variable's order of axes from the
-tensor's. :mod:`bqjax.adapters.torch` has that of PyTorch; models whose published files have names of their own bring theirs.
+A table is the file's name of each variable, a mapping or a function, and a function that gives the variable's order of axes.
+:mod:`bqjax.adapters.torch` has that of PyTorch; models whose published files have names of their own bring theirs.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.core.leaves.base import Array, CompressedLeaf, Stream
+from bqjax.core.leaves.base import Array, CompressedLeaf, Stream, all_finite
 
 __all__ = ["Affine"]
 
@@ -105,5 +105,5 @@ class Affine(CompressedLeaf):
             raise ValueError(f"{name}: scale and zero_point must have shape {expected}, got {scale.shape} and {zero_point.shape}")
         if not jnp.issubdtype(scale.dtype, jnp.floating) or zero_point.dtype != np.int32:
             raise ValueError(f"{name}: scale must be floating point and zero_point int32, got {scale.dtype} and {zero_point.dtype}")
-        if not (np.isfinite(scale.astype(np.float64)).all() and (scale.astype(np.float64) > 0).all()):
+        if not (all_finite(scale) and (scale > 0).all()):
             raise ValueError(f"{name}: scales must be finite and positive")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Array", "CompressedLeaf", "Stream", "decode", "index_dtype", "is_compressed", "round_to"]
+__all__ = ["Array", "CompressedLeaf", "Stream", "all_finite", "decode", "index_dtype", "is_compressed", "round_to"]
 
 Array = jax.Array | np.ndarray
 
@@ -62,6 +62,12 @@ def index_dtype(k: int) -> np.dtype:
     (dtype('uint8'), dtype('uint16'))
     """
     return np.dtype(np.uint8 if k <= 2**8 else np.uint16 if k <= 2**16 else np.uint32)
+
+
+def all_finite(values: Array) -> bool:
+    """Whether concrete numbers hold neither NaN nor infinities, of any dtype and without NumPy's warning of signalling NaN."""
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(np.asarray(values).astype(np.float64)).all())
 
 
 def round_to(values: Array, dtype: Any) -> jax.Array:

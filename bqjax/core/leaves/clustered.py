@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bqjax.core import blocks
-from bqjax.core.leaves.base import Array, CompressedLeaf, Stream, index_dtype
+from bqjax.core.leaves.base import Array, CompressedLeaf, Stream, all_finite, index_dtype
 
 __all__ = ["Clustered", "trim_codebook"]
 
@@ -158,7 +158,7 @@ class Clustered(CompressedLeaf):
             raise ValueError(
                 f"{name}: the codebook must be a non-empty floating-point [k, d] array, got {codebook.dtype} {codebook.shape}"
             )
-        if not np.isfinite(codebook.astype(np.float64)).all():
+        if not all_finite(codebook):
             raise ValueError(f"{name}: the codebook holds NaN or infinite values")
         if sorted(self.axis_order) != list(range(len(self.shape))):
             raise ValueError(f"{name}: axis_order {self.axis_order} is not a permutation of the axes of {self.shape}")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bqjax.core.leaves.base import Array, CompressedLeaf, Stream
+from bqjax.core.leaves.base import Array, CompressedLeaf, Stream, all_finite
 
 __all__ = ["MIDDLE_TOTAL", "Factored"]
 
@@ -106,5 +106,5 @@ class Factored(CompressedLeaf):
                 raise ValueError(f"{name}: {what} must be floating point of shape {(length,)}, got {scales.dtype} {scales.shape}")
             if scales.dtype != self.rows.dtype:
                 raise ValueError(f"{name}: rows and columns must have one dtype, got {self.rows.dtype} and {scales.dtype}")
-            if not np.isfinite(scales.astype(np.float64)).all():
+            if not all_finite(scales):
                 raise ValueError(f"{name}: {what} hold NaN or infinite values")

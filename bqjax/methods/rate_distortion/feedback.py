@@ -67,6 +67,11 @@ def inverse_factor(moment: jax.Array, damping: Any = 0.01) -> tuple[jax.Array, j
     return order, inverse[::-1, ::-1] / jnp.sqrt(scale)
 
 
+def _charge(bits: jax.Array, lmbda: Any) -> jax.Array:
+    """``lmbda * bits``, infinite where bits are, also at ``lmbda = 0``."""
+    return jnp.where(jnp.isfinite(bits), lmbda * bits, jnp.inf)
+
+
 def _cheapest(now: jax.Array, weight: jax.Array, values: jax.Array, charge: jax.Array, near: int | None, zero: Any) -> jax.Array:
     """The level ``b`` of least ``weight (now - values_b)^2 + charge_b`` for every row.
 
@@ -84,7 +89,12 @@ def _cheapest(now: jax.Array, weight: jax.Array, values: jax.Array, charge: jax.
     k = values.shape[-1]
     step = (values[..., -1] - values[..., 0]) / max(1, k - 1)
     position = jnp.round((now - values[..., 0]) / jnp.where(step > 0, step, 1.0)).astype(jnp.int32)
-    tried = jnp.clip(position[:, None] + jnp.arange(-near, near + 1)[None, :], 0, k - 1)
+    # Beyond the levels that may be taken the nearest of them is the last one, not zero.
+    allowed = jnp.isfinite(charge)
+    first, last = jnp.argmax(allowed, axis=-1), k - 1 - jnp.argmax(allowed[..., ::-1], axis=-1)
+    if charge.ndim > 1:
+        first, last = first[:, None], last[:, None]
+    tried = jnp.clip(position[:, None] + jnp.arange(-near, near + 1)[None, :], first, last)
     tried = jnp.concatenate([tried, jnp.broadcast_to(jnp.asarray(zero, jnp.int32), (len(now), 1))], axis=1)
     cost = weight[:, None] * jnp.square(now[:, None] - _taken(values, tried)) + _taken(charge, tried)
     return jnp.take_along_axis(tried, jnp.argmin(cost, axis=1)[:, None], axis=1)[:, 0]
@@ -122,7 +132,7 @@ def compensated_values(
       lmbda: of a bit, in units of ``importance * output^2``.
       compensate: False chooses by the same costs and moves no weight.
       near: only so many levels on each side of the nearest, and the level ``zero``, are looked at: the time does not grow with
-        ``k``. Levels must then rise, and be close to an even grid. None looks at all.
+        ``k``. Levels must then rise, and be close to an even grid; those that may be taken lie side by side. None looks at all.
       zero: index of the level that is always looked at, where ``near`` is given.
       block: inputs whose errors are passed on to those of later blocks together, as one product of matrices; None passes on each by
         itself. What is chosen is the same but for rounding.
@@ -132,7 +142,7 @@ def compensated_values(
       Indices ``[rows, d]`` into ``values`` (of the row), int32, and for every row ``e^T H e`` (damped), its error, ``[rows]``.
     """
     rows, d = weights.shape
-    charge = lmbda * bits
+    charge = _charge(bits, lmbda)
     if near is None:
         values, charge = (jnp.broadcast_to(x, (rows, x.shape[-1])) for x in (values, charge))
 
@@ -218,7 +228,7 @@ def descended_values(
       As :func:`compensated_values`; ``importance / 2 error + lmbda bits`` is never above what it starts from, but for rounding.
     """
     rows, d = weights.shape
-    charge = lmbda * bits
+    charge = _charge(bits, lmbda)
     if near is None:
         values, charge = (jnp.broadcast_to(x, (rows, x.shape[-1])) for x in (values, charge))
 

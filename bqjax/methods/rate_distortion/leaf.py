@@ -6,7 +6,7 @@ well-conditioned estimator for large-dimensional covariance matrices", in its or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bqjax.methods.rate_distortion.feedback import compensated_values, descended_values, inverse_factor, ordered
-from bqjax.methods.rate_distortion.levels import balanced_step, even_grid, level_bits
+from bqjax.methods.rate_distortion.levels import Grid, balanced_step, even_grid, level_bits
 from bqjax.sensitivity.leaf_curvature import LeafCurvature
 
-__all__ = ["LeafStats", "QuantizedRows", "diagonal_stats", "leaf_stats", "mean_curvature", "quantize_rows"]
+__all__ = ["LeafStats", "Price", "QuantizedRows", "diagonal_stats", "leaf_stats", "mean_curvature", "quantize_on", "quantize_rows"]
+
+Price = Callable[[np.ndarray, int], np.ndarray]
+"""Bits ``[k]`` of each level's index, from how often levels were taken and which is zero."""
 
 _NEAR, _BLOCK = 2, 128
 _ENTRIES = 2**22  # of the moments that are worked on at one time
@@ -122,7 +125,7 @@ def mean_curvature(stats: LeafStats) -> float:
     return float(np.exp(inputs) * (importance.mean() if stats.uneven else np.exp(np.log(importance).mean())))
 
 
-@partial(jax.jit, static_argnames=("sweeps", "hold_zeros"))
+@partial(jax.jit, static_argnames=("sweeps", "compensate", "hold_zeros"))
 def _choose(
     w: jax.Array,
     stats: tuple[jax.Array, ...],
@@ -131,6 +134,7 @@ def _choose(
     lmbda: jax.Array,
     zero: jax.Array,
     sweeps: int,
+    compensate: bool,
     hold_zeros: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """Indices ``[G, rows, d]`` and errors ``[G, rows]``."""
@@ -138,8 +142,8 @@ def _choose(
     def one(at: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         w, order, factor, moment, importance = at
         ways: dict[str, Any] = {"near": _NEAR, "zero": zero, "held": w == 0 if hold_zeros else None}
-        index, error = compensated_values(w, order, factor, importance, levels, bits, lmbda, block=_BLOCK, **ways)
-        if sweeps:
+        index, error = compensated_values(w, order, factor, importance, levels, bits, lmbda, compensate, block=_BLOCK, **ways)
+        if sweeps and compensate:
             index, error = descended_values(w, index, order, moment, importance, levels, bits, lmbda, sweeps=sweeps, **ways)
         return index, error
 
@@ -168,27 +172,43 @@ def quantize_rows(
       sweeps: of coordinate descent after each.
       hold_zeros: weights of exactly zero, as pruned ones are, stay zero.
     """
-    step = balanced_step(mean_curvature(stats), lmbda)
-    found = [_on_grid(weights, stats, lmbda, step * scale, passes, sweeps, hold_zeros) for scale in step_scales]
+    step, largest = balanced_step(mean_curvature(stats), lmbda), float(np.abs(weights).max())
+    grids = [even_grid(largest, step * scale) for scale in step_scales]
+    found = [quantize_on(grid, weights, stats, lmbda, passes=passes, sweeps=sweeps, hold_zeros=hold_zeros) for grid in grids]
     return min(found, key=lambda q: q.distortion + lmbda * q.bits)
 
 
-def _on_grid(
-    weights: np.ndarray, stats: LeafStats, lmbda: float, step: float, passes: int, sweeps: int, hold_zeros: bool
+def quantize_on(
+    grid: Grid,
+    weights: np.ndarray,
+    stats: LeafStats,
+    lmbda: float,
+    *,
+    passes: int = 2,
+    sweeps: int = 4,
+    hold_zeros: bool = False,
+    price: Price = level_bits,
+    compensate: bool = True,
 ) -> QuantizedRows:
-    levels, zero = even_grid(float(np.abs(weights).max()), step)
+    """Levels of one grid for the weights of one leaf.
+
+    Args:
+      grid: what weights may become.
+      weights, stats, lmbda, passes, sweeps, hold_zeros: see :func:`quantize_rows`.
+      price: of indices.
+      compensate: False chooses each weight for itself, at the same costs.
+    """
     real = np.broadcast_to(stats.real[:, None, :], weights.shape)
-    spacing = float(levels[1] - levels[0])
-    index = np.clip(np.rint(weights / spacing).astype(np.int64) + zero, 0, len(levels) - 1)
-    w = jnp.asarray(weights, jnp.float32)
+    index = grid.nearest(weights)
+    w, levels = jnp.asarray(weights, jnp.float32), jnp.asarray(grid.levels)
     arrays = stats.order, stats.factor, stats.moment, stats.importance
     for _ in range(passes):
-        counts = np.bincount(index[real], minlength=len(levels))
-        bits = jnp.asarray(level_bits(counts, zero), jnp.float32)
-        chosen, error = _choose(w, arrays, jnp.asarray(levels), bits, jnp.float32(lmbda), jnp.int32(zero), sweeps, hold_zeros)
+        counts = np.bincount(index[real], minlength=len(grid.levels))
+        bits = jnp.asarray(grid.only_taken(price(counts, grid.zero)), jnp.float32)
+        chosen, error = _choose(w, arrays, levels, bits, jnp.float32(lmbda), jnp.int32(grid.zero), sweeps, compensate, hold_zeros)
         index = np.asarray(chosen)
-    counts = np.bincount(index[real], minlength=len(levels))
+    counts = np.bincount(index[real], minlength=len(grid.levels))
     distortion = float((np.asarray(stats.importance, np.float64) * np.asarray(error, np.float64)).sum() / 2)
     used = counts[counts > 0].astype(np.float64)
     bits_used = float(-(used * np.log2(used / used.sum())).sum()) + _TABLE_BITS + _VALUE_BITS * len(used)
-    return QuantizedRows(index, levels, zero, distortion, bits_used)
+    return QuantizedRows(index, grid.levels, grid.zero, distortion, bits_used)

@@ -12,14 +12,45 @@ References:
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["MOST_LEVELS", "balanced_step", "even_grid", "level_bits"]
+__all__ = ["MOST_LEVELS", "Grid", "balanced_step", "even_grid", "integer_grid", "level_bits"]
 
 MOST_LEVELS = 2**16  # of a leaf
 _PRIOR = 4.0  # occurrences that the fitted distribution counts as, beside the ones seen
 _MARGIN = 1.25  # feedback moves weights beyond where they stood
+
+
+class Grid(NamedTuple):
+    """What the weights of a leaf may become.
+
+    Attributes:
+      levels: ``[k]`` float32, rising, close to even; ``k`` is a power of two (few sizes, so that leaves share compiled code).
+      zero: index of the level zero.
+      first, last: indices of the lowest and the highest level that may be taken.
+    """
+
+    levels: np.ndarray
+    zero: int
+    first: int
+    last: int
+
+    @property
+    def step(self) -> float:
+        """Between neighbours, on average."""
+        return float(self.levels[-1] - self.levels[0]) / (len(self.levels) - 1)
+
+    def nearest(self, weights: np.ndarray) -> np.ndarray:
+        """Indices of about the nearest levels that may be taken (exactly, where the grid is even), int64 of the weights' shape."""
+        index = np.rint(np.asarray(weights, np.float64) / self.step).astype(np.int64) + self.zero
+        return np.clip(index, self.first, self.last)
+
+    def only_taken(self, bits: np.ndarray) -> np.ndarray:
+        """Costs ``[k]`` with infinity for levels that may not be taken."""
+        index = np.arange(len(self.levels))
+        return np.where((index >= self.first) & (index <= self.last), bits, np.inf)
 
 
 def balanced_step(curvature: float, lmbda: float) -> float:
@@ -36,24 +67,40 @@ def balanced_step(curvature: float, lmbda: float) -> float:
     return math.sqrt(12 * lmbda / (max(curvature, 1e-300) * math.log(2)))
 
 
-def even_grid(largest: float, step: float) -> tuple[np.ndarray, int]:
+def even_grid(largest: float, step: float) -> Grid:
     """Levels ``step * i`` that reach beyond ``largest`` on both sides.
 
     Args:
       largest: absolute value of a weight.
       step: of the grid; made larger where there would be more than :data:`MOST_LEVELS` levels.
 
-    Returns:
-      ``[k]`` float32, ``k`` a power of two (few sizes, so that leaves share compiled code), and the index of zero.
-
     Example:
-      >>> levels, zero = even_grid(1.0, 0.5)
-      >>> levels.shape, zero, levels[zero - 1 : zero + 2].tolist()
+      >>> grid = even_grid(1.0, 0.5)
+      >>> grid.levels.shape, grid.zero, grid.levels[grid.zero - 1 : grid.zero + 2].tolist()
       ((64,), 32, [-0.5, 0.0, 0.5])
     """
     step = max(step, largest * _MARGIN / (MOST_LEVELS // 2 - 4), 1e-30)
     half = 1 << max(5, math.ceil(math.log2(largest * _MARGIN / step + 3)))
-    return ((np.arange(2 * half) - half) * step).astype(np.float32), half
+    return Grid(((np.arange(2 * half) - half) * step).astype(np.float32), half, 0, 2 * half - 1)
+
+
+def integer_grid(low: int, high: int, step: float) -> Grid:
+    """Integers nearest to ``step * i``, halves towards zero: levels of weights that are integers and stay such.
+
+    Args:
+      low, high: of what may be taken; at most and at least 0.
+      step: of the grid, at least 1.
+
+    Example:
+      >>> grid = integer_grid(-6, 5, 2.5)
+      >>> grid.levels[grid.first : grid.last + 1].tolist()
+      [-5.0, -2.0, 0.0, 2.0, 5.0]
+    """
+    half = 1 << max(5, math.ceil(math.log2(max(-low, high) / step + 1)))
+    number = np.arange(2 * half) - half
+    levels = np.sign(number) * np.floor(np.abs(number) * step + 0.5 - 1e-9)
+    inside = np.flatnonzero((levels >= low) & (levels <= high))
+    return Grid(levels.astype(np.float32), half, int(inside[0]), int(inside[-1]))
 
 
 def level_bits(counts: np.ndarray, zero: int) -> np.ndarray:

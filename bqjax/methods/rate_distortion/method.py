@@ -21,11 +21,12 @@ from bqjax.core.task import Task, signed
 from bqjax.core.tree import named_leaves
 from bqjax.methods.base import Compressed
 from bqjax.methods.rate_distortion.distortion import measured_distortion, predicted_distortion
-from bqjax.methods.rate_distortion.search import file_bytes, lambda_for_bytes
-from bqjax.methods.rate_distortion.solver import SolverConfig, bin_and_quant_rd, prepare, removal_distortion
+from bqjax.methods.rate_distortion.gauge import gauged_curvature, measured_ratios
+from bqjax.methods.rate_distortion.search import file_bytes, gaussian_lambda, lambda_for_bytes
+from bqjax.methods.rate_distortion.solver import SolverConfig, bin_and_quant_rd, mean_removal_cost, prepare, removal_distortion
 from bqjax.sensitivity.curvature import Curvature
 from bqjax.sensitivity.lagrangian import lambda_within
-from bqjax.sensitivity.task_statistics import task_curvature
+from bqjax.sensitivity.task_statistics import once, task_curvature
 
 __all__ = ["RateDistortion", "RateDistortionInfo"]
 
@@ -41,6 +42,7 @@ class RateDistortionInfo:
       measured: the same of the whole network on calibration data.
       measured_leaves: the same of leaves changed alone, with the bias that takes up their mean; empty where it was not asked for.
       left: leaves that were solved by their importance alone, and why.
+      ratios: by leaf name, what an error of the leaf was measured to cost over what is predicted, at one lmbda for all rows.
       notes: by leaf name, what is left out of its curvature: the width of blocks, where inputs are cut.
     """
 
@@ -51,6 +53,7 @@ class RateDistortionInfo:
     measured: float
     measured_leaves: Mapping[str, float]
     left: Mapping[str, str]
+    ratios: Mapping[str, float]
     notes: Mapping[str, str]
 
 
@@ -71,6 +74,8 @@ class RateDistortion:
       rules: which leaves.
       solver: how leaves are solved.
       steps, scan: of the search for drops, see :func:`bqjax.sensitivity.lagrangian.lambda_within`.
+      gauge: calibration examples on which each leaf's curvature is compared with what an error of the leaf alone costs, and scaled
+        (:mod:`bqjax.methods.rate_distortion.gauge`): some percent fewer bytes at low rates; 0 takes it as it is.
       by_leaf: report what each leaf alone costs, too: a pass over the calibration data a leaf.
       positions, draws, examples, max_width: see :func:`bqjax.sensitivity.curvature.output_curvature`.
       label: in tables.
@@ -89,6 +94,7 @@ class RateDistortion:
     solver: SolverConfig = field(default_factory=SolverConfig)
     steps: int = 7
     scan: int = 4
+    gauge: int = 0
     by_leaf: bool = False
     positions: int = 2048
     draws: int = 1
@@ -114,8 +120,9 @@ class RateDistortion:
             value = getattr(self, what)
             if value is not None and value < 1:
                 raise ValueError(f"{what} must be at least 1, got {value}")
-        if self.scan < 0:
-            raise ValueError(f"scan must not be negative, got {self.scan}")
+        for what in ("scan", "gauge"):
+            if getattr(self, what) < 0:
+                raise ValueError(f"{what} must not be negative, got {getattr(self, what)}")
 
     def compress(
         self, task: Task, *, key: jax.Array, state_path: str | None = None, progress: Progress | None = None
@@ -127,25 +134,49 @@ class RateDistortion:
             "params": digest(task.params),
             "batches": digest(list(task.calibration)),
             "key": digest(key),
-            "config": repr((self.solver, self.rules, self.positions, self.draws, self.examples, self.max_width)),
+            "config": repr((self.solver, self.rules, self.positions, self.draws, self.examples, self.max_width, self.gauge)),
             "version": __version__,
         }
         with Journal(state_path, fingerprint) as journal:
-            trials = _Trials(self, task, curvature, journal)
+            ratios = self._ratios(task, curvature, key)
+            trials = _Trials(self, task, gauged_curvature(curvature, ratios), journal)
             lmbda = self._lmbda(trials, progress)
             baseline, final = trials.metrics(None)[0], trials.metrics(lmbda)[0]
             tree = trials.tree(lmbda)
             predicted = predicted_distortion(task.params, tree, curvature)
             measured, leaves = trials.distortion(lmbda, tree, list(predicted) if self.by_leaf else ())
-        info = RateDistortionInfo(lmbda, baseline, final, predicted, measured, leaves, dict(curvature.left), dict(curvature.notes))
+        info = RateDistortionInfo(
+            lmbda, baseline, final, predicted, measured, leaves, dict(curvature.left), ratios, dict(curvature.notes)
+        )
         return Compressed(tree, info, trials.found(lmbda))
+
+    def _ratios(self, task: Task, curvature: Curvature, key: jax.Array) -> dict[str, float]:
+        """What leaves cost over what is predicted, once for all rows of a task."""
+        outputs = task.outputs
+        if not self.gauge or outputs is None:
+            return {}
+        about = self.positions, self.draws, self.examples, self.max_width, self.gauge, repr((self.solver, self.rules))
+
+        def measure() -> dict[str, float]:
+            return measured_ratios(
+                jax.jit(outputs) if task.traceable else outputs,
+                task.params,
+                task.calibration,
+                curvature,
+                examples=self.gauge,
+                rules=self.rules,
+                config=self.solver,
+            )
+
+        return dict(once(task, ("ratios", digest(key), *about), measure))
 
     def _lmbda(self, trials: _Trials, progress: Progress | None) -> float:
         if self.lmbda is not None:
             return self.lmbda
-        unit = removal_distortion(trials.prepared)
+        unit = mean_removal_cost(trials.prepared)
         if self.target_bytes is not None:
-            return lambda_for_bytes(trials.bytes, self.target_bytes, unit, trials.n_weights, progress=progress)
+            start = gaussian_lambda(*removal_distortion(trials.prepared), self.target_bytes)
+            return lambda_for_bytes(trials.bytes, self.target_bytes, unit, trials.n_weights, start=start, progress=progress)
         return lambda_within(trials.excess, unit, steps=self.steps, scan=self.scan, progress=progress)
 
 

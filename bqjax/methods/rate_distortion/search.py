@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bqjax.codec import save
 from bqjax.core.progress import Progress
 from bqjax.core.task import Storage
 from bqjax.sensitivity.lagrangian import HIGHEST, LOWEST
 
-__all__ = ["file_bytes", "lambda_for_bytes"]
+__all__ = ["file_bytes", "gaussian_lambda", "lambda_for_bytes"]
 
 
 def file_bytes(tree: Any, coder: str = "auto", metadata: Mapping[str, str] | None = None, storage: Storage | None = None) -> int:
@@ -27,20 +29,44 @@ def file_bytes(tree: Any, coder: str = "auto", metadata: Mapping[str, str] | Non
         return path.stat().st_size
 
 
+def gaussian_lambda(costs: np.ndarray, weights: np.ndarray, target: int) -> float:
+    """The lmbda at which Gaussian sources have a number of bytes, by reverse water-filling: a first guess.
+
+    A source whose removal costs ``D`` a weight costs ``D 2^(-2b)`` at its rate ``b``, where a bit is worth ``2 ln 2 D 2^(-2b)``. So
+    at a lmbda each has ``max(0, log2(2 ln 2 D / lmbda) / 2)`` bits.
+
+    Args:
+      costs: ``[n]`` of the removal of a weight.
+      weights: ``[n]`` how many there are of each.
+      target: bytes of all.
+
+    Example:
+      >>> round(gaussian_lambda(np.array([1.0]), np.array([8.0]), 2) / (2 * math.log(2)), 4)  # two bits for each of eight weights
+      0.0625
+    """
+    logs = np.log2(np.maximum(2 * math.log(2) * costs, 1e-300))
+    low, high = float(logs.min(initial=0.0)) - 64, float(logs.max(initial=0.0))
+    for _ in range(60):
+        middle = (low + high) / 2
+        bits = float((weights * np.maximum(0.0, logs - middle)).sum()) / 2
+        low, high = (middle, high) if bits > 8 * target else (low, middle)
+    return 2.0**high
+
+
 def lambda_for_bytes(
     size: Callable[[float], int],
     target: int,
     unit: float,
     n_weights: int,
     *,
+    start: float | None = None,
     steps: int = 12,
     close: float = 0.005,
     progress: Progress | None = None,
 ) -> float:
     """A lmbda whose file is at most ``target`` bytes, and at least ``1 - close`` of that where steps suffice.
 
-    The first file is made where a Gaussian source would have its rate: at ``D = unit 2^(-2b)`` a bit is worth
-    ``lmbda = 2 ln 2 unit 2^(-2b)``, and the second at the same slope of half a bit for each factor of two. From there on, the
+    The second file is made on the slope of Gaussian sources, half a bit a weight for each factor of two. From there on, the
     logarithm of lmbda is interpolated as a parabola of the logarithm of the bytes: three to five files in all.
 
     Args:
@@ -48,6 +74,7 @@ def lambda_for_bytes(
       target: bytes.
       unit: the lmbda at which a bit is worth what the removal of a weight costs.
       n_weights: that the file holds.
+      start: the lmbda of the first file; None takes that of one Gaussian source of all weights (:func:`gaussian_lambda`).
       steps: files that are made at most.
       close: share of the target that may stay unused.
       progress: called after each file.
@@ -58,7 +85,9 @@ def lambda_for_bytes(
     aim = math.log(target * (1 - close / 2))
     made: dict[float, int] = {}
     low, high = LOWEST, HIGHEST  # of exponents: too large a file, and a small enough one
-    x = 0.5 - 16 * target / max(1, n_weights)
+    if start is None:
+        start = gaussian_lambda(np.array([unit]), np.array([float(n_weights)]), target)
+    x = math.log2(start / unit)
     for _ in range(steps):
         x = min(HIGHEST, max(LOWEST, x))
         made[x] = size(unit * 2**x)

@@ -20,7 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.core.leaves import Clustered, trim_codebook
+from bqjax.core.leaves import Clustered, CompressedLeaf, trim_codebook
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import check_finite, named_leaves, replace
 from bqjax.kmeans.fixed_levels import pruned
@@ -31,7 +31,15 @@ from bqjax.sensitivity.curvature import Curvature
 from bqjax.sensitivity.leaf_curvature import Layout
 from bqjax.sensitivity.shifts import Shift
 
-__all__ = ["Prepared", "SolverConfig", "bin_and_quant_rd", "prepare", "removal_distortion"]
+__all__ = [
+    "Prepared",
+    "SolverConfig",
+    "bin_and_quant_rd",
+    "mean_removal_cost",
+    "prepare",
+    "removal_distortion",
+    "shifts_taken",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +122,7 @@ def prepare(
     stats: dict[str, LeafStats] = {}
     layouts: dict[str, Layout] = {}
     vectors: dict[str, np.ndarray] = {}
-    # Rules say which leaves may change, and that holds for the biases that take up a mean.
-    shifts = {
-        name: shift
-        for name, shift in curvature.shifts.items()
-        if config.shift and name in taken and (rules is None or shift.bias in taken)
-    }
+    shifts = shifts_taken(params, curvature, rules, config)
     small = [n for n, x in leaves.items() if config.vectors and rules is None and _is_vector(x) and n in curvature.importance]
     for name in [*taken, *small]:
         leaf = leaves[name]
@@ -141,6 +144,17 @@ def prepare(
     return Prepared(rows=rows, stats=stats, layouts=layouts, vectors=vectors, shifts=shifts)
 
 
+def shifts_taken(params: Any, curvature: Curvature, rules: Sequence[Rule[Any]] | None, config: SolverConfig) -> dict[str, Shift]:
+    """By name, the leaves whose outputs' mean is corrected, and where."""
+    taken = select(params, rules).taken
+    # Rules say which leaves may change, and that holds for the biases that take up a mean.
+    return {
+        name: shift
+        for name, shift in curvature.shifts.items()
+        if config.shift and name in taken and (rules is None or shift.bias in taken)
+    }
+
+
 def _is_vector(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) and np.ndim(leaf) == 1 and np.size(leaf) > 0
 
@@ -153,6 +167,7 @@ def bin_and_quant_rd(
     rules: Sequence[Rule[Any]] | None = None,
     config: SolverConfig | None = None,
     prepared: Prepared | None = None,
+    solved: Mapping[str, CompressedLeaf] | None = None,
 ) -> Any:
     """Quantizes parameters at a Lagrangian weight of storage. Pure, not traceable.
 
@@ -164,6 +179,8 @@ def bin_and_quant_rd(
       rules: which leaves; None takes floating-point leaves of two or more dimensions and, by ``config.vectors``, vectors.
       config: settings.
       prepared: from :func:`prepare` of the same arguments, for several lmbdas.
+      solved: leaves by name that are taken as they are; what they change in the mean of their outputs is made good like that of the
+        others.
 
     Returns:
       The tree with :class:`~bqjax.core.leaves.Clustered` leaves for kernels, whose codebooks hold the levels in use, and
@@ -184,6 +201,10 @@ def bin_and_quant_rd(
     # A bias is solved after the leaves whose mean it takes up.
     for name in sorted(prepared.rows, key=lambda name: name not in prepared.shifts):
         layout = prepared.layouts[name]
+        if solved is not None and name in solved:
+            new[name] = solved[name]
+            _take_up(moved, leaves, name, new[name], prepared, curvature)
+            continue
         rows = layout.to_rows(moved[name].astype(np.float32)) if name in moved else prepared.rows[name]
         found = quantize_rows(
             rows,
@@ -195,10 +216,7 @@ def bin_and_quant_rd(
             hold_zeros=pruned(leaves[name]) is not None and name not in moved,
         )
         new[name] = _clustered(found, layout, leaves[name].dtype)
-        if name in prepared.shifts:
-            shift = prepared.shifts[name]
-            bias = moved.setdefault(shift.bias, np.array(leaves[shift.bias], np.float64))
-            add_means(bias, shift, curvature[name], leaf_change(leaves[name], new[name]), -1)
+        _take_up(moved, leaves, name, new[name], prepared, curvature)
     for name, bias in moved.items():
         if name not in prepared.rows:
             new[name] = bias.astype(leaves[name].dtype)
@@ -207,6 +225,16 @@ def bin_and_quant_rd(
         if affine is not None:
             new[name] = affine
     return replace(params, new)
+
+
+def _take_up(
+    moved: dict[str, np.ndarray], leaves: Mapping[str, Any], name: str, new: Any, prepared: Prepared, curvature: Curvature
+) -> None:
+    """Moves the bias behind a leaf by what the leaf's errors change in the mean of its outputs."""
+    if name in prepared.shifts:
+        shift = prepared.shifts[name]
+        bias = moved.setdefault(shift.bias, np.array(leaves[shift.bias], np.float64))
+        add_means(bias, shift, curvature[name], leaf_change(leaves[name], new), -1)
 
 
 def _clustered(found: QuantizedRows, layout: Layout, dtype: Any) -> Clustered:
@@ -222,17 +250,29 @@ def _clustered(found: QuantizedRows, layout: Layout, dtype: Any) -> Clustered:
         return Clustered(indices, codebook[:, None], layout.shape, dtype, scale=np.asarray(step), offset=np.zeros((), np.float32))
     fits = max(abs(low), abs(high)) <= 32  # float16 is then off by a 64th of a step at most
     kind = np.float16 if fits and np.abs(found.levels[used]).max() < 6e4 and step > 1e-4 else np.float32
-    codebook, indices = trim_codebook(found.levels.astype(kind), index)
-    return Clustered(indices, codebook[:, None], layout.shape, dtype)
+    codebook, indices = trim_codebook(found.levels, index)  # levels that no weight takes may be beyond float16
+    return Clustered(indices, codebook.astype(kind)[:, None], layout.shape, dtype)
 
 
-def removal_distortion(prepared: Prepared) -> float:
-    """What a weight's removal costs, a mean over all weights by their damped curvature: a unit for lmbda."""
-    total, size = 0.0, 0
+def removal_distortion(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """What the removal of a weight costs, by the damped curvature of its leaf.
+
+    Returns:
+      ``(costs, weights)``, ``[n]`` each: of every row of every leaf the mean cost of a weight, and how many weights it has.
+    """
+    costs, weights = [np.zeros(0)], [np.zeros(0)]
     for name, w in prepared.rows.items():
         stats = prepared.stats[name]
         ordered = np.take_along_axis(w.astype(np.float64), np.asarray(stats.order)[:, None, :], axis=2)
         through = np.matmul(ordered, np.asarray(stats.moment, np.float64))
-        total += float((np.asarray(stats.importance, np.float64) * (through * ordered).sum(-1)).sum() / 2)
-        size += math.prod(prepared.layouts[name].shape)
-    return total / max(1, size) or 1.0
+        real = np.broadcast_to(stats.real.sum(1)[:, None], w.shape[:2])
+        of_rows = np.asarray(stats.importance, np.float64) * (through * ordered).sum(-1) / 2
+        costs.append((of_rows / np.maximum(real, 1)).reshape(-1))
+        weights.append(real.reshape(-1).astype(np.float64))
+    return np.concatenate(costs), np.concatenate(weights)
+
+
+def mean_removal_cost(prepared: Prepared) -> float:
+    """The lmbda at which a bit is worth what the removal of a weight costs, a mean over all weights."""
+    costs, weights = removal_distortion(prepared)
+    return float((costs * weights).sum() / max(1.0, weights.sum())) or 1.0

@@ -69,6 +69,8 @@ def folder_task(folder: str | os.PathLike[str], text: str | os.PathLike[str], *,
     storage, notes = _storage(checkpoint, tensors, network, tied)
     rows = sum(map(len, found.calibration))
     notes += _of_text(found, cut, length, rows, _widest(params, network.vocabulary))
+    if network.kind == "encoder" and not _means(folder):
+        notes.append("the folder's pooling is not the mean over tokens, which embeddings are compared by here")
     network_of = _Tied(network, {name: first for name, first in tied.items() if name in network.names})
     calibration, test = (_batches(network_of, params, part, length) for part in (found.calibration, found.test))
     decoder = network.kind == "decoder"
@@ -121,6 +123,15 @@ def _sequences(network: Pretrained, tokenizer: Tokenizer, text: Path, length: in
     if len(found) < fewest:
         raise ValueError(f"{text} has {len(found)} different lines, at least {fewest} are needed: write a sentence a line")
     return parts(found, _SHARES[network.kind], _MOST), cut
+
+
+def _means(folder: Path) -> bool:
+    """Whether the folder's embeddings are means over tokens, as far as it says."""
+    try:
+        pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+        return bool(pooling.get("pooling_mode_mean_tokens", True))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return True
 
 
 def _single(array: np.ndarray) -> np.ndarray:

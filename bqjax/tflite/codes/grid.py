@@ -1,9 +1,8 @@
 """Integer codes of a layer onto few values, spread evenly, as coarse as the cost of their storage makes worthwhile.
 
-The codes of an already quantized layer lie on a fine grid. Its bins here are those of a coarser grid: of step
-``sqrt(12 lmbda / (h ln 2))`` where quantizing noise and storage are in balance for a weight of curvature ``h`` (at high
-rates a step ``s`` costs ``h s^2 / 24`` and saves ``log2 s`` bits). Within that grid the values are then chosen by
-:func:`bqjax.methods.rate_distortion.feedback.compensated_values` at the cost that each one's index really has.
+The codes of an already quantized layer lie on a fine grid. Its bins here are those of a coarser grid, whose levels are integers
+again (:func:`bqjax.methods.rate_distortion.levels.integer_grid`): of the step at which quantizing noise and storage are in balance.
+Within that grid the solver of float leaves chooses the values (:func:`bqjax.methods.rate_distortion.leaf.quantize_on`).
 Outputs that matter more than others of their layer can have a finer grid (:func:`row_classes`), where what that saves is
 more than the tables cost (:func:`quantize_layer_by_output`).
 
@@ -14,42 +13,19 @@ References:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.methods.rate_distortion.feedback import compensated_values
+from bqjax.methods.rate_distortion.leaf import LeafStats, Price, mean_curvature, quantize_on
+from bqjax.methods.rate_distortion.levels import balanced_step, integer_grid, level_bits
 
-__all__ = [
-    "LayerStats",
-    "QuantizedLayer",
-    "entropy_bits",
-    "even_values",
-    "quantize_layer",
-    "quantize_layer_by_output",
-    "row_classes",
-    "weight_curvature",
-]
+__all__ = ["QuantizedLayer", "quantize_layer", "quantize_layer_by_output", "row_classes", "row_curvature", "weight_curvature"]
 
 _TABLE_BITS, _VALUE_BITS = 400.0, 16.0  # of a class in the file: its record, and each value with its frequency
-_MANY_BITS = 24.0  # for a value that nothing has taken yet: dear, not forbidden
-
-
-class LayerStats(NamedTuple):
-    """What is known of a layer beside its weights. ``G`` is 1, or the number of channels of a depthwise layer.
-
-    Attributes:
-      order, factor: ``[G, d]`` and ``[G, d, d]``, see :func:`bqjax.methods.rate_distortion.feedback.inverse_factor`.
-      importance: ``[G, rows]`` of the outputs, non-negative.
-    """
-
-    order: jax.Array
-    factor: jax.Array
-    importance: jax.Array
+_MOST_CLASSES = 8  # of outputs
 
 
 class QuantizedLayer(NamedTuple):
@@ -70,26 +46,13 @@ class QuantizedLayer(NamedTuple):
     steps: tuple[float, ...]
 
 
-def even_values(step: float, zero_point: int, low: int, high: int) -> np.ndarray:
-    """The integers nearest to ``zero_point + i * step`` within ``[low, high]``; each step away at least 1.
-
-    Example:
-      >>> even_values(2.5, 0, -6, 6).tolist()
-      [-5, -2, 0, 2, 5]
-    """
-    below, above = math.floor((zero_point - low) / step), math.floor((high - zero_point) / step)
-    grid = np.arange(-below, above + 1) * step
-    return np.unique(np.clip(zero_point + np.sign(grid) * np.floor(np.abs(grid) + 0.5 - 1e-9), low, high).astype(np.int32))
+def _entropy(counts: np.ndarray) -> float:
+    """Bits of all indices together, at the entropy of how often each occurs."""
+    used = counts[counts > 0].astype(np.float64)
+    return float(-(used * np.log2(used / used.sum())).sum())
 
 
-def entropy_bits(counts: np.ndarray) -> np.ndarray:
-    """Bits of each value ``[classes, k]`` in a row of counts."""
-    with np.errstate(divide="ignore"):
-        bits = -np.log2(counts / counts.sum(1, keepdims=True))
-    return np.minimum(bits, _MANY_BITS)
-
-
-def row_classes(stats: LayerStats, min_rows: int = 1, width: float = 1.0) -> np.ndarray:
+def row_classes(stats: LeafStats, min_rows: int = 1, width: float = 0.5) -> np.ndarray:
     """Rows of a layer that share a grid: those whose steps in balance differ by less than a factor of ``2^width``.
 
     Args:
@@ -114,15 +77,7 @@ def row_classes(stats: LayerStats, min_rows: int = 1, width: float = 1.0) -> np.
     return np.searchsorted(np.array(bounds), number, side="right") - 1
 
 
-def weight_curvature(stats: LayerStats) -> np.ndarray:
-    """``[G, rows, d]``: what half a squared step costs at each weight, when later ones make good what they can."""
-    pivots = np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64)
-    by_place = np.zeros_like(pivots)
-    np.put_along_axis(by_place, np.asarray(stats.order), 1 / np.maximum(np.square(pivots), 1e-30), axis=1)
-    return np.asarray(stats.importance, np.float64)[:, :, None] * by_place[:, None, :]
-
-
-def row_curvature(stats: LayerStats) -> np.ndarray:
+def row_curvature(stats: LeafStats) -> np.ndarray:
     """``[G, rows]``: what squared steps cost at a row's weights, their geometric mean.
 
     The geometric mean: what a weight costs in bits goes with the logarithm of its curvature.
@@ -132,86 +87,92 @@ def row_curvature(stats: LayerStats) -> np.ndarray:
     return np.maximum(np.asarray(stats.importance, np.float64), 1e-30) * inputs[:, None]
 
 
+def weight_curvature(stats: LeafStats) -> np.ndarray:
+    """``[G, rows, d]``: what half a squared step costs at each weight, when later ones make good what they can."""
+    pivots = np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64)
+    by_place = np.zeros_like(pivots)
+    np.put_along_axis(by_place, np.asarray(stats.order), 1 / np.maximum(np.square(pivots), 1e-30), axis=1)
+    return np.asarray(stats.importance, np.float64)[:, :, None] * by_place[:, None, :]
+
+
 def quantize_layer(
     codes: np.ndarray,
     zero_point: int,
-    stats: LayerStats,
+    stats: LeafStats,
     lmbda: float,
     *,
-    classes: np.ndarray | None = None,
     compensate: bool = True,
-    passes: int = 3,
+    passes: int = 2,
+    sweeps: int = 4,
     step_scale: float = 1.0,
-    price: Callable[[np.ndarray], np.ndarray] = entropy_bits,
+    price: Price = level_bits,
 ) -> QuantizedLayer | None:
     """Gives the codes of one layer few values, at a Lagrangian weight of storage.
 
     Args:
       codes: ``[G, rows, d]`` integers.
-      zero_point: the code that stands for 0; it is always among the values.
-      stats: of the layer.
+      zero_point: the code that stands for 0; it is always among the values. All values lie within the range of ``codes`` and it.
+      stats: of the layer, :func:`bqjax.tflite.codes.layer_stats.layer_stats`.
       lmbda: of one bit, in the units of ``importance * output^2``.
-      classes: ``[G, rows]`` from :func:`row_classes`; rows of a class share a grid and the costs of its indices. None puts
-        all rows into one.
-      compensate: whether later weights make good the errors of earlier ones.
-      passes: over the layer, each at the costs that the last one led to.
+      compensate, passes, sweeps, price: see :func:`bqjax.methods.rate_distortion.leaf.quantize_on`.
       step_scale: factor on the step in balance.
-      price: bits of each value's index ``[classes, k]`` by how often the values occur.
 
     Returns:
       None where the lmbda does not make it worthwhile to give up any code.
     """
-    low, high = min(int(codes.min()), zero_point), max(int(codes.max()), zero_point)
-    curvature = np.log(row_curvature(stats))
-    classes = np.zeros(codes.shape[:2], np.int64) if classes is None else classes
-    n_classes = int(classes.max()) + 1
-    balance = [
-        step_scale * math.sqrt(12 * lmbda / (math.exp(curvature[classes == c].mean()) * math.log(2))) for c in range(n_classes)
-    ]
-    if max(balance) <= 1.0:
+    step = step_scale * balanced_step(mean_curvature(stats), lmbda)
+    if step <= 1.0:
         return None
-    steps = np.clip(balance, 1.0, max(1, high - low))
-    grids = [even_values(step, zero_point, low, high) for step in steps]
-    padded = 1 << max(4, (max(map(len, grids)) - 1).bit_length())  # few sizes, so that layers share compiled code
-    table = np.stack([np.append(grid, np.full(padded - len(grid), grid[-1])) for grid in grids]).astype(np.float32)
-    counts = np.zeros((n_classes, padded))
-    for c, grid in enumerate(grids):
-        sample = codes[classes == c].reshape(-1)
-        sample = sample[:: max(1, sample.size // 65536)]
-        nearest = np.abs(sample[:, None] - grid[None, :]).argmin(1)
-        counts[c, : len(grid)] = np.bincount(nearest, minlength=len(grid)) + 0.5
-    taken = np.arange(padded)[None, :] < np.array([len(grid) for grid in grids])[:, None]
-    w, values = jnp.asarray(codes, jnp.float32), jnp.asarray(table[classes])
-    run = jax.vmap(compensated_values, in_axes=(0, 0, 0, 0, 0, 0, None, None))
-    for _ in range(passes):
-        bits = np.where(taken, price(counts), np.inf).astype(np.float32)
-        index, error = run(w, stats.order, stats.factor, stats.importance, values, jnp.asarray(bits[classes]), lmbda, compensate)
-        chosen = np.asarray(index)
-        counts = np.stack([np.bincount(chosen[classes == c].reshape(-1), minlength=padded) for c in range(n_classes)]).astype(float)
-    new = np.take_along_axis(table[classes], chosen, axis=2).astype(np.int64)
-    distortion = float((np.asarray(stats.importance, np.float64) * np.asarray(error, np.float64)).sum() / 2)
-    return QuantizedLayer(new, classes, distortion, float((counts * price(counts)).sum()), tuple(steps.tolist()))
+    low, high = min(int(codes.min()) - zero_point, 0), max(int(codes.max()) - zero_point, 0)
+    step = min(step, float(max(1, high - low)))
+    grid = integer_grid(low, high, step)
+    weights = (codes - zero_point).astype(np.float32)
+    found = quantize_on(grid, weights, stats, lmbda, passes=passes, sweeps=sweeps, price=price, compensate=compensate)
+    bits = _entropy(np.bincount(found.indices.reshape(-1), minlength=len(grid.levels)))
+    new = grid.levels[found.indices].astype(np.int64) + zero_point
+    return QuantizedLayer(new, np.zeros(codes.shape[:2], np.int64), found.distortion, bits, (step,))
 
 
 def quantize_layer_by_output(
-    codes: np.ndarray, zero_point: int, stats: LayerStats, lmbda: float, **settings: Any
+    codes: np.ndarray, zero_point: int, stats: LeafStats, lmbda: float, **settings: Any
 ) -> QuantizedLayer | None:
     """As :func:`quantize_layer`, with one grid for all outputs or one for each class of them, whichever costs less.
 
     Args:
-      codes, zero_point, stats, lmbda: see :func:`quantize_layer`.
-      settings: its other arguments, but ``classes``.
+      codes: ``[1, rows, d]`` integers.
+      zero_point, stats, lmbda, settings: see :func:`quantize_layer`. A class for which it is not worthwhile to give up a code keeps
+        its codes.
     """
     together = quantize_layer(codes, zero_point, stats, lmbda, **settings)
-    classes = row_classes(stats, min_rows=max(1, codes.shape[0] * codes.shape[1] // 8))
-    apart = quantize_layer(codes, zero_point, stats, lmbda, classes=classes, **settings) if classes.max() else None
-    if together is None or apart is None:
+    classes = row_classes(stats, min_rows=max(1, codes.shape[1] // _MOST_CLASSES))
+    if together is None or not classes.max():
         return together
+    apart = _by_class(codes, zero_point, stats, lmbda, classes, settings)
     return min(together, apart, key=lambda layer: layer.distortion + lmbda * (layer.bits + _table_bits(layer)))
+
+
+def _by_class(
+    codes: np.ndarray, zero_point: int, stats: LeafStats, lmbda: float, classes: np.ndarray, settings: Mapping[str, Any]
+) -> QuantizedLayer:
+    """Each class of rows with a grid of its own."""
+    new, distortion, bits = np.empty_like(codes), 0.0, 0.0
+    steps: list[float] = []
+    for c in range(int(classes.max()) + 1):
+        rows = np.flatnonzero(classes[0] == c)
+        part, own = codes[:, rows], stats._replace(importance=stats.importance[:, rows])
+        layer = quantize_layer(part, zero_point, own, lmbda, **settings) or _unchanged(part)
+        new[:, rows] = layer.codes
+        distortion, bits, steps = distortion + layer.distortion, bits + layer.bits, [*steps, *layer.steps]
+    return QuantizedLayer(new, classes, distortion, bits, tuple(steps))
+
+
+def _unchanged(codes: np.ndarray) -> QuantizedLayer:
+    bits = _entropy(np.unique(codes, return_counts=True)[1])
+    return QuantizedLayer(codes, np.zeros(codes.shape[:2], np.int64), 0.0, bits, (1.0,))
 
 
 def _table_bits(layer: QuantizedLayer) -> float:
     """What a layer costs in the file beside its indices: the classes of the outputs, and a table for each."""
     outputs = np.bincount(layer.classes.reshape(-1))
     values = sum(len(np.unique(layer.codes[layer.classes == c])) for c in range(len(outputs)))
-    return float((outputs * entropy_bits(outputs[None])[0]).sum()) + _TABLE_BITS * len(outputs) + _VALUE_BITS * values
+    return _entropy(outputs) + _TABLE_BITS * len(outputs) + _VALUE_BITS * values

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.methods.rate_distortion.feedback import inverse_factor
-from bqjax.tflite.codes.grid import LayerStats
+from bqjax.methods.rate_distortion.leaf import LeafStats, leaf_stats
+from bqjax.sensitivity.leaf_curvature import Layout, LeafCurvature
 
-__all__ = ["Layer", "Measured", "Moments", "input_rows", "layer_stats", "same_pads", "to_rows", "to_weight"]
+__all__ = ["Layer", "Measured", "Moments", "input_rows", "layer_layout", "layer_stats", "same_pads"]
 
 
 class Layer(Protocol):
@@ -31,24 +31,16 @@ class Layer(Protocol):
     def options(self) -> Mapping[str, Any]: ...
 
 
-def to_rows(weight: np.ndarray, kind: str) -> np.ndarray:
-    """A weight in the file's layout as ``[G, rows, d]``.
+def layer_layout(kind: str, shape: Sequence[int]) -> Layout:
+    """How a weight in the file's layout is seen as ``[G, rows, d]``.
 
     ``CONV_2D`` is ``[cout, kh, kw, cin]``, ``FULLY_CONNECTED`` ``[out, in]``, ``DEPTHWISE_CONV_2D`` ``[1, kh, kw, cin * m]``
-    with ``m`` filters for each input channel, which here are ``cin`` groups of ``m`` rows where ``m`` is 1 and one group a
-    filter otherwise.
+    with ``m`` filters for each input channel, which here are one group a filter.
     """
+    shape = tuple(shape)
     if kind == "DEPTHWISE_CONV_2D":
-        return np.moveaxis(weight[0], -1, 0).reshape(weight.shape[-1], 1, -1)
-    return weight.reshape(1, weight.shape[0], -1)
-
-
-def to_weight(rows: np.ndarray, kind: str, shape: Sequence[int]) -> np.ndarray:
-    """The inverse of :func:`to_rows`."""
-    if kind == "DEPTHWISE_CONV_2D":
-        _, kh, kw, channels = shape
-        return np.moveaxis(rows.reshape(channels, kh, kw), 0, -1)[None]
-    return rows.reshape(shape)
+        return Layout(shape=shape, view=shape, groups=(3,), rows=(0,), inputs=(1, 2))
+    return Layout(shape=shape, view=shape, groups=(), rows=(0,), inputs=tuple(range(1, len(shape))))
 
 
 def same_pads(size: int, window: int, stride: int, dilation: int) -> tuple[int, int]:
@@ -85,7 +77,7 @@ def input_rows(x: jax.Array, layer: Layer, shape: Sequence[int], positions: jax.
         cost nothing.
 
     Returns:
-      ``[G, p, d]`` in the order of :func:`to_rows`.
+      ``[G, p, d]`` in the order of :func:`layer_layout`.
     """
     size = _output_size(x.shape, layer, shape)
     positions = jnp.arange(math.prod(size)) if positions is None else positions
@@ -161,26 +153,21 @@ class Measured(NamedTuple):
     importance: np.ndarray
 
 
-def layer_stats(measured: Measured, *, centred: bool = True, damping: float = 0.01) -> LayerStats:
-    """Statistics of a layer, for :func:`bqjax.tflite.codes.grid.quantize_layer`.
+def layer_stats(measured: Measured, *, centred: bool = True, damping: float = 0.01) -> LeafStats:
+    """Statistics of a layer for the solver, from what calibration says of it.
 
     The curvature of the network's outputs in a layer's weights is taken as the product of one matrix for the inputs and
-    one number for each output (Martens, Grosse 2015, "Optimizing neural networks with Kronecker-factored approximate
-    curvature", with a diagonal for the outputs): the number is the importance of the output's weights, over what the inputs
-    account for.
+    one number for each output (:class:`bqjax.sensitivity.leaf_curvature.LeafCurvature`): the number is the importance of the
+    output's weights, over what the inputs account for.
 
     Args:
       measured: moments and importance.
       centred: errors along the inputs' mean count nothing, since the bias takes them up.
-      damping: see :func:`bqjax.methods.rate_distortion.feedback.inverse_factor`; ``d / rows`` is added to it: a matrix from few
-        rows knows directions along which nothing seems to happen, and errors must not be hidden there (shrinkage as of Ledoit, Wolf
-        2004, "A well-conditioned estimator for large-dimensional covariance matrices", in its order of magnitude).
+      damping: see :func:`bqjax.methods.rate_distortion.leaf.leaf_stats`.
     """
-    second, mean = jnp.asarray(measured.second), jnp.asarray(measured.mean)
-    moment = second - mean[:, :, None] * mean[:, None, :] if centred else second
-    order, factor = jax.vmap(inverse_factor, in_axes=(0, None))(moment, damping + mean.shape[1] / measured.rows)
-    power = np.trace(np.asarray(second, np.float64), axis1=1, axis2=2)  # [G]
+    power = np.trace(np.asarray(measured.second, np.float64), axis1=1, axis2=2)  # [G]
     outputs = measured.importance.sum(-1, dtype=np.float64) / np.maximum(power, 1e-30)[:, None]
-    # What calibration never reached is not known to be worthless.
-    outputs += 0.01 * outputs.mean() + 1e-30
-    return LayerStats(order, factor, jnp.asarray(outputs, jnp.float32))
+    shape = measured.importance.shape
+    layout = Layout(shape=shape, view=shape, groups=(0,), rows=(1,), inputs=(2,))
+    curvature = LeafCurvature(measured.second, measured.mean, outputs, measured.rows, centred, layout)
+    return leaf_stats(curvature, centred=centred, damping=damping)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -27,10 +28,11 @@ from bqjax.core.journal import Journal, digest
 from bqjax.core.progress import Progress
 from bqjax.core.scoring import score_batches
 from bqjax.core.task import Score, signed
+from bqjax.methods.rate_distortion.leaf import LeafStats, mean_curvature
 from bqjax.sensitivity.importance import output_importance
 from bqjax.sensitivity.limit import highest_within
-from bqjax.tflite.codes.grid import LayerStats, QuantizedLayer, quantize_layer, quantize_layer_by_output
-from bqjax.tflite.codes.layer_stats import Layer, Measured, Moments, layer_stats, to_rows, to_weight
+from bqjax.tflite.codes.grid import QuantizedLayer, quantize_layer, quantize_layer_by_output
+from bqjax.tflite.codes.layer_stats import Layer, Measured, Moments, layer_layout, layer_stats
 
 __all__ = ["QuantizedConfig", "QuantizedInfo", "QuantizedNetwork", "QuantizedReport", "Target", "measure_layers", "search_codes"]
 
@@ -39,7 +41,7 @@ class Target(Protocol):
     """A file format that says itself what codes of a layer cost. A frozen dataclass: its ``repr`` tells searches apart."""
 
     def prepared(
-        self, codes: np.ndarray, zero_point: int, stats: LayerStats, settings: Mapping[str, Any]
+        self, codes: np.ndarray, zero_point: int, stats: LeafStats, settings: Mapping[str, Any]
     ) -> Callable[[float], QuantizedLayer | None]:
         """New codes of one layer by lmbda; arguments as of :func:`bqjax.tflite.codes.grid.quantize_layer`."""
         ...
@@ -61,7 +63,7 @@ class QuantizedConfig:
       steps: of the bisection, each compresses and scores the network once.
       scan: lmbdas tried after it, from the one that it accepted to twice the lowest that it refused, see
         :func:`bqjax.sensitivity.limit.highest_within`; 0 takes what the bisection found.
-      passes: over a layer, see :func:`bqjax.tflite.codes.grid.quantize_layer`.
+      passes, sweeps: over a layer and of coordinate descent after each, see :func:`bqjax.tflite.codes.grid.quantize_layer`.
       step_scale: likewise.
       damping: of the inputs' second moment, a share of its mean diagonal.
       target: the file format that codes are for, where it is another than :mod:`bqjax.tflite.container`, which codes them at their
@@ -76,7 +78,8 @@ class QuantizedConfig:
     by_output: bool = False
     steps: int = 7
     scan: int = 8
-    passes: int = 3
+    passes: int = 2
+    sweeps: int = 4
     step_scale: float = 1.0
     damping: float = 0.01
     target: Target | None = None
@@ -87,8 +90,9 @@ class QuantizedConfig:
         for what in ("steps", "passes"):
             if getattr(self, what) < 1:
                 raise ValueError(f"{what} must be at least 1, got {getattr(self, what)}")
-        if self.scan < 0:
-            raise ValueError(f"scan must not be negative, got {self.scan}")
+        for what in ("scan", "sweeps"):
+            if getattr(self, what) < 0:
+                raise ValueError(f"{what} must not be negative, got {getattr(self, what)}")
         for what in ("max_drop", "layer_drop"):
             value = getattr(self, what)
             if value is not None and not (value >= 0 and math.isfinite(value)):
@@ -108,6 +112,8 @@ class QuantizedNetwork(NamedTuple):
       real: ``real(params, batch) -> [n, ...]`` the outputs in real numbers, differentiable in float codes; zero for padding.
       score: of integer params, see :data:`bqjax.core.task.Score`.
       traceable: whether the score can run under ``jit``.
+      tied: further layers that have the codes of one of ``layers``, by its name: they change with it.
+      fixed_biases: layers whose bias stays.
     """
 
     params: dict[str, dict[str, Any]]
@@ -116,6 +122,8 @@ class QuantizedNetwork(NamedTuple):
     real: Callable[[Any, Any], jax.Array]
     score: Score
     traceable: bool = True
+    tied: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    fixed_biases: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,7 @@ def measure_layers(
     key: jax.Array,
     positions: int = 2048,
     draws: int = 2,
+    examples: int = 10,
     progress: Progress | None = None,
 ) -> dict[str, Measured]:
     """What a search needs to know of every layer, from calibration data; no labels are used.
@@ -170,6 +179,7 @@ def measure_layers(
       key: a ``jax.random`` key.
       positions: places of a layer's input that are looked at in each batch.
       draws: random signs for the importance.
+      examples: of a batch that share one draw of signs. An output's importance is known to ``sqrt(2 / draws of signs)`` of itself.
       progress: called after each batch.
     """
     if not len(batches):
@@ -186,10 +196,9 @@ def measure_layers(
     # Gradients need real numbers.
     real = {layer: {**leaves, "codes": jnp.asarray(leaves["codes"], jnp.float32)} for layer, leaves in network.params.items()}
     names = [f"{name}/codes" for name in shapes]
-    importance = output_importance(network.real, real, batches, key=keys[0], draws=draws, names=names)
-    return {
-        name: Measured(*moments[name].result(), to_rows(importance[f"{name}/codes"], network.layers[name].kind)) for name in shapes
-    }
+    importance = output_importance(network.real, real, batches, key=keys[0], draws=draws, names=names, examples=examples)
+    layouts = {name: layer_layout(network.layers[name].kind, shape) for name, shape in shapes.items()}
+    return {name: Measured(*moments[name].result(), layouts[name].to_rows(importance[f"{name}/codes"])) for name in shapes}
 
 
 class _Search:
@@ -204,15 +213,11 @@ class _Search:
     ):
         self.network, self.config, self.metric, self._journal = network, config, metric, journal
         self._batches, self._measured = batches, measured
-        self._stats = {
-            name: layer_stats(m, centred=config.correct_bias and "bias" in network.params[name], damping=config.damping)
-            for name, m in measured.items()
-        }
+        self._stats = {name: layer_stats(m, centred=self._moves_bias(name), damping=config.damping) for name, m in measured.items()}
         self._score = jax.jit(network.score) if network.traceable else network.score
-        self.rows = {
-            name: to_rows(np.asarray(network.params[name]["codes"]).astype(np.int64), layer.kind)
-            for name, layer in network.layers.items()
-        }
+        codes = {name: np.asarray(network.params[name]["codes"]).astype(np.int64) for name in network.layers}
+        self._layouts = {name: layer_layout(layer.kind, codes[name].shape) for name, layer in network.layers.items()}
+        self.rows = {name: layout.to_rows(codes[name]) for name, layout in self._layouts.items()}
         self._prepared: dict[str, Callable[[float], QuantizedLayer | None]] = {}
 
     def score(self, params: Callable[[], Any], what: str) -> dict[str, float]:
@@ -225,7 +230,8 @@ class _Search:
 
     def layer(self, name: str, lmbda: float) -> QuantizedLayer | None:
         config = self.config
-        settings: dict[str, Any] = {"compensate": config.compensate, "passes": config.passes, "step_scale": config.step_scale}
+        names = ("compensate", "passes", "sweeps", "step_scale")
+        settings: dict[str, Any] = {name: getattr(config, name) for name in names}
         if config.target is not None:
             if name not in self._prepared:
                 layer = self.rows[name], self.zero_point(name), self._stats[name]
@@ -244,9 +250,9 @@ class _Search:
     def leaves(self, name: str, new: QuantizedLayer) -> dict[str, Any]:
         """A layer's leaves with new codes, and the bias that goes with them."""
         old = self.network.params[name]
-        codes = to_weight(new.codes, self.network.layers[name].kind, old["codes"].shape).astype(old["codes"].dtype)
+        codes = self._layouts[name].to_leaf(new.codes).astype(old["codes"].dtype)
         leaves = {**old, "codes": codes}
-        if self.config.correct_bias and "bias" in old:
+        if self._moves_bias(name):
             moved = np.einsum(
                 "grd,gd->gr", (self.rows[name] - new.codes).astype(np.float64), self._measured[name].mean.astype(np.float64)
             )
@@ -255,15 +261,19 @@ class _Search:
             leaves["bias"] = np.clip(bias, limits.min, limits.max).astype(np.int32)
         return leaves
 
+    def _moves_bias(self, name: str) -> bool:
+        return self.config.correct_bias and "bias" in self.network.params[name] and name not in self.network.fixed_biases
+
+    def changed(self, name: str, new: QuantizedLayer) -> dict[str, dict[str, Any]]:
+        """A layer's new leaves, and those of the layers that have its codes."""
+        leaves = self.leaves(name, new)
+        others = self.network.tied.get(name, ())
+        return {name: leaves, **{other: {**self.network.params[other], "codes": leaves["codes"]} for other in others}}
+
     def unit(self) -> float:
         """The lmbda at which the grid of the middle weight would be that of the old codes."""
-        found = []
-        for name in self.rows:
-            stats = self._stats[name]
-            g = np.log(np.maximum(np.asarray(stats.importance, np.float64), 1e-30)).mean()
-            u = np.log(np.maximum(np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64), 1e-30)).mean()
-            found.append((g - 2 * u, self.rows[name].size))
-        logs, sizes = np.array(found).T
+        sizes = np.array([rows.size for rows in self.rows.values()])
+        logs = np.array([math.log(mean_curvature(self._stats[name])) for name in self.rows])
         return float(math.exp((logs * sizes).sum() / sizes.sum()) * math.log(2) / 12)
 
     def at(self, lmbda: float) -> dict[str, QuantizedLayer]:
@@ -271,7 +281,8 @@ class _Search:
         return {name: layer for name, layer in found.items() if layer is not None}
 
     def with_layers(self, layers: Mapping[str, QuantizedLayer]) -> dict[str, dict[str, Any]]:
-        return {**self.network.params, **{name: self.leaves(name, layer) for name, layer in layers.items()}}
+        changed = (self.changed(name, layer) for name, layer in layers.items())
+        return {**self.network.params, **{name: leaves for layer in changed for name, leaves in layer.items()}}
 
     def drop(self, before: Mapping[str, float], after: Mapping[str, float]) -> float:
         return float(signed(before, self.metric) - signed(after, self.metric))
@@ -324,7 +335,7 @@ def search_codes(
             if new is None:
                 reason = "no code is worth giving up at this lmbda"
             else:
-                tried = {**params, name: search.leaves(name, new)}
+                tried = {**params, **search.changed(name, new)}
                 if config.layer_drop is not None:
                     after = search.score(
                         partial(dict, tried),

@@ -194,8 +194,6 @@ def _left(tensor: _Tensor, kind: str, uses: tuple[Use, ...]) -> str:
         return f"{kind} weight of {weight.kind} without a scale of its own"
     if not tensor.inside:
         return f"{kind} weight of {weight.kind} behind the flatbuffer, as in files above 2 GB"
-    if weight.subgraph:
-        return f"{kind} weight of {weight.kind} in subgraph {weight.subgraph}"
     other = next((use for use in uses if not _is_weight(use)), None)
     if other is None:
         return ""

@@ -80,7 +80,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Graph:
-    """The first subgraph of a model, which an interpreter runs; operators in order of execution."""
+    """A subgraph of a model, of which an interpreter runs the first; operators in order of execution."""
 
     tensors: tuple[Tensor, ...]
     operators: tuple[Operator, ...]
@@ -96,11 +96,11 @@ def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
-def parse(content: bytes) -> Graph:
-    """Reads the graph of a ``.tflite`` file.
+def parse(content: bytes, subgraph: int = 0) -> Graph:
+    """Reads a graph of a ``.tflite`` file.
 
     Raises:
-      ValueError: the content is not a flatbuffer of a TFLite model, or not one whose numbers fit its bytes.
+      ValueError: the content is not a flatbuffer of a TFLite model, or not one whose numbers fit its bytes; it has fewer subgraphs.
       ImportError: ai-edge-litert is not installed.
     """
     require_litert()
@@ -108,7 +108,7 @@ def parse(content: bytes) -> Graph:
 
     verify(content)
     try:
-        return _graph(schema, content)
+        return _graph(schema, content, subgraph)
     except ValueError:
         raise
     except (ArithmeticError, AttributeError, IndexError, KeyError, MemoryError, TypeError, struct.error) as error:
@@ -124,13 +124,13 @@ def _quantized_axis(name: str, axis: int, shape: tuple[int, ...], channels: int,
     raise ValueError(f"tensor {name!r}: quantized_dimension {axis} does not fit {channels} scales and shape {shape}")
 
 
-def _graph(schema: Any, content: bytes) -> Graph:
+def _graph(schema: Any, content: bytes, number: int) -> Graph:
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     codes, types = _names(schema.BuiltinOperator), _names(schema.TensorType)
     paddings, activations = _names(schema.Padding), _names(schema.ActivationFunctionType)
-    if not model.subgraphs:
-        raise ValueError("the model has no subgraph: get a whole copy")
-    subgraph = model.subgraphs[0]
+    if not model.subgraphs or number >= len(model.subgraphs):
+        raise ValueError(f"the model has no subgraph{f' {number}' if number else ''}: get a whole copy")
+    subgraph = model.subgraphs[number]
     tensors, repaired = [], list[str]()
     for t in subgraph.tensors:
         q = t.quantization

@@ -28,8 +28,9 @@ class Model:
 
     Attributes:
       content: the file's bytes.
-      graph: its tensors and operators.
-      params: ``{name: {"codes", "scale", "zero_point", "bias"}}``, see :func:`bqjax.tflite.format.weights.params`.
+      graph: tensors and operators of its first subgraph.
+      params: ``{name: {"codes", "scale", "zero_point", "bias"}}``, see :func:`bqjax.tflite.format.weights.params`; first those of
+        ``graph``, then what only later subgraphs have.
       spans: by ``(name, "codes" or "bias")``, the first byte and the number of bytes in ``content``.
       fixed: first bytes of the spans that hold other constants of the file too: these cannot change.
       constants: all that the file holds, weights or not.
@@ -47,6 +48,14 @@ class Model:
         """Those of ``params`` whose codes can change: no other constant shares their buffer."""
         return {name: layer for name, layer in self.params.items() if self.spans[name, "codes"][0] not in self.fixed}
 
+    def sharing(self, field: str) -> dict[str, tuple[str, ...]]:
+        """Layers whose ``field`` lies in one buffer, which change together: by the first of them, all of them."""
+        groups: dict[int, list[str]] = {}
+        for (name, what), (start, _) in self.spans.items():
+            if what == field:
+                groups.setdefault(start, []).append(name)
+        return {names[0]: tuple(names) for names in groups.values() if len(names) > 1}
+
     @property
     def n_weights(self) -> int:
         """Values of all weights, those that cannot be compressed with loss included (:func:`~.constants.reported`)."""
@@ -59,7 +68,8 @@ def parse_model(content: bytes) -> Model:
     graph = parse(content)
     names = weights.weight_names(graph)
     params = weights.params(graph)
-    if not params:
+    later = _later_weights(content, found)
+    if not params and not later:
         raise ValueError(_nothing(graph, found))
     places = _places(content)
     spans, tensors, roles = {}, set(), set()
@@ -71,6 +81,7 @@ def parse_model(content: bytes) -> Model:
             spans[name, field] = places[graph.tensors[tensor].buffer]
             tensors.add(tensor)
             roles.add((id(user), tensor))
+    _add(later, found, places, params, spans)
     # Constants that are no entry of params, and entries that an operator uses in another way than params say.
     others = {i for i, t in enumerate(graph.tensors) if t.data is not None or t.unread} - tensors
     for o in graph.operators:
@@ -84,6 +95,38 @@ def parse_model(content: bytes) -> Model:
         other = any(use.subgraph and (use.kind not in weights.WEIGHTED or use.operand != roles_of.get(c.start)) for use in c.uses)
         fixed |= {c.start} if other else set()
     return Model(content, graph, params, spans, frozenset(fixed & set(roles_of)), found)
+
+
+def _later_weights(content: bytes, found: tuple[Constant, ...]) -> list[tuple[Graph, dict[str, dict[str, np.ndarray]]]]:
+    """Subgraphs beside the first that have weights, each with its params."""
+    used = {use.subgraph for c in found if not c.left for use in c.uses if use.subgraph and use.kind in weights.WEIGHTED}
+    graphs = [parse(content, number) for number in sorted(used)]
+    return [(graph, own) for graph in graphs if (own := weights.params(graph))]
+
+
+def _add(
+    later: list[tuple[Graph, dict[str, dict[str, np.ndarray]]]],
+    found: tuple[Constant, ...],
+    places: list[tuple[int, int]],
+    params: dict[str, dict[str, np.ndarray]],
+    spans: dict[tuple[str, str], tuple[int, int]],
+) -> None:
+    """Adds the weights that later subgraphs have and those before have not, by the names that :func:`constants` gives them."""
+    names = {c.start: c.name for c in found}
+    for graph, own in later:
+        for index, name in weights.weight_names(graph).items():
+            span = places[graph.tensors[index].buffer]
+            taken = {start for start, _ in spans.values()}
+            if name not in own or span[0] in taken:
+                continue
+            entry, unique = own[name], names[span[0]]
+            spans[unique, "codes"] = span
+            user = next(o for o in graph.operators if o.kind in weights.WEIGHTED and len(o.inputs) > 1 and o.inputs[1] == index)
+            if "bias" in entry and (place := places[graph.tensors[user.inputs[2]].buffer])[0] not in taken:
+                spans[unique, "bias"] = place
+            else:
+                entry = {field: value for field, value in entry.items() if field != "bias"}
+            params[unique] = entry
 
 
 def _nothing(graph: Graph, found: tuple[Constant, ...]) -> str:
@@ -163,7 +206,10 @@ def rewritten(model: Model, params: Mapping[str, Mapping[str, Any]]) -> bytes:
             start, size = model.spans[name, field]
             data = new.astype(new.dtype.newbyteorder("<")).tobytes()
             if start in model.fixed and not np.array_equal(old, new):
-                raise ValueError(f"{name}/{field} shares its buffer with another constant of the model: it cannot change")
+                raise ValueError(
+                    f"{name}/{field} shares its buffer with another constant of the model: it cannot change; leave it by a rule "
+                    f"before the others, Rule({name + '/*'!r}, skip=True)"
+                )
             first, other = written.setdefault(start, (f"{name}/{field}", data))
             if other != data:
                 raise ValueError(f"{first} and {name}/{field} share one buffer but differ: give both the same values")

@@ -99,19 +99,15 @@ def unpack(content: bytes) -> Record:
     """
     verify(content)
     try:
-        model = _record("Model", root(content))
+        table = root(content)
+        buffers, model = _buffers(table), _record("Model", table)
     except (struct.error, IndexError, OverflowError, RecursionError) as error:
         raise ValueError(f"damaged .tflite file ({type(error).__name__}: {error}): get a whole copy") from error
-    buffers = model.pop("buffers", ())
-    if any(buffer.get("offset", 0) > 1 for buffer in buffers):
-        raise ValueError(
-            "values behind the flatbuffer, as in files above 2 GB, cannot be written anew: --lossless alone keeps them"
-        )
 
     def data(index: int) -> bytes | None:
         if index >= max(1, len(buffers)):
             raise ValueError(f"buffer {index} of {len(buffers)} is named: the .tflite file is damaged; get a whole copy")
-        return (buffers[index].get("data") if buffers else None) or None
+        return buffers[index] if buffers else None
 
     for subgraph in model.setdefault("subgraphs", []):
         for tensor in subgraph.setdefault("tensors", []):
@@ -128,6 +124,20 @@ def unpack(content: bytes) -> Record:
     return model
 
 
+def _buffers(model: Table) -> list[bytes | None]:
+    """The values of all buffers; those that several tables point to are in memory once."""
+    tables = list(model.tables(_SPEC["Model"]["buffers"][0]))
+    if any(table.number(1, "<Q") > 1 for table in tables):
+        raise ValueError(
+            "values behind the flatbuffer, as in files above 2 GB, cannot be written anew: --lossless alone keeps them"
+        )
+    spans = [table.vector(0) for table in tables]
+    if sum(count for _, count in set(spans)) > len(model.content):
+        raise ValueError("buffers of the .tflite file lie on top of each other: convert the model again, or get a whole copy")
+    found = {(start, count): model.content[start : start + count] or None for start, count in set(spans)}
+    return [found[span] for span in spans]
+
+
 def _check(subgraph: Record, *lists: tuple[int, ...]) -> None:
     if any(not -1 <= index < len(subgraph["tensors"]) for indices in lists for index in indices):
         raise ValueError("a tensor is named that does not exist: the .tflite file is damaged; get a whole copy")
@@ -137,6 +147,8 @@ def _record(kind: str, table: Table) -> Record:
     names = {number: name for name, (number, _) in _SPEC[kind].items()}
     found: Record = {}
     for number in table.fields():
+        if names.get(number) == "buffers":
+            continue
         if number not in names:
             if not table.number(number, "<B"):
                 continue

@@ -6,8 +6,10 @@ A file and its twin determine each other, byte for byte.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +46,23 @@ class MicroFile:
     short: bool
 
 
+@contextlib.contextmanager
+def _damaged() -> Iterator[None]:
+    """What the tables of a damaged file lead to, as the ``ValueError`` that it is."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, struct.error) as error:
+        raise ValueError(f"damaged .tflite file ({type(error).__name__}: {error}): get a whole copy") from error
+
+
 def _squeezed(content: bytes, keep_names: bool) -> Record:
-    model = unpack(content)
-    if holds_decode(model):
-        raise ValueError("the model holds DECODE operators already: `bqjax decompress` makes a plain one of it, to be compressed")
-    return squeezed(model, keep_names=keep_names)
+    with _damaged():
+        model = unpack(content)
+        if holds_decode(model):
+            raise ValueError(
+                "the model holds DECODE operators already: `bqjax decompress` makes a plain one of it, to be compressed"
+            )
+        return squeezed(model, keep_names=keep_names)
 
 
 def plain_twin(content: bytes, *, keep_names: bool = False) -> bytes:
@@ -117,13 +131,15 @@ def parse_micro(content: bytes) -> MicroFile:
     Raises:
       ValueError: the content is no ``.tflite`` file, a damaged one, or encoded in a way that no kernel takes.
     """
-    plain, decoded = without_decode(unpack(content))
-    model = expanded(plain)
-    weights, left = decodable(model)
+    with _damaged():
+        plain, decoded = without_decode(unpack(content))
+        model = expanded(plain)
+        weights, left = decodable(model)
+        twin = pack(model)
     known = {one.tensor for one in decoded if not one.subgraph}
     short = bool(decoded) or model != plain
     plain_ones = {index: weight for index, weight in weights.items() if index not in known}
-    return MicroFile(content, pack(model), model, tuple(decoded), plain_ones, left, short)
+    return MicroFile(content, twin, model, tuple(decoded), plain_ones, left, short)
 
 
 def is_micro(path: str | os.PathLike[str]) -> bool:

@@ -26,6 +26,7 @@ __all__ = ["DECODE", "Decoded", "decode_tensor", "holds_decode", "with_decode", 
 DECODE = "TFLM_DECODE"
 _CUSTOM = 32
 _UINT8 = 3
+_MOST_TIMES = 16  # values of all weights, to the bytes of all constants
 _DTYPES: dict[str, np.dtype] = {"INT8": np.dtype(np.int8), "INT16": np.dtype(np.int16)}
 
 
@@ -118,6 +119,8 @@ def _plain(model: Record, number: int, found: list[Decoded]) -> Record:
     tensors = [dict(tensor) for tensor in subgraph["tensors"]]
     same: dict[int, int] = {}  # outputs that are copies of another one
     first: dict[tuple[int, int], int] = {}
+    # A bit is the least that a value takes: what decodes to far more has the same bytes decoded again and again.
+    allowed = _MOST_TIMES * sum(len(tensor.get("data") or b"") for tensor in tensors)
     operators, parts = list[Record](), set[int]()
     for place, operator in enumerate(subgraph["operators"]):
         if operator_kind(model, operator) != DECODE:
@@ -133,6 +136,9 @@ def _plain(model: Record, number: int, found: list[Decoded]) -> Record:
                 same[output] = known
                 continue
             reader = next((operator_kind(model, o) for o in subgraph["operators"][place:] if output in o["inputs"]), "no operator")
+            allowed -= math.prod(tensors[output].get("shape", ()))
+            if allowed < 0:
+                raise ValueError("DECODE operators make far more values than the file has bits: it is damaged")
             one = _decoded(tensors, pair, output, (number, reader))
             tensors[output]["data"] = one.codes.astype(one.codes.dtype.newbyteorder("<")).tobytes()
             found.append(one)

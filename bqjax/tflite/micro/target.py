@@ -4,7 +4,7 @@ At a given lmbda a layer takes what costs least by distortion plus lmbda times i
 
 - the even grid in balance with lmbda, its indices priced by the lengths of their Huffman codewords;
 - look-up tables of each width: values of least error under the layer's curvature, one table for all, or one a channel;
-- the codes that it has, where nothing is worth giving up.
+- the codes that it has, by a Huffman code, a bitmap or as they are, where nothing is worth giving up.
 
 Weights are chosen by error feedback in all of them, see :func:`bqjax.methods.rate_distortion.feedback.compensated_values`.
 Values of a table are those of weighted k-means of the codes, a weight counting by its curvature (exact, by dynamic programming).
@@ -24,7 +24,8 @@ import numpy as np
 from bqjax.codec.huffman import code_lengths
 from bqjax.kmeans.histogram import optimal_groups
 from bqjax.methods.rate_distortion.feedback import compensated_values
-from bqjax.tflite.codes.grid import LayerStats, QuantizedLayer, quantize_layer, weight_curvature
+from bqjax.methods.rate_distortion.leaf import LeafStats
+from bqjax.tflite.codes.grid import QuantizedLayer, quantize_layer, weight_curvature
 from bqjax.tflite.micro.choice import ENTRY_BYTES
 from bqjax.tflite.micro.encoded import HEADER_BYTES
 from bqjax.tflite.micro.huffman import MAX_CODE_BITS, huffman_bytes
@@ -56,7 +57,7 @@ class MicroTarget:
             raise ValueError(f"look-up indices have 1 to 7 bits, got {self.widths} and {self.channel_widths}")
 
     def prepared(
-        self, codes: np.ndarray, zero_point: int, stats: LayerStats, settings: Mapping[str, Any]
+        self, codes: np.ndarray, zero_point: int, stats: LeafStats, settings: Mapping[str, Any]
     ) -> Callable[[float], QuantizedLayer | None]:
         """New codes of one layer by lmbda, see :class:`bqjax.tflite.codes.search.Target`."""
         if self.arena is not None and codes.size > self.arena:
@@ -67,7 +68,7 @@ class MicroTarget:
             for width in widths
             if 1 << width < len(np.unique(codes)) and (not by_channel or codes.shape[-1] > 1 << width)
         ]
-        kept_bits = 8.0 * min(codes.size, _huffman_layer_bytes(codes))
+        kept_bits = 8.0 * min(codes.size, _stored_bytes(codes, zero_point))
 
         def at(lmbda: float) -> QuantizedLayer | None:
             found = [layer for layer in map(partial(_even, codes, zero_point, stats, lmbda, settings), self.steps) if layer]
@@ -77,27 +78,29 @@ class MicroTarget:
         return at
 
 
-def _huffman_layer_bytes(codes: np.ndarray) -> int:
-    return huffman_bytes(np.unique(codes, return_counts=True)[1])[1] + ENTRY_BYTES
+def _stored_bytes(codes: np.ndarray, zero_point: int) -> int:
+    """By a Huffman code or a bitmap, whichever is smaller, with what else an encoded weight takes."""
+    pruned = -(-codes.size // 8) + int(np.count_nonzero(codes != zero_point)) + HEADER_BYTES
+    return min(huffman_bytes(np.unique(codes, return_counts=True)[1])[1], pruned) + ENTRY_BYTES
 
 
-def _price(counts: np.ndarray) -> np.ndarray:
+def _price(counts: np.ndarray, zero: int) -> np.ndarray:
     """Bits of each value's codeword."""
-    seen = np.rint(2 * counts).astype(np.int64)
-    bits = np.stack([code_lengths(row, MAX_CODE_BITS) for row in seen]).astype(np.float64)
+    del zero
+    bits = code_lengths(counts.astype(np.int64), MAX_CODE_BITS).astype(np.float64)
     return np.where(bits > 0, bits, bits.max() + _UNSEEN_BITS)
 
 
 def _even(
-    codes: np.ndarray, zero_point: int, stats: LayerStats, lmbda: float, settings: Mapping[str, Any], scale: float
+    codes: np.ndarray, zero_point: int, stats: LeafStats, lmbda: float, settings: Mapping[str, Any], scale: float
 ) -> QuantizedLayer | None:
-    """The grid in balance, with the bits that a Huffman code and its tables take."""
+    """The grid in balance, with the bits that it takes in the file."""
     step_scale = scale * settings["step_scale"]
     layer = quantize_layer(codes, zero_point, stats, lmbda, **{**settings, "step_scale": step_scale}, price=_price)
-    return None if layer is None else layer._replace(bits=8.0 * _huffman_layer_bytes(layer.codes))
+    return None if layer is None else layer._replace(bits=8.0 * _stored_bytes(layer.codes, zero_point))
 
 
-def _with_table(codes: np.ndarray, stats: LayerStats, width: int, compensate: bool, by_channel: bool) -> QuantizedLayer:
+def _with_table(codes: np.ndarray, stats: LeafStats, width: int, compensate: bool, by_channel: bool) -> QuantizedLayer:
     """The codes on the ``2^width`` values of least error, the same for all channels or not."""
     groups, rows, d = codes.shape
     mass = weight_curvature(stats)

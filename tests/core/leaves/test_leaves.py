@@ -169,6 +169,16 @@ def test_factors_decode_as_numpy_multiplies(dtype):
     assert bits(leaf) == (6 + 5) * 4 + (6 + 5) * 32 + 4 * 16
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [(np.float16, 0x7C01), (jnp.bfloat16, 0x7F81), (np.float32, 0x7F800001)])
+def test_signalling_nan_is_refused_without_a_warning(dtype, bits):
+    """NumPy warns where it converts one."""
+    table = np.array([[bits]], np.uint32 if dtype == np.float32 else np.uint16).view(dtype)
+    with pytest.raises(ValueError, match="w: the codebook holds NaN"):
+        Clustered(np.zeros(2, np.uint8), table, (2,), np.float32).validate("w")
+    with pytest.raises(ValueError, match="w: scales must be finite"):
+        Affine(np.zeros(2, np.int8), table.reshape(()), np.int32(0)).validate("w")
+
+
 @pytest.mark.parametrize("leaf", [clustered((3, 4), (1, 0), 2), clustered((7,)), residual(np.float16), factored()])
 def test_a_mask_leaves_zeros_and_nothing_else_changes(leaf):
     kept = np.random.default_rng(3).random(leaf.shape) < 0.6

@@ -10,7 +10,7 @@ import pytest
 
 from bqjax.methods.rate_distortion.feedback import compensated_values, descended_values, inverse_factor, ordered
 from bqjax.methods.rate_distortion.leaf import diagonal_stats, leaf_stats, mean_curvature, quantize_rows
-from bqjax.methods.rate_distortion.levels import balanced_step
+from bqjax.methods.rate_distortion.levels import balanced_step, integer_grid
 from bqjax.sensitivity.leaf_curvature import Layout, LeafCurvature
 
 
@@ -139,3 +139,25 @@ def test_importance_alone_is_entropy_constrained_rounding():
     assert found.distortion == pytest.approx((h / 2 * e**2).sum(), rel=0.05)
     finer = np.abs(e).reshape(-1) <= found.levels[found.zero + 1]
     assert finer.mean() > 0.95
+
+
+def test_weights_beyond_the_levels_that_may_be_taken_take_the_last_of_them():
+    rng = np.random.default_rng(8)
+    h = moment_of(rng, 12)[0]
+    # As integer codes: far beyond the range on one side, which errors of other weights push some of them to.
+    w, g = np.rint(rng.normal(20, 25, (40, 12))).astype(np.float32), rng.uniform(0.5, 2, 40).astype(np.float32)
+    grid = integer_grid(-30, 40, 3.0)
+    bits = grid.only_taken(np.abs(np.arange(len(grid.levels)) - grid.zero) / 4 + 1).astype(np.float32)
+    order, factor = inverse_factor(h, 0.01)
+    args = order, factor, jnp.asarray(g), jnp.asarray(grid.levels), jnp.asarray(bits)
+    taken = slice(grid.first, grid.last + 1)
+    few = order, factor, jnp.asarray(g), jnp.asarray(grid.levels[taken]), jnp.asarray(bits[taken])
+    for lmbda in (0.0, 2.0):
+        near = compensated_values(jnp.asarray(w), *args, lmbda, near=2, zero=grid.zero)[0]
+        every = compensated_values(jnp.asarray(w), *few, lmbda)[0] + grid.first
+        assert (np.asarray(near) == np.asarray(every)).mean() > 0.999
+        index, _ = descended_values(
+            jnp.asarray(w), near, order, ordered(h, 0.01)[1], *args[2:], lmbda, near=2, zero=grid.zero, sweeps=2
+        )
+        for found in map(np.asarray, (near, index)):
+            assert found.min() >= grid.first and found.max() == grid.last

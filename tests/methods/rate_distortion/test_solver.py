@@ -22,6 +22,8 @@ from bqjax.methods.rate_distortion import (
     lambda_for_bytes,
     predicted_distortion,
 )
+from bqjax.methods.rate_distortion.search import gaussian_lambda
+from bqjax.methods.rate_distortion.solver import mean_removal_cost, prepare, removal_distortion
 from bqjax.sensitivity.curvature import output_curvature
 
 
@@ -90,6 +92,18 @@ def test_rules_choose_and_vectors_can_stay(problem):
     assert [n for n, x in named_leaves(tree).items() if isinstance(x, Clustered)] == ["last"]
     tree = bin_and_quant_rd(params, curvature, lmbda=1e-3, config=SolverConfig(vectors=False, shift=False))
     assert tree["first"]["bias"] is params["first"]["bias"]
+
+
+def test_what_removal_costs_is_the_quadratic_form_of_all_weights(problem):
+    params, _, curvature = problem
+    prepared = prepare(params, curvature, config=SolverConfig(damping=1e-6, floor=1e-6, shift=False))
+    costs, weights = removal_distortion(prepared)
+    assert weights.sum() == 12 * 32 + 2 * 32 + 32 * 5
+    zeros = {**params, "first": {**params["first"], "kernel": params["first"]["kernel"] * 0}}
+    expected = predicted_distortion(params, zeros, curvature)["first/kernel"]
+    first = costs[:32] * weights[:32]
+    assert weights[0] == 12 and first.sum() == pytest.approx(expected, rel=0.15)  # beside damping by d / rows
+    assert mean_removal_cost(prepared) == pytest.approx((costs * weights).sum() / weights.sum())
 
 
 @pytest.mark.parametrize("lmbda", [-1.0, float("nan"), float("inf")])
@@ -208,6 +222,12 @@ def test_a_size_takes_few_files(target, spread):
 
     found = lambda_for_bytes(size, target, 1.0, 200_000)
     assert 0.995 * target <= sizes[found] <= target and len(sizes) <= 5
+    # Told the curvatures, the first file is a hit but for its tables.
+    sizes.clear()
+    start = gaussian_lambda(curvatures, np.full(20, 10_000.0), target - 3000)
+    assert size(start) == pytest.approx(target, rel=0.05)
+    found = lambda_for_bytes(size, target, 1.0, 200_000, start=start)
+    assert 0.995 * target <= sizes[found] <= target and len(sizes) <= 3
 
 
 def test_sizes_that_are_out_of_reach():

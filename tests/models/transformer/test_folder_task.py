@@ -69,7 +69,10 @@ def test_an_encoder_is_compared_with_itself(tmp_path):
     }
     folder = tiny_folder.write(tmp_path / "bert", BERT, tiny_folder.weights(BERT) | rest, end=True)
     (tmp_path / "t.txt").write_text(tiny_folder.text(30) + "\n" + "w1 " * 40)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')
     task = folder_task(folder, tmp_path / "t.txt")
+    assert "the folder's pooling is not the mean over tokens" in task.note
     assert task.metric == "cosine" and set(task.params) == pretrained(BERT).names
     found = score_on(task, task.params, task.test)
     assert found.metrics["cosine"] == pytest.approx(1, abs=1e-5)
@@ -91,7 +94,7 @@ def test_an_encoder_is_compared_with_itself(tmp_path):
     assert (tmp_path / "back" / "config.json").read_text() == json.dumps(BERT)
     weights = sum(x.size for name, x in (tiny_folder.weights(BERT) | rest).items() if name != "embeddings.position_ids")
     assert task.storage.n_weights(task.params) == weights
-    size = sum((folder / name).stat().st_size for name in ("model.safetensors", "config.json", "tokenizer.json"))
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert len(task.storage.original(task.params)) == size
 
 

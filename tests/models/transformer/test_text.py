@@ -6,6 +6,7 @@ import json
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import tiny_folder
 
@@ -67,6 +68,17 @@ def test_the_share_holds_where_nothing_is_too_much():
     sequences = [[i] for i in range(10)]
     assert parts(sequences, 0.6, (100, 100)) == Parts(sequences[:6], sequences[6:], 0)
     assert parts(sequences, 0.6, (2, 100)) == Parts(sequences[:2], sequences[6:], 4)
+
+
+@pytest.mark.data
+def test_stories_have_the_tokens_that_their_model_was_given(data_dir):
+    folder = data_dir / "lm" / "stories260k"
+    given = np.load(folder / "tokens.npz")
+    expected = [row[:n].tolist() for row, n in zip(given["test"][:40], given["test_length"][:40], strict=True)]
+    tokenizer = Tokenizer(folder, 512)
+    text = "\n<|endoftext|>\n".join(tokenizer._fast.decode(tokens[1:]) for tokens in expected)
+    assert tokenizer.begin == [1] and tokenizer.end == []
+    assert windows(text, tokenizer, 256) == expected
 
 
 def test_a_tokenizer_that_does_not_fit(tmp_path):

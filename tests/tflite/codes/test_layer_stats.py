@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from bqjax.tflite.codes.layer_stats import Measured, Moments, input_rows, layer_stats, same_pads, to_rows, to_weight
+from bqjax.tflite.codes.layer_stats import Measured, Moments, input_rows, layer_layout, layer_stats, same_pads
 
 
 def operator(kind, padding="SAME", stride=(1, 1), dilation=(1, 1)):
@@ -19,7 +19,7 @@ def operator(kind, padding="SAME", stride=(1, 1), dilation=(1, 1)):
 
 
 def apply(rows, weight, kind):
-    return np.einsum("gpd,grd->pgr", np.asarray(rows), to_rows(weight, kind)).reshape(rows.shape[1], -1)
+    return np.einsum("gpd,grd->pgr", np.asarray(rows), layer_layout(kind, weight.shape).to_rows(weight)).reshape(rows.shape[1], -1)
 
 
 CASES = [
@@ -72,8 +72,9 @@ def test_rows_of_a_dense_layer():
 )
 def test_rows_of_weights_and_back(kind, shape):
     w = np.arange(np.prod(shape)).reshape(shape)
-    rows = to_rows(w, kind)
-    assert rows.ndim == 3 and np.array_equal(to_weight(rows, kind, shape), w)
+    layout = layer_layout(kind, shape)
+    rows = layout.to_rows(w)
+    assert rows.ndim == 3 and np.array_equal(layout.to_leaf(rows), w)
 
 
 def test_pads_put_the_odd_zero_behind():

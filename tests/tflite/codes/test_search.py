@@ -11,7 +11,6 @@ import pytest
 
 import bqjax.tflite.codes.search
 from bqjax.core.classification import batches, classification_score
-from bqjax.tflite.codes.layer_stats import to_rows
 from bqjax.tflite.codes.search import QuantizedConfig, QuantizedNetwork, measure_layers, search_codes
 
 KEY = jax.random.key(0)
@@ -83,7 +82,7 @@ def entropy(params, net):
 
 def test_the_search_keeps_its_limit_and_saves_bits(measured):
     net, data, found = measured
-    params, info = search_codes(net, data, found, QuantizedConfig(max_drop=0.03, layer_drop=0.03))
+    params, info = search_codes(net, data, found, QuantizedConfig(max_drop=0.03, layer_drop=0.04))
     assert info.baseline["accuracy"] == 1.0 and info.final["accuracy"] >= 0.97 - 1e-6
     assert entropy(params, net) < 0.8 * entropy(net.params, net)
     for name, leaves in params.items():
@@ -106,7 +105,7 @@ def test_the_bias_takes_up_the_mean_of_what_outputs_move(measured):
     net, data, found = measured
     lmbda = search_codes(net, data, found, QuantizedConfig(max_drop=0.1))[1].lmbda
     params, _ = search_codes(net, data, found, QuantizedConfig(lmbda=lmbda, layer_drop=None))
-    moved = to_rows(net.params["first"]["codes"].astype(np.int64) - params["first"]["codes"], "FULLY_CONNECTED")[0]
+    moved = net.params["first"]["codes"].astype(np.int64) - params["first"]["codes"]
     assert (moved != 0).any()
     by_bias = params["first"]["bias"].astype(np.int64) - net.params["first"]["bias"]
     np.testing.assert_allclose(by_bias, moved @ found["first"].mean[0], atol=0.6)

@@ -19,7 +19,7 @@ from bqjax.tflite.format.names import OPERATORS, TYPES
 # What reports list: name, type, values, and why it is left.
 LISTED = {
     "resource_variables": [("t2", "INT8", 3072, ""), ("t1", "INT8", 2000, "INT8, input 1 of ASSIGN_VARIABLE")],
-    "signatures": [("t2", "INT8", 3072, ""), ("t5", "INT8", 1536, "INT8 weight of FULLY_CONNECTED in subgraph 1")],
+    "signatures": [("t2", "INT8", 3072, ""), ("t5", "INT8", 1536, "")],
     "four_bits": [("t1", "INT4", 4096, "INT4 weight of FULLY_CONNECTED"), ("t4", "INT8", 2048, "")],
     "half_floats": [("t6", "INT8", 1536, ""), ("t1", "FLOAT16", 3072, "FLOAT16, input 0 of DEQUANTIZE")],
     "hybrid": [("t2", "INT8", 3072, "")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,15 @@ def test_what_would_be_lost_is_refused():
         unpack(bytes(builder.Output()))
     with pytest.raises(ValueError, match=r"not a \.tflite file"):
         unpack(b"nothing of the kind")
+
+
+def test_buffers_that_lie_on_top_of_each_other_are_refused():
+    """Else a small file of many buffers, each of nearly all its bytes, would fill the memory."""
+    content = bytearray(pack(unpack(network(np.int8))))
+    model = schema.Model.GetRootAs(content)
+    for i in range(1, model.BuffersLength()):
+        table = model.Buffers(i)._tab
+        start = table.Vector(table.Offset(4))
+        struct.pack_into("<I", content, start - 4, len(content) - start)
+    with pytest.raises(ValueError, match="lie on top of each other"):
+        unpack(bytes(content))

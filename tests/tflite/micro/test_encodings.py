@@ -137,3 +137,23 @@ def test_bit_groups_are_most_significant_bit_first():
     assert bit_groups(bytes([0b10110100]), 2, 3).tolist() == [0b101, 0b101]
     with pytest.raises(ValueError, match="3 values of at least 3 bits do not fit 1 bytes"):
         bit_groups(b"\0", 3, 3)
+
+
+def test_a_huffman_tensor_by_hand():
+    """Codewords 0, 10, 110, 111 in tables of 2 bits and of 1: entries and stream written down from the format's description."""
+    encoded = encode_huffman(np.array([0, 0, 0, 0, 1, 1, 2, 3], np.int8))
+    found = [0x8000 | bits << 11 | value for bits, value in ((1, 0), (1, 0), (2, 1))]
+    onward = 0 << 11 | 1  # the next table has 2^(0 + 1) entries and begins one entry further
+    entries = np.array([*found, onward, 0x8000 | 1 << 11 | 2, 0x8000 | 1 << 11 | 3], "<u2")
+    assert encoded.ancillary == bytes([1, 1, 0, 0, 1, (2 - 1) << 4]) + bytes(10) + entries.tobytes()
+    assert encoded.data == bytes([0b00001010, 0b11011100, 0, 0])
+    assert encoded.lookups == 1 + 2 / 8
+
+
+def test_look_up_tables_by_hand():
+    one = encode_lut(np.array([[5, -7, 5], [9, 9, 5]], np.int8))
+    assert one.ancillary == bytes([0, 1, 0, 0, 1, 0xF2]) + bytes(10) + np.array([-7, 5, 9, 0], np.int8).tobytes()
+    assert one.data == bytes([0b01000110, 0b10010000])
+    rows = encode_lut(np.array([[5, -7, 5], [9, 9, 5]], np.int8), 0)
+    assert rows.ancillary == bytes([0, 1, 0, 0, 1, 0x01, 2]) + bytes(9) + np.array([-7, 5, 5, 9], np.int8).tobytes()
+    assert rows.data == bytes([0b10111000])

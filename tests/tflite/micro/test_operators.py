@@ -111,9 +111,21 @@ def test_tables_that_do_not_fit_the_tensor_are_refused():
     with pytest.raises(ValueError, match=r"4 look-up tables along dimension 0 of a tensor \(3, 4, 2\) with scales along 1"):
         without_decode(unpack(decoder(np.zeros((3, 4, 2), np.int8), encoded, (0,) * 4, 1)))
     with pytest.raises(ValueError, match="fewer than a bit a value"):
-        without_decode(unpack(decoder(np.zeros((10**4, 10**4), np.int8), encoded)))
+        without_decode(unpack(decoder(np.zeros(300, np.int8), encoded)))
     with pytest.raises(ValueError, match="an ancillary tensor of 3 bytes"):
         parse_ancillary(b"abc")
+
+
+def test_a_file_that_decodes_to_far_more_than_it_holds_is_refused():
+    plain = unpack(shared())
+    model = with_decode(plain, {1: encode_lut(np.zeros((64, 64), np.int8))})
+    graph = model["subgraphs"][0]
+    for i in range(400):  # outputs of the same weights, no two alike
+        graph["tensors"].append({**graph["tensors"][1], "shape": (64, 64), "quantization": {"scale": (i + 1.0,)}})
+        decode = graph["operators"][0]
+        graph["operators"].insert(0, {**decode, "outputs": (len(graph["tensors"]) - 1,)})
+    with pytest.raises(ValueError, match="far more values than the file has bits"):
+        without_decode(model)
 
 
 def test_mutated_files_are_refused_or_read_in_little_time():

@@ -154,6 +154,50 @@ def test_clustered_weights(schedule, whole, tmp_path):
     assert run(config, tmp_path, say=lambda line: None) == figures
 
 
+@pytest.mark.parametrize("epochs", [2, pytest.param(0, marks=pytest.mark.slow)])
+def test_training_starts_from_the_solver(epochs, whole, tmp_path):
+    gwk = GWKPhase(
+        epochs=epochs,
+        tune_epochs=0 if epochs else 2,
+        schedule="step",
+        start="solver",
+        lmbda=3e-3,
+        bits_per_weight=0.8,
+        cv=9,
+        freeze=0.9,
+    )
+    quantizer = QuantizerConfig(weight_bits=8, activation_bits=8)
+    fields = {"quantizer": quantizer, "gwk": gwk, "keep_float": ("conv1", "fc?"), "initial": str(whole[0] / "model.safetensors")}
+    config = dataclasses.replace(CONFIG, float_epochs=0, epochs=0, hessian_epochs=0, **fields)
+    figures = run(config, tmp_path, say=lambda line: None)
+    name = "gwk" if epochs else "tune"
+    assert figures["gwk accuracy" if epochs else "tuned accuracy"] > 0.6
+    found = [r for r in lines(tmp_path) if r["phase"] == name]
+    assert len(found) == 2 and found[-1]["train_loss"] < found[0]["train_loss"]
+    stored = {leaf.name: leaf for leaf in codec.inspect(tmp_path / "model.bq.safetensors").leaves}
+    conv = [stored[f"network/conv{i}/kernel"] for i in (2, 3)]
+    assert all(leaf.d == 9 and leaf.table_dtype == "uint8" for leaf in conv)
+    assert sum(8 * leaf.code_bytes for leaf in conv) / sum(leaf.size for leaf in conv) < 0.9
+    assert run(config, tmp_path, say=lambda line: None) == figures
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"start": "solver", "schedule": "step"}, "needs a positive and finite lmbda"),
+        ({"start": "solver", "lmbda": 1.0}, 'needs schedule "step"'),
+        ({"lmbda": 1.0}, 'need start "solver"'),
+        ({"start": "solver", "schedule": "step", "lmbda": 1.0, "rate": 0.1}, "one lmbda for all layers"),
+        ({"start": "solver", "schedule": "step", "lmbda": 1.0, "bits_per_weight": 0.0}, "bits_per_weight must be positive"),
+        ({"start": "solver", "schedule": "step", "lmbda": 1.0, "epochs": 0}, "needs epochs"),
+        ({"start": "else"}, "kmeans or solver"),
+    ],
+)
+def test_bad_starts(fields, message):
+    with pytest.raises(ValueError, match=message):
+        GWKPhase(**{"epochs": 1} | fields)
+
+
 def test_a_folder_of_another_config_is_refused(whole):
     folder = whole[0]
     other = dataclasses.replace(CONFIG, seed=1, quantizer=dataclasses.replace(CONFIG.quantizer, delta=0.5))
@@ -257,6 +301,8 @@ def test_a_batch_smaller_than_the_devices(monkeypatch, tmp_path):
             "hessian_epochs=2 needs a quantizer of weights with rounding",
         ),
         ({"test_examples": 0}, "test_examples must be at least 1"),
+        ({"teacher": "a", "teacher_weights": "b"}, "two networks"),
+        ({"teacher_weights": "a", "distillation": 0.0}, "a teacher needs distillation"),
     ],
 )
 def test_bad_configs(change, message):

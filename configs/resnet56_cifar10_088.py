@@ -1,0 +1,35 @@
+"""python -m train --config configs/resnet56_cifar10_088.py --data-dir DATA --out out/resnet56_088
+
+ResNet-56 on CIFAR-10, W8/A8, at 0.88 bits a weight over all kernels: blocks start from the solver, latent weights and codebooks
+train together with bits in the choice of blocks, then codebooks alone. Started again with the same command, a run goes on from its
+last epoch. For a quiet machine with many hours: 8 epochs. Whole kernels of the second and third stage share a codebook of 256,
+rows of three of the first one of 32; indices take 0.83 bits a clustered weight, codebooks, first convolution and head the rest.
+"""
+
+from bqjax.quantizers import QuantizerConfig
+from train.image.config import GWKLayers, GWKPhase, TrainConfig
+
+config = TrainConfig(
+    model="resnet56",
+    dataset="cifar10",
+    weights="weights/resnet56_cifar10.safetensors",
+    quantizer=QuantizerConfig(weight_bits=8, activation_bits=8, activation_start="mse"),
+    gwk=GWKPhase(
+        epochs=6,
+        schedule="step",
+        start="solver",
+        lmbda=2e-4,
+        bits_per_weight=0.83,
+        layers=(
+            GWKLayers(pattern="layer1/*", cv=3, bits=5, group="layer1"),
+            GWKLayers(pattern="layer[23]/*", cv=9, bits=8, group="rest"),
+        ),
+        equalize=True,
+        freeze=0.8,
+        tune_epochs=2,
+        tune_learning_rate=1e-3,
+    ),
+    batch_size=128,
+    distillation=0.5,
+    vector_bits=8,
+)
