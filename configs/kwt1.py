@@ -16,7 +16,7 @@ config = Experiment(
     data="kwt1/ and speech/ (see train/tasks/keyword_spotting.py)",
     methods=(
         RateDistortion(max_drop=0.005, **CURVATURE, label="rate-distortion, drop 0.5"),
-        *(RateDistortion(lmbda=x, **CURVATURE, label=f"rate-distortion, lmbda {x:g}") for x in (1e-04, 3e-04, 1e-03)),
+        *(RateDistortion(lmbda=x, **CURVATURE, label=f"rate-distortion, lmbda {x:g}") for x in (5e-09, 1e-08, 2e-08)),
         *(PTQ(config=PTQConfig(bits=b, limits="mse"), label=f"round to nearest, {b} bits a channel") for b in (3, 4, 5)),
         *(KMeans(k=k, label=f"k-means, {k}") for k in (8, 16, 32)),
         *(ErrorFeedback(bits=b, **CURVATURE, label=f"GPTQ, {b} bits a channel") for b in (3, 4, 5)),

@@ -15,7 +15,6 @@ config = Experiment(
     task=lambda data_dir, progress: stories_task(data_dir),
     data="lm/stories260k/ (see train/tasks/stories.py)",
     methods=(
-        RateDistortion(max_drop=0.03, **CURVATURE, label="rate-distortion, drop 0.03"),
         *(RateDistortion(lmbda=x, **CURVATURE, label=f"rate-distortion, lmbda {x:g}") for x in (2e-06, 4e-06, 8e-06, 1.2e-05)),
         *(PTQ(config=PTQConfig(bits=b, axis=0, limits="mse"), label=f"round to nearest, {b} bits a row") for b in (3, 4, 5)),
         *(KMeans(k=k, label=f"k-means, {k}") for k in (8, 16, 32)),
