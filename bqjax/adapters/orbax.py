@@ -1,7 +1,7 @@
 """Checkpoints of Orbax: arrays by name, read one at a time. Orbax is imported where one is opened.
 
 Names are those of :func:`bqjax.core.tree.named_leaves` (``layers/0/kernel``), so that ``nnx_with_params`` and ``nnx_load`` of
-:mod:`bqjax.adapters.flax` take them. Where every name ends in ``/value``, as of an ``nnx.State`` that was saved as it was, that is
+``bqjax.adapters.flax`` take them. Where every name ends in ``/value``, as of an ``nnx.State`` that was saved as it was, that is
 left out. Nothing is unpickled.
 """
 

@@ -82,7 +82,7 @@ class Layout:
     def verbatim(
         self, vtable: bytes, content: bytes | bytearray, references: Iterable[tuple[int, int]], align: int = 4, head: int = 0
     ) -> int:
-        """A table whose bytes are known, with zeros where offsets stand; arguments as of :class:`_Object`."""
+        """A table whose bytes are known, with zeros where offsets stand; ``references`` are places and objects."""
         return self._add(_Object(bytes(content), align, head, tuple(references), self._add(_Object(vtable, 2))))
 
     def finish(self, root: int, identifier: bytes) -> bytes:

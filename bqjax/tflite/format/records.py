@@ -203,7 +203,7 @@ def _options(kind: int, table: Table | None) -> Record:
 
 
 def pack(model: Mapping[str, Any]) -> bytes:
-    """The file of records; constants that are equal are stored once, each aligned to :data:`BUFFER_ALIGN` bytes."""
+    """The file of records; constants that are equal are stored once, each aligned to 16 bytes."""
     layout = Layout()
     numbers: dict[bytes, int] = {}
 
