@@ -152,56 +152,11 @@ def resnet(data_dir: Path | None, quick: bool) -> dict[str, Any]:
 def resnet_torch(data_dir: Path | None, quick: bool) -> dict[str, Any]:
     """PyTorch's eager mode on the same network: noise on each leaf, a full forward pass for each candidate."""
     import torch
-    from torch.nn import functional as f
+    from sweep_torch import eager_resnet20
 
     score, params, data, plan = resnet_plan(data_dir, quick)
     published = None if data_dir is None else read_weights(data_dir / "weights" / "resnet20_cifar10.safetensors")
-    weights = {name: torch.from_numpy(np.array(leaf)) for name, leaf in named_leaves(params).items()}
-    kernels = {
-        name: w.permute(3, 2, 0, 1).contiguous() if w.ndim == 4 else w.T.contiguous() for name, w in weights.items() if w.ndim > 1
-    }
-
-    def normed(x: Any, prefix: str) -> Any:
-        scale, bias = weights[f"{prefix}/scale"], weights[f"{prefix}/bias"]
-        mean, var = torch.zeros_like(bias), torch.ones_like(bias)
-        if published is not None:
-            mean, var = (torch.from_numpy(published[f"{prefix.replace('/', '.')}.running_{part}"]) for part in ("mean", "var"))
-        return f.batch_norm(x, mean, var, scale, bias, eps=1e-5)
-
-    def forward(x: Any) -> Any:
-        x = f.relu(normed(f.conv2d(x, kernels["conv1/kernel"], padding=1), "bn1"))
-        for stage in (1, 2, 3):
-            for block in range(3):
-                at, stride = f"layer{stage}/{block}", 2 if stage > 1 and block == 0 else 1
-                y = f.relu(normed(f.conv2d(x, kernels[f"{at}/conv1/kernel"], stride=stride, padding=1), f"{at}/bn1"))
-                y = normed(f.conv2d(y, kernels[f"{at}/conv2/kernel"], padding=1), f"{at}/bn2")
-                if stride == 2:
-                    extra = y.shape[1] // 4
-                    x = f.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, extra, extra))
-                x = f.relu(x + y)
-        return f.linear(x.mean((2, 3)), kernels["linear/kernel"], weights["linear/bias"])
-
-    counted = [np.asarray(b["mask"]) != 0 for b in data]
-    images = [
-        torch.from_numpy(np.asarray(b["inputs"])[m]).permute(0, 3, 1, 2).contiguous() for b, m in zip(data, counted, strict=True)
-    ]
-    labels = [torch.from_numpy(np.asarray(b["labels"])[m]).long() for b, m in zip(data, counted, strict=True)]
-    torch.set_num_threads(2)
-
-    def loss() -> float:
-        total = sum(float(f.cross_entropy(forward(x), y, reduction="sum")) for x, y in zip(images, labels, strict=True))
-        return total / sum(map(len, labels))
-
-    def passes(points: int) -> list[float]:
-        found = []
-        for name in plan:
-            kept = kernels[name]
-            for _ in range(points):
-                kernels[name] = kept + 0.05 * torch.randn_like(kept)
-                found.append(loss())
-            kernels[name] = kept
-        return found
-
+    loss, passes = eager_resnet20(params, data, published, list(plan))
     with torch.no_grad():
         expected = Evaluator(score, data).baseline(params)["loss"]
         if abs(loss() - expected) > 1e-3 * abs(expected):
