@@ -158,8 +158,8 @@ def test_clustered_weights(schedule, whole, tmp_path):
 def test_training_starts_from_the_solver(epochs, whole, tmp_path):
     gwk = GWKPhase(
         epochs=epochs,
-        tune_epochs=0 if epochs else 2,
-        tune_learning_rate=3e-3,
+        tune_epochs=0 if epochs else 12,  # codebooks alone are slow to recover from so few bits
+        tune_learning_rate=1e-2,
         schedule="step",
         start="solver",
         lmbda=3e-3,
@@ -172,10 +172,9 @@ def test_training_starts_from_the_solver(epochs, whole, tmp_path):
     config = dataclasses.replace(CONFIG, float_epochs=0, epochs=0, hessian_epochs=0, **fields)
     figures = run(config, tmp_path, say=lambda line: None)
     name = "gwk" if epochs else "tune"
-    # Codebooks alone are slow to recover from so few bits; chance is 0.1.
-    assert figures["gwk accuracy" if epochs else "tuned accuracy"] > (0.6 if epochs else 0.3)
+    assert figures["gwk accuracy" if epochs else "tuned accuracy"] > 0.6
     found = [r for r in lines(tmp_path) if r["phase"] == name]
-    assert len(found) == 2 and found[-1]["train_loss"] < found[0]["train_loss"]
+    assert len(found) == (epochs or 12) and found[-1]["train_loss"] < found[0]["train_loss"]
     stored = {leaf.name: leaf for leaf in codec.inspect(tmp_path / "model.bq.safetensors").leaves}
     conv = [stored[f"network/conv{i}/kernel"] for i in (2, 3)]
     assert all(leaf.d == 9 and leaf.table_dtype == "uint8" for leaf in conv)
