@@ -37,9 +37,9 @@ def decompress(source: Path, out: Path, *, dtype: str | None = None, force: bool
     if is_micro(source):
         _refuse_dtype(dtype, source)
         found = read_micro(source)
-        twin = found.twin
         if not found.short:
             raise ValueError(f"{source}: a .tflite model whose weights are plain already: there is nothing to decode")
+        twin = found.twin
         with atomic_write(out, force=force) as file:
             file.write(twin)
         say(console, f"wrote {out}: a .tflite model whose weights are plain, {len(twin):,} bytes")
