@@ -9,7 +9,7 @@ from dataclasses import replace
 from bqjax.experiment import Experiment
 from bqjax.tflite import IntegerBinAndQuant, QuantizedConfig, beside, tflite_task
 
-METHOD = IntegerBinAndQuant(search=QuantizedConfig(max_drop=0.02, layer_drop=0.02, scan=0))
+METHOD = IntegerBinAndQuant(search=QuantizedConfig(max_drop=0.02, layer_drop=0.02))
 config = Experiment(
     task=lambda data_dir, progress: tflite_task(data_dir / "tflite/kws_ds_cnn_int8.tflite", data_dir / "kws/kws01.npz"),
     data="tflite/kws_ds_cnn_int8.tflite and kws/kws01.npz",

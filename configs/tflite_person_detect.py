@@ -7,7 +7,7 @@ bqjax compare --config configs/tflite_person_detect.py --data ../shared/data --o
 from bqjax.experiment import Experiment
 from bqjax.tflite import IntegerBinAndQuant, QuantizedConfig, beside, tflite_task
 
-METHOD = IntegerBinAndQuant(search=QuantizedConfig(max_drop=0.02, layer_drop=0.02, scan=0))
+METHOD = IntegerBinAndQuant(search=QuantizedConfig(max_drop=0.02, layer_drop=0.02))
 config = Experiment(
     task=lambda data_dir, progress: tflite_task(data_dir / "tflite/person_detect.tflite", data_dir / "vww/vww_500.zip"),
     data="tflite/person_detect.tflite and vww/vww_500.zip",

@@ -10,7 +10,7 @@ from train.data.tfds import cifar10
 
 N_IMAGES = 2000
 # The least change of the codes turns 1.5 % of the predictions, a grid of 8 steps 3.6 %: a lower limit keeps all codes.
-METHOD = IntegerBinAndQuant(search=QuantizedConfig(max_drop=0.03, layer_drop=0.03, scan=0))
+METHOD = IntegerBinAndQuant(search=QuantizedConfig(max_drop=0.03, layer_drop=0.03))
 
 
 def task(data_dir, progress):
