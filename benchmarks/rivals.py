@@ -1,14 +1,21 @@
-"""Other compressors on the same weights and test data: bytes of whole files at equal differences of the metric.
+r"""Other compressors on the same weights and test data: bytes of whole files at equal differences of the metric.
 
-    python benchmarks/rivals.py --config configs/resnet20.py --data DATA --out out/rivals --nncodec VENV/bin/python
+    python benchmarks/rivals.py --config configs/resnet20.py --data DATA --out out/rivals \
+        --qwix --coremltools --nncodec VENV/bin/python
     python benchmarks/rivals.py --config configs/resnet20.py --data DATA --out out/rivals --files CERWU=FOLDER
 
-This project's rows are those methods of the config whose labels fit ``--method``; rows that ``bqjax compare`` kept in the same
-folder are not run again. NNCodec (Fraunhofer's implementation of the standard ISO/IEC 15938-17) runs in an interpreter of its own,
-as it asks for NumPy before 2: ``pip install nncodec safetensors`` into a virtual environment. It sees no data. ``--files NAME=DIR``
-takes what any other program made (a checkout of CERWU, say): each whole file ``X.bin`` beside ``X.safetensors``, the weights that
-it decodes to, by the names that the first line of output gives. Each program gets all parameters, and no running statistics of
-BatchNorm. The last line is one JSON object.
+This project's rows are those methods of the config whose labels fit ``--method``, or rate-distortion at each ``--lmbda``; rows that
+``bqjax compare`` kept in the same folder are not run again, and no file of another program is scored twice.
+
+``pip install "bqjax[bench]"`` brings qwix and coremltools. NNCodec (Fraunhofer's implementation of the standard ISO/IEC 15938-17)
+asks for NumPy before 2 and so needs an interpreter of its own: ``python -m venv VENV``, then ``VENV/bin/pip install nncodec
+safetensors "numpy<2"``. Each of the three options takes an interpreter, and without one uses this. None of the three sees data;
+what counts as its file is in ``benchmarks/rival_programs.py``.
+
+``--files NAME=DIR`` takes what any other program made: each whole file ``X.bin`` beside ``X.safetensors``, the weights that it
+decodes to, by the names that the first line of output gives. That is the way for CERWU, whose own command knows networks by name
+and gives an estimate of the entropy, no file. Each program gets all parameters, and no running statistics of BatchNorm. The last
+line is one JSON object.
 
 Files are compared at the differences of the rival's own points, by interpolating the logarithm of this project's bytes.
 """
@@ -17,9 +24,11 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 import json
 import math
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace as with_fields
@@ -27,31 +36,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save_file
 
 from bqjax.core.scoring import paired_error, score_on
 from bqjax.core.task import Task, signed
 from bqjax.core.tree import named_leaves, replace
 from bqjax.experiment import Experiment, Reference, load_config, reference, run
+from bqjax.methods import RateDistortion
 from bqjax.sensitivity.limit import rising_fit
 
 __all__ = ["Point", "bytes_at", "ratios_at_equal_difference"]
 
-QP = (-24, -22, -20, -19, -18, -17, -16, -15)
-
-# Runs in the other interpreter. Quantization parameters are powers of two of the step in quarters: higher is coarser.
-_NNCODEC = """
-import sys
-from safetensors.numpy import load_file, save_file
-from nncodec import nn
-source, folder, *steps = sys.argv[1:]
-for qp in steps:
-    tensors = load_file(source)
-    stream = nn.encode(tensors, {"qp": int(qp), "verbose": False, "results": folder})
-    open(f"{folder}/{qp}.bin", "wb").write(stream)
-    decoded = nn.decode(bytearray(stream), {"verbose": False})
-    save_file({name: decoded[name].astype("float32") for name in tensors}, f"{folder}/{qp}.safetensors")
-"""
+# Name in the table and settings of each program, down to where little is left of a network.
+PROGRAMS = {
+    "coremltools": ("coremltools", ("int8", "int4", "palette6", "palette4", "palette3", "palette2")),
+    "qwix": ("qwix", ("int8", "int6", "int5", "int4", "nf4", "int3")),
+    "nncodec": ("NNCodec", ("-24", "-22", "-20", "-19", "-18", "-17", "-16", "-15")),
+}
 
 
 class Point(NamedTuple):
@@ -121,25 +122,43 @@ def scored(task: Task, before: Reference, label: str, size: int, tensors: Mappin
     return Point(label, size, difference, paired_error(before.parts, after.parts, after.n_examples))
 
 
-def nncodec(python: Path, task: Task, before: Reference, steps: Sequence[int]) -> list[Point]:
-    """NNCodec's files at some quantization parameters, decoded by it and scored here."""
+def kept_score(task: Task, before: Reference, out: Path, folder: Path, stem: str, torch: bool = False) -> Point:
+    """The point of ``stem.bin`` beside ``stem.safetensors``, from what was kept where these very weights were scored before."""
+    content = (folder / f"{stem}.safetensors").read_bytes()
+    scored_by = (torch, task.name, task.metric, before.n_test, sorted(before.test.items()))
+    key = hashlib.sha256(content + repr(scored_by).encode()).hexdigest()[:20]
+    size, kept = (folder / f"{stem}.bin").stat().st_size, out / "rivals" / f"{key}.json"
+    if kept.exists():
+        return Point(stem, size, *json.loads(kept.read_text()))
+    tensors = load(content)
+    if torch:
+        tensors = {name: from_torch_layout(tensor) for name, tensor in tensors.items()}
+    point = scored(task, before, stem, size, tensors)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps([point.difference, point.error]))
+    print(f"scored {stem}: {size:,} bytes, {100 * point.difference:+.2f} points", flush=True)
+    return point
+
+
+def other_program(program: str, python: str, task: Task, before: Reference, out: Path, settings: Sequence[str]) -> list[Point]:
+    """A program's files at some settings, made and decoded in its interpreter and scored here."""
+    if subprocess.run([python, "-c", f"import {program}"], capture_output=True).returncode:
+        raise ValueError(f"{python} can't import {program}: pip install {program} safetensors there, or leave out --{program}")
     leaves = {name: np.asarray(leaf, np.float32) for name, leaf in named_leaves(task.params).items()}
     with tempfile.TemporaryDirectory() as folder:
         save_file({name: to_torch_layout(leaf) for name, leaf in leaves.items()}, f"{folder}/source.safetensors")
-        subprocess.run([python, "-c", _NNCODEC, f"{folder}/source.safetensors", folder, *map(str, steps)], check=True)
-        return [_from_folder(task, before, Path(folder), f"{step}", torch=True) for step in steps]
+        script = Path(__file__).with_name("rival_programs.py")
+        subprocess.run([python, script, program, f"{folder}/source.safetensors", folder, *settings], check=True)
+        return [kept_score(task, before, out, Path(folder), setting, torch=True) for setting in settings]
 
 
-def _from_folder(task: Task, before: Reference, folder: Path, stem: str, torch: bool = False) -> Point:
-    tensors = load_file(folder / f"{stem}.safetensors")
-    if torch:
-        tensors = {name: from_torch_layout(tensor) for name, tensor in tensors.items()}
-    return scored(task, before, stem, (folder / f"{stem}.bin").stat().st_size, tensors)
-
-
-def own_rows(config: Experiment, task: Task, before: Reference, out: Path, patterns: Sequence[str]) -> list[Point]:
-    """This project's rows, run where they were not kept."""
-    methods = tuple(m for m in config.methods if any(fnmatch.fnmatchcase(m.label, pattern) for pattern in patterns))
+def own_rows(
+    config: Experiment, task: Task, before: Reference, out: Path, patterns: Sequence[str], lmbdas: Sequence[float] | None = None
+) -> list[Point]:
+    """This project's rows, run where they were not kept: rate-distortion at some lmbdas, or what fits a pattern."""
+    methods: tuple[Any, ...] = tuple(m for m in config.methods if any(fnmatch.fnmatchcase(m.label, p) for p in patterns))
+    if lmbdas is not None:
+        methods = tuple(RateDistortion(lmbda=lmbda, label=f"rate-distortion, lmbda {lmbda:g}") for lmbda in lmbdas)
     if not methods:
         raise ValueError(f"no method of the config fits {', '.join(patterns)}")
     comparison = run(with_fields(config, methods=methods), out, task=task, before=before)
@@ -173,8 +192,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="rows of this project are kept here, as by `bqjax compare`")
     parser.add_argument("--method", nargs="+", default=["rate-distortion*"], help="this project's methods, by their labels")
-    parser.add_argument("--nncodec", type=Path, metavar="PYTHON", help="an interpreter that has nncodec and safetensors")
-    parser.add_argument("--qp", type=int, nargs="+", default=QP, help="NNCodec's steps")
+    parser.add_argument("--lmbda", type=float, nargs="+", help="rate-distortion at these instead, whatever the config has")
+    for program, (name, settings) in PROGRAMS.items():
+        parser.add_argument(f"--{program}", nargs="?", const=sys.executable, metavar="PYTHON", help=f"{name}, in this interpreter")
+        parser.add_argument(f"--{program}-settings", nargs="+", default=settings, metavar="X", help="see rival_programs.py")
     parser.add_argument(
         "--files", nargs="+", default=[], metavar="NAME=FOLDER", help="X.bin beside X.safetensors, of another program"
     )
@@ -184,14 +205,15 @@ def main() -> None:
     print(f"{len(named_leaves(task.params))} leaves: {', '.join(list(named_leaves(task.params))[:3])} and so on")
     before = reference(task)
     rivals: dict[str, list[Point]] = {}
-    if args.nncodec:
-        rivals["NNCodec"] = nncodec(args.nncodec, task, before, args.qp)
+    for program, (name, _) in PROGRAMS.items():
+        if python := getattr(args, program):
+            rivals[name] = other_program(program, python, task, before, args.out, getattr(args, f"{program}_settings"))
     for name, _, folder in (given.partition("=") for given in args.files):
         stems = sorted(path.stem for path in Path(folder).glob("*.bin"))
         if not stems:
             raise ValueError(f"{folder} holds no files X.bin of {name}")
-        rivals[name] = [_from_folder(task, before, Path(folder), stem) for stem in stems]
-    print(json.dumps(report(own_rows(config, task, before, args.out, args.method), rivals)))
+        rivals[name] = [kept_score(task, before, args.out, Path(folder), stem) for stem in stems]
+    print(json.dumps(report(own_rows(config, task, before, args.out, args.method, args.lmbda), rivals)))
 
 
 if __name__ == "__main__":
