@@ -18,13 +18,24 @@ from bqjax.methods.rate_distortion.feedback import compensated_values, descended
 from bqjax.methods.rate_distortion.levels import Grid, balanced_step, even_grid, level_bits
 from bqjax.sensitivity.leaf_curvature import LeafCurvature
 
-__all__ = ["LeafStats", "Price", "QuantizedRows", "diagonal_stats", "leaf_stats", "mean_curvature", "quantize_on", "quantize_rows"]
+__all__ = [
+    "LeafStats",
+    "Price",
+    "QuantizedRows",
+    "diagonal_stats",
+    "leaf_stats",
+    "mean_curvature",
+    "quantize_on",
+    "quantize_rows",
+    "unbiased",
+]
 
 Price = Callable[[np.ndarray, int], np.ndarray]
 """Bits ``[k]`` of each level's index, from how often levels were taken and which is zero."""
 
 _NEAR, _BLOCK = 2, 128
 _ENTRIES = 2**22  # of the moments that are worked on at one time
+_FURTHEST = 1.25  # factor on levels; beyond, the errors that are scaled along cost more than what is won behind the leaf
 _TABLE_BITS, _VALUE_BITS = 200.0, 20.0  # of a leaf in the file: its record, and each level with its frequency
 
 
@@ -212,3 +223,44 @@ def quantize_on(
     used = counts[counts > 0].astype(np.float64)
     bits_used = float(-(used * np.log2(used / used.sum())).sum()) + _TABLE_BITS + _VALUE_BITS * len(used)
     return QuantizedRows(index, grid.levels, grid.zero, distortion, bits_used)
+
+
+@jax.jit
+def _form(x: jax.Array, y: jax.Array, stats: tuple[jax.Array, ...]) -> jax.Array:
+    """``sum of importance x^T moment y`` over groups and rows of ``x, y [G, rows, d]``."""
+
+    def one(at: tuple[jax.Array, ...]) -> jax.Array:
+        x, y, order, moment, importance = at
+        return jnp.sum(importance[:, None] * (x[:, order] @ moment) * y[:, order])
+
+    return jax.lax.map(one, (x, y, *stats), batch_size=_at_once(stats[1])).sum()
+
+
+def unbiased(found: QuantizedRows, weights: np.ndarray, stats: LeafStats) -> QuantizedRows:
+    """The same indices at levels that are scaled so that the leaf's outputs keep their size.
+
+    The price of bits draws weights to zero: outputs ``y`` become ``b y`` and errors that are not along them, with
+    ``b = sum g w^T A v / sum g w^T A w`` some percent below 1. That is the least error for this leaf alone, but what lies along the
+    outputs adds up over the leaves of a network, where the rest adds in squares. Levels divided by ``b`` have none of it.
+
+    Args:
+      found: levels of the leaf.
+      weights, stats: that they were found for.
+
+    Example:
+      >>> stats = diagonal_stats(np.ones(2))
+      >>> found = QuantizedRows(np.array([[[1], [2]]]), np.array([-0.9, 0.0, 0.9], np.float32), 1, 0.0, 0.0)
+      >>> scaled = unbiased(found, np.array([[[0.01], [1.0]]]), stats)
+      >>> np.round(scaled.levels, 3).tolist(), round(scaled.distortion, 5)
+      ([-1.0, 0.0, 1.0], 5e-05)
+    """
+    w, arrays = jnp.asarray(weights, jnp.float32), (stats.order, stats.moment, stats.importance)
+
+    def error(levels: np.ndarray) -> jax.Array:
+        return w - jnp.asarray(levels)[found.indices]
+
+    power = float(_form(w, w, arrays))
+    size = 1 - float(_form(w, error(found.levels), arrays)) / power if power > 0 else 1.0  # not of w and v: they are nearly equal
+    levels = found.levels * np.float32(1 / min(_FURTHEST, max(1 / _FURTHEST, size)))
+    left = error(levels)
+    return found._replace(levels=levels, distortion=float(_form(left, left, arrays)) / 2)

@@ -25,7 +25,7 @@ from bqjax.core.rules import Rule, select
 from bqjax.core.tree import check_finite, named_leaves, replace
 from bqjax.kmeans.fixed_levels import pruned
 from bqjax.methods.rate_distortion.distortion import add_means, leaf_change
-from bqjax.methods.rate_distortion.leaf import LeafStats, QuantizedRows, diagonal_stats, leaf_stats, quantize_rows
+from bqjax.methods.rate_distortion.leaf import LeafStats, QuantizedRows, diagonal_stats, leaf_stats, quantize_rows, unbiased
 from bqjax.methods.rate_distortion.vectors import affine_vector
 from bqjax.sensitivity.curvature import Curvature
 from bqjax.sensitivity.leaf_curvature import Layout
@@ -56,6 +56,8 @@ class SolverConfig:
       vectors: whether vectors go to 8 bits or fewer where outputs don't notice; False leaves them.
       shift: whether the bias or BatchNorm shift behind a leaf takes up the mean change of its outputs, so that only the inputs'
         covariance counts for the leaf's errors.
+      unbiased: whether levels are scaled so that the outputs of each leaf keep their size, at no bytes: see
+        :func:`bqjax.methods.rate_distortion.leaf.unbiased`.
     """
 
     damping: float = 0.01
@@ -65,6 +67,7 @@ class SolverConfig:
     sweeps: int = 4
     vectors: bool = True
     shift: bool = True
+    unbiased: bool = False
 
     def __post_init__(self) -> None:
         for what in ("damping", "floor"):
@@ -215,6 +218,7 @@ def bin_and_quant_rd(
             sweeps=config.sweeps,
             hold_zeros=pruned(leaves[name]) is not None and name not in moved,
         )
+        found = unbiased(found, rows, prepared.stats[name]) if config.unbiased else found
         new[name] = _clustered(found, layout, leaves[name].dtype)
         _take_up(moved, leaves, name, new[name], prepared, curvature)
     for name, bias in moved.items():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bqjax.methods.rate_distortion.feedback import compensated_values, descended_values, inverse_factor, ordered
-from bqjax.methods.rate_distortion.leaf import diagonal_stats, leaf_stats, mean_curvature, quantize_rows
+from bqjax.methods.rate_distortion.leaf import diagonal_stats, leaf_stats, mean_curvature, quantize_rows, unbiased
 from bqjax.methods.rate_distortion.levels import balanced_step, integer_grid
 from bqjax.sensitivity.leaf_curvature import Layout, LeafCurvature
 
@@ -105,6 +105,26 @@ def test_feedback_lowers_the_quadratic_form_of_rounding():
         h, g = curvature.inputs[0].astype(np.float64), curvature.outputs[0]
         better.append(form((weights - values)[0], h, g) < form((weights - rounded)[0], h, g))
     assert all(better)
+
+
+def test_unbiased_levels_leave_nothing_of_the_error_along_the_outputs():
+    weights, curvature = curvature_of(3, groups=2, rows=20, d=16)
+    stats = leaf_stats(curvature, damping=1e-6)
+    before = quantize_rows(weights, stats, 0.2)
+    after = unbiased(before, weights, stats)
+    assert (after.indices == before.indices).all() and (after.levels[after.zero] == 0) and after.bits == before.bits
+    left, cost = {}, {}
+    for name, found in (("before", before), ("after", after)):
+        along = total = power = 0.0
+        for h, g, w, i in zip(curvature.inputs, curvature.outputs, weights, found.indices, strict=True):
+            x = np.linalg.cholesky(h.astype(np.float64)).T  # inputs of that second moment
+            y, e = x @ w.T, x @ (w - found.levels[i]).T
+            along += (g * y * e).sum()
+            power += (g * y * y).sum()
+            total += (g * e * e).sum() / 2
+        left[name], cost[name] = along / power, total
+    assert left["before"] > 0.02 and abs(left["after"]) < 1e-3
+    assert after.distortion == pytest.approx(cost["after"], rel=0.05) and cost["before"] < cost["after"] < 1.2 * cost["before"]
 
 
 def test_at_lmbda_zero_weights_come_back():

@@ -86,6 +86,25 @@ def test_a_higher_lmbda_makes_a_smaller_file_and_a_larger_error(problem, tmp_pat
     assert (np.diff(sizes) < 0).all() and (np.diff(errors) > 0).all() and errors[0] < 1e-6
 
 
+def test_unbiased_levels_help_where_a_signal_is_common_to_rows_and_noise_is_not(tmp_path):
+    rng = np.random.default_rng(1)
+    common, own = rng.normal(size=(24, 1)), rng.normal(size=(24, 256))
+    params = {"kernel": jnp.asarray(common + own / 2, jnp.float32)}
+
+    def mean_of_rows(params, batch):
+        return (batch["inputs"] @ params["kernel"]).mean(1, keepdims=True)
+
+    batches = [{"inputs": jnp.asarray(rng.normal(size=(512, 24)), jnp.float32)}]
+    curvature = output_curvature(mean_of_rows, params, batches, key=jax.random.key(0))
+    sizes, errors = [], []
+    for config in (SolverConfig(), SolverConfig(unbiased=True)):
+        tree = bin_and_quant_rd(params, curvature, lmbda=1e-6, config=config)
+        sizes.append(codec.save(tmp_path / f"{config.unbiased}.bq.safetensors", tree).file_bytes)
+        change = mean_of_rows(decode(tree), batches[0]) - mean_of_rows(params, batches[0])
+        errors.append(float(jnp.square(change).mean()))
+    assert sizes[0] == sizes[1] and errors[1] < 0.5 * errors[0]
+
+
 def test_rules_choose_and_vectors_can_stay(problem):
     params, _, curvature = problem
     tree = bin_and_quant_rd(params, curvature, lmbda=1e-3, rules=[Rule("last")])
