@@ -54,7 +54,7 @@ config = Experiment(
         BinAndQuant(search=SEARCH, label="B&Q by sensitivity"),
         BinAndQuant(search=SEARCH, rules=SHARED, label="B&Q by sensitivity, shared bins"),
         *(WithinBudget(target_bytes=1000 * kb, budget=BUDGET, label=f"planned, {kb} kB") for kb in (850, 700)),
-        *(RateDistortion(target_bytes=1000 * kb, label=f"rate-distortion, {kb} kB") for kb in (850, 700, 550)),
+        *(RateDistortion(target_bytes=1000 * kb, label=f"rate-distortion, {kb} kB") for kb in (850, 700, 550, 500)),
         RateDistortion(max_drop=0.005, label="rate-distortion, drop 0.5"),
     ),
     budget=BUDGET,

@@ -22,10 +22,20 @@ import numpy as np
 from bqjax.methods.rate_distortion.leaf import LeafStats, Price, mean_curvature, quantize_on
 from bqjax.methods.rate_distortion.levels import balanced_step, integer_grid, level_bits
 
-__all__ = ["QuantizedLayer", "quantize_layer", "quantize_layer_by_output", "row_classes", "row_curvature", "weight_curvature"]
+__all__ = [
+    "QuantizedLayer",
+    "arithmetic_mean_curvature",
+    "quantize_layer",
+    "quantize_layer_by_output",
+    "quantize_layer_on",
+    "row_classes",
+    "row_curvature",
+    "weight_curvature",
+]
 
 _TABLE_BITS, _VALUE_BITS = 400.0, 16.0  # of a class in the file: its record, and each value with its frequency
 _MOST_CLASSES = 8  # of outputs
+_ALIKE = 1.2  # steps that differ by less are taken for one
 
 
 class QuantizedLayer(NamedTuple):
@@ -96,31 +106,71 @@ def weight_curvature(stats: LeafStats) -> np.ndarray:
 
 
 def quantize_layer(
+    codes: np.ndarray, zero_point: int, stats: LeafStats, lmbda: float, *, step_scale: float = 1.0, **settings: Any
+) -> QuantizedLayer | None:
+    """Gives the codes of one layer few values, at a Lagrangian weight of storage.
+
+    Of a few grids the one with the least distortion plus storage. Where each weight is coded, bits go with the logarithm of its
+    curvature, and the step in balance with the geometric mean. Where most weights become 0 whatever the step, as those of channels
+    that a pruned layer behind them does not read, the step is for the others: it goes with the arithmetic mean, and can be a
+    hundred times finer.
+
+    Args:
+      codes, zero_point, stats, lmbda, settings: see :func:`quantize_layer_on`.
+      step_scale: factor on the steps in balance.
+
+    Returns:
+      None where the lmbda does not make it worthwhile to give up any code.
+    """
+    coarse, fine = (step_scale * balanced_step(mean(stats), lmbda) for mean in (mean_curvature, arithmetic_mean_curvature))
+
+    def at(step: float) -> QuantizedLayer:
+        found = quantize_layer_on(codes, zero_point, stats, lmbda, step=step, **settings)
+        return _unchanged(codes) if found is None else found
+
+    def cost(layer: QuantizedLayer) -> float:
+        return layer.distortion + lmbda * layer.bits
+
+    if coarse <= 1.0:
+        return None
+    best = at(coarse)
+    if fine < coarse / _ALIKE:
+        best = min(best, at(fine), key=cost)
+        # The mean is over weights that become 0 as well: of those that don't, the curvature may be many times as high.
+        step = fine / 2
+        while step > 0.5:
+            finer = at(step)
+            if cost(finer) >= cost(best):
+                break
+            best, step = finer, step / 2
+    return best if max(best.steps) > 1.0 else None
+
+
+def quantize_layer_on(
     codes: np.ndarray,
     zero_point: int,
     stats: LeafStats,
     lmbda: float,
     *,
+    step: float,
     compensate: bool = True,
     passes: int = 2,
     sweeps: int = 4,
-    step_scale: float = 1.0,
     price: Price = level_bits,
 ) -> QuantizedLayer | None:
-    """Gives the codes of one layer few values, at a Lagrangian weight of storage.
+    """Codes of one layer on the even grid of one step.
 
     Args:
       codes: ``[G, rows, d]`` integers.
       zero_point: the code that stands for 0; it is always among the values. All values lie within the range of ``codes`` and it.
       stats: of the layer, :func:`bqjax.tflite.codes.layer_stats.layer_stats`.
       lmbda: of one bit, in the units of ``importance * output^2``.
+      step: of the grid, in steps of the codes.
       compensate, passes, sweeps, price: see :func:`bqjax.methods.rate_distortion.leaf.quantize_on`.
-      step_scale: factor on the step in balance.
 
     Returns:
-      None where the lmbda does not make it worthwhile to give up any code.
+      None where the step is no coarser than that of the codes.
     """
-    step = step_scale * balanced_step(mean_curvature(stats), lmbda)
     if step <= 1.0:
         return None
     low, high = min(int(codes.min()) - zero_point, 0), max(int(codes.max()) - zero_point, 0)
@@ -131,6 +181,13 @@ def quantize_layer(
     bits = _entropy(np.bincount(found.indices.reshape(-1), minlength=len(grid.levels)))
     new = grid.levels[found.indices].astype(np.int64) + zero_point
     return QuantizedLayer(new, np.zeros(codes.shape[:2], np.int64), found.distortion, bits, (step,))
+
+
+def arithmetic_mean_curvature(stats: LeafStats) -> float:
+    """What a squared step costs at a layer's weights, their arithmetic mean."""
+    pivots = np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64)
+    inputs = (1 / np.maximum(np.square(pivots), 1e-30)).mean(1)
+    return float((np.asarray(stats.importance, np.float64) * inputs[:, None]).mean())
 
 
 def quantize_layer_by_output(

@@ -24,8 +24,9 @@ import numpy as np
 from bqjax.codec.huffman import code_lengths
 from bqjax.kmeans.histogram import optimal_groups
 from bqjax.methods.rate_distortion.feedback import compensated_values
-from bqjax.methods.rate_distortion.leaf import LeafStats
-from bqjax.tflite.codes.grid import QuantizedLayer, quantize_layer, weight_curvature
+from bqjax.methods.rate_distortion.leaf import LeafStats, mean_curvature
+from bqjax.methods.rate_distortion.levels import balanced_step
+from bqjax.tflite.codes.grid import QuantizedLayer, quantize_layer_on, weight_curvature
 from bqjax.tflite.micro.choice import ENTRY_BYTES
 from bqjax.tflite.micro.encoded import HEADER_BYTES
 from bqjax.tflite.micro.huffman import MAX_CODE_BITS, huffman_bytes
@@ -95,8 +96,9 @@ def _even(
     codes: np.ndarray, zero_point: int, stats: LeafStats, lmbda: float, settings: Mapping[str, Any], scale: float
 ) -> QuantizedLayer | None:
     """The grid in balance, with the bits that it takes in the file."""
-    step_scale = scale * settings["step_scale"]
-    layer = quantize_layer(codes, zero_point, stats, lmbda, **{**settings, "step_scale": step_scale}, price=_price)
+    others = {name: value for name, value in settings.items() if name != "step_scale"}
+    step = scale * settings["step_scale"] * balanced_step(mean_curvature(stats), lmbda)
+    layer = quantize_layer_on(codes, zero_point, stats, lmbda, step=step, **others, price=_price)
     return None if layer is None else layer._replace(bits=8.0 * _stored_bytes(layer.codes, zero_point))
 
 

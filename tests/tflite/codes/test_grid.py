@@ -8,7 +8,7 @@ import pytest
 
 from bqjax.methods.rate_distortion.leaf import mean_curvature
 from bqjax.methods.rate_distortion.levels import integer_grid
-from bqjax.tflite.codes.grid import quantize_layer, quantize_layer_by_output, row_classes
+from bqjax.tflite.codes.grid import quantize_layer, quantize_layer_by_output, quantize_layer_on, row_classes
 from bqjax.tflite.codes.layer_stats import Measured, layer_stats
 
 
@@ -57,6 +57,22 @@ def test_a_higher_lmbda_trades_distortion_for_bits():
     codes, zero_point, stats, _ = layer()
     found = [quantize_layer(codes, zero_point, stats, lmbda_for(step, stats)) for step in (2.0, 5.0, 15.0, 40.0)]
     assert (np.diff([f.bits for f in found]) < 0).all() and (np.diff([f.distortion for f in found]) > 0).all()
+
+
+@pytest.mark.parametrize("lmbda", [0.003, 0.03, 0.3])
+def test_rows_that_nothing_reads_do_not_set_the_step_of_the_others(lmbda):
+    """Nine of ten rows of a layer in front of a pruned one matter not at all: the geometric mean's step would make all codes 0."""
+    codes, zero_point, stats, _ = layer(rows=60, d=12)
+    importance = np.where(np.arange(60) % 10, 1e-9, 1.0)
+    stats = stats._replace(importance=jnp.asarray(importance[None], jnp.float32))
+
+    def cost(layer):
+        return layer.distortion + lmbda * layer.bits
+
+    found = quantize_layer(codes, zero_point, stats, lmbda)
+    steps = [quantize_layer_on(codes, zero_point, stats, lmbda, step=float(s)) for s in np.geomspace(1.1, 200, 30)]
+    assert cost(found) < 1.1 * min(map(cost, steps))
+    assert cost(found) < 0.2 * cost(steps[-1]) and np.unique(found.codes[:, ::10]).size > 3
 
 
 def test_compensation_costs_less_at_the_same_lmbda():
