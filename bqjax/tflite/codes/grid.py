@@ -140,9 +140,10 @@ def quantize_layer(
         step = fine / 2
         while step > 0.5:
             finer = at(step)
-            if cost(finer) >= cost(best):
+            # Where a step leaves nothing but 0, half of it is no worse.
+            if cost(finer) > cost(best) and finer.bits:
                 break
-            best, step = finer, step / 2
+            best, step = min(finer, best, key=cost), step / 2
     return best if max(best.steps) > 1.0 else None
 
 
