@@ -24,7 +24,6 @@ from bqjax.methods.rate_distortion.levels import balanced_step, integer_grid, le
 
 __all__ = [
     "QuantizedLayer",
-    "arithmetic_mean_curvature",
     "quantize_layer",
     "quantize_layer_by_output",
     "quantize_layer_on",
@@ -35,7 +34,7 @@ __all__ = [
 
 _TABLE_BITS, _VALUE_BITS = 400.0, 16.0  # of a class in the file: its record, and each value with its frequency
 _MOST_CLASSES = 8  # of outputs
-_ALIKE = 1.2  # steps that differ by less are taken for one
+_MOST_NOISE = 8.0  # bits a weight that noise may cost before the step is halved; in balance it costs 0.7 of one
 
 
 class QuantizedLayer(NamedTuple):
@@ -110,19 +109,18 @@ def quantize_layer(
 ) -> QuantizedLayer | None:
     """Gives the codes of one layer few values, at a Lagrangian weight of storage.
 
-    Of a few grids the one with the least distortion plus storage. Where each weight is coded, bits go with the logarithm of its
-    curvature, and the step in balance with the geometric mean. Where most weights become 0 whatever the step, as those of channels
-    that a pruned layer behind them does not read, the step is for the others: it goes with the arithmetic mean, and can be a
-    hundred times finer.
+    The step in balance goes with the geometric mean of the weights' curvatures. Where most of them cost nothing, as those of channels
+    that a pruned layer behind does not read, that step is far too coarse for the others, and can leave nothing but 0. A layer whose
+    noise costs many times what it should is tried with half of the step, and again, while it does.
 
     Args:
       codes, zero_point, stats, lmbda, settings: see :func:`quantize_layer_on`.
-      step_scale: factor on the steps in balance.
+      step_scale: factor on the step in balance.
 
     Returns:
       None where the lmbda does not make it worthwhile to give up any code.
     """
-    coarse, fine = (step_scale * balanced_step(mean(stats), lmbda) for mean in (mean_curvature, arithmetic_mean_curvature))
+    step = step_scale * balanced_step(mean_curvature(stats), lmbda)
 
     def at(step: float) -> QuantizedLayer:
         found = quantize_layer_on(codes, zero_point, stats, lmbda, step=step, **settings)
@@ -131,19 +129,13 @@ def quantize_layer(
     def cost(layer: QuantizedLayer) -> float:
         return layer.distortion + lmbda * layer.bits
 
-    if coarse <= 1.0:
+    if step <= 1.0:
         return None
-    best = at(coarse)
-    if fine < coarse / _ALIKE:
-        best = min(best, at(fine), key=cost)
-        # The mean is over weights that become 0 as well: of those that don't, the curvature may be many times as high.
-        step = fine / 2
-        while step > 0.5:
-            finer = at(step)
-            # Where a step leaves nothing but 0, half of it is no worse.
-            if cost(finer) > cost(best) and finer.bits:
-                break
-            best, step = min(finer, best, key=cost), step / 2
+    best, allowed = at(step), _MOST_NOISE * lmbda * codes.size
+    while best.distortion > allowed and step > 1.0:
+        step = min(step, best.steps[0]) / 2
+        # Half of a step that leaves nothing but 0 may do so, too.
+        best = min(at(step), best, key=cost)
     return best if max(best.steps) > 1.0 else None
 
 
@@ -182,13 +174,6 @@ def quantize_layer_on(
     bits = _entropy(np.bincount(found.indices.reshape(-1), minlength=len(grid.levels)))
     new = grid.levels[found.indices].astype(np.int64) + zero_point
     return QuantizedLayer(new, np.zeros(codes.shape[:2], np.int64), found.distortion, bits, (step,))
-
-
-def arithmetic_mean_curvature(stats: LeafStats) -> float:
-    """What a squared step costs at a layer's weights, their arithmetic mean."""
-    pivots = np.asarray(jnp.diagonal(stats.factor, axis1=1, axis2=2), np.float64)
-    inputs = (1 / np.maximum(np.square(pivots), 1e-30)).mean(1)
-    return float((np.asarray(stats.importance, np.float64) * inputs[:, None]).mean())
 
 
 def quantize_layer_by_output(
