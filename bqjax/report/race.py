@@ -42,9 +42,9 @@ def race_table(result: SweepResult) -> Table | None:
             sure = f"{_down(race.sure[i])} %" if race.sure[i] >= race.confidence else "open"
             lines.append((str(place), "top" if place <= top else "rest", c.leaf, c.tags.get("series", ""), _drop(row), sure))
     caption = (
-        f"Drops of {result.metric.removeprefix('-')} ± standard error over rounds, each of new noise on other examples. Sure: at "
-        "least so sure is the side of the border, whatever the drops are (paired tests, corrected for the candidates on the other side "
-        f"and for the phases); open: not at {100 * race.confidence:g} %."
+        f"Drops of {result.metric.removeprefix('-')} ± standard error over rounds, each of new noise on other examples. "
+        "Sure: at least so sure is the side of the border, whatever the drops are (paired tests, corrected for all that they might "
+        f"have said); open: not at {100 * race.confidence:g} %."
     )
     return Table("Race", ("place", "side", "layer", "series", "drop", "sure"), lines, caption)
 

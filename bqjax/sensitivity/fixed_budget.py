@@ -7,8 +7,9 @@ difference, is accepted or rejected for good, and the rounds that it would have 
 ``n`` candidates ends after a number of rounds that grows with ``1 / (n + 1 - k)``, such that all phases together cost the budget.
 
 The answer comes with how sure it is, candidate by candidate. To be in the top of ``m`` among ``n`` is to be ahead of ``n - m``
-others; were it not so, ``m`` others would be at least as good, and the least certain of the comparisons that it won would be against
-one of these: its one-sided p-value (Student's t over common rounds) times ``m`` is the p-value of the whole (a partial conjunction).
+others. Were it not so, ``m`` others would be at least as good, and the least certain of the comparisons that it won would be
+against one of these: its p-value (Student's t over common rounds) times ``m`` is that of the whole (a partial conjunction). It is
+taken two-sided, which makes up for the number of common rounds, which depends on the drops.
 
 References:
   Bubeck, Wang, Viswanathan, "Multiple identifications in multi-armed bandits", ICML 2013 (arXiv 1205.3181); there the gap alone
@@ -156,13 +157,13 @@ class FixedBudget(Rounds):
         return max(0.0, 1 - worst * len(own))
 
     def _p(self, i: int, j: int, sign: int) -> float:
-        """One-sided p-value of a candidate being ahead of another, or behind it."""
+        """p-value of a candidate being ahead of another, or behind it."""
         mean, error, rounds = self.between(i, j)
         if rounds < 2 and not math.isinf(mean):
             return 1.0
         if error == 0:
             return 0.0 if sign * mean > 0 else 1.0
-        return float(stdtr(rounds - 1, -sign * mean / error))
+        return min(1.0, 2 * float(stdtr(rounds - 1, -sign * mean / error)))
 
     def record(self, evaluations: float, of: int) -> RaceRecord:
         """How it ended."""
