@@ -253,50 +253,6 @@ def overhead() -> dict[str, Any]:
     return {"suffix_ms": 1e3 * engine_s, "convolution_ms": 1e3 * alone_s, "ratio": engine_s / alone_s}
 
 
-def layers(task: Any, draws: int, level: float = 0.2) -> list[Candidate]:
-    """Gaussian noise on each weight leaf, in units of its standard deviation."""
-    leaves = named_leaves(task.params)
-    return [Candidate(leaf=x, magnitude=level * float(np.std(leaves[x])), draws=draws) for x in select(task.params).taken]
-
-
-def race(data_dir: Path, depth: int, images: int, draws: int, keys: int, state: Path | None) -> dict[str, Any]:
-    """The ten most sensitive layers by races, against a full sweep by another key."""
-    task = resnet_task(data_dir, depth, n_calibration=250, n_test=images)
-    asked = layers(task, draws)
-
-    def run(key: int, **options: Any) -> Any:
-        path = None if state is None else f"{state}.{depth}.{images}.{draws}.{key}.{options.get('until', 'full')}"
-        return sweep(task.score, task.params, task.test, asked, key=jax.random.key(key), metric="-loss", state_path=path, **options)
-
-    seconds, full = timed(lambda: run(1000, predict=task.predict))
-    means, errors = (np.array([getattr(row, name) for row in full.rows]) for name in ("drop", "error"))
-    order = np.argsort(-means)
-    rows = []
-    for key in range(keys):
-        took, found = timed(lambda key=key: run(key, until="top10"))
-        top = set(found.race.order[0][:10])
-        # Beyond what the full sweep itself can tell: a layer on the wrong side of the boundary by more than two standard errors.
-        wrong = [i for i in top ^ set(order[:10].tolist()) if abs(means[i] - means[order[9:11]].mean()) > 2 * errors[i]]
-        rows.append(
-            {
-                "share": found.race.evaluations / found.race.of,
-                "settled": found.race.settled,
-                "same": top == set(order[:10].tolist()),
-                "wrong": len(wrong),
-                "seconds": took,
-                "compile_s": found.compile_seconds,
-            }
-        )
-        print(f"ResNet-{depth}, race {key}: {rows[-1]}", flush=True)
-    gap = float(means[order[9]] - means[order[10]])
-    print(
-        f"ResNet-{depth}: full sweep {seconds:.0f} s; tenth and eleventh differ by {gap:.2g}, with errors of "
-        f"{errors[order[9]]:.2g} and {errors[order[10]]:.2g}",
-        flush=True,
-    )
-    return {"full_s": seconds, "gap": gap, "errors": errors[order[9:11]].tolist(), "races": rows}
-
-
 def pairs(data_dir: Path | None, quick: bool) -> dict[str, Any]:
     """All pairs of ResNet-20's layers at one magnitude against a loop over full forward passes."""
     score, params, data, _ = resnet_plan(data_dir, True)
@@ -367,12 +323,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few images, ends within a minute")
     parser.add_argument("--data", type=Path, help="folder with weights/, speech/ and tfds/")
-    names = ["resnet", "torch", "spc", "vgg", "devices", "overhead", "engine", "race", "pairs", "first"]
+    names = ["resnet", "torch", "spc", "vgg", "devices", "overhead", "engine", "pairs", "first"]
     parser.add_argument("--only", choices=names)
-    parser.add_argument("--depth", type=int, default=20, help="of the race's ResNet: 20 or 56")
-    parser.add_argument("--images", type=int, default=1000, help="of the race")
-    parser.add_argument("--keys", type=int, default=10, help="races")
-    parser.add_argument("--state", type=Path, help="the race goes on from files of this name")
     parser.add_argument("--devices", type=int, default=1, help="CPU devices of this process")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", args.devices)
@@ -384,11 +336,10 @@ def main() -> None:
         "devices": ("devices", lambda: devices(args.data, args.quick)),
         "overhead": ("overhead", overhead),
         "engine": ("engine", lambda: resnet_engine(args.data, args.quick)),
-        "race": ("race", lambda: race(args.data, args.depth, args.images, 16, args.keys, args.state)),
         "pairs": ("pairs", lambda: pairs(args.data, args.quick)),
         "first": ("first_runs", lambda: first_runs(args.data, args.quick)),
     }
-    left_out = {"engine", *(("race",) if args.data is None else ()), *(("vgg", "devices") if args.quick else ())}
+    left_out = {"engine", *(("vgg", "devices") if args.quick else ())}
     if importlib.util.find_spec("torch") is None:
         left_out.add("torch")
         print("PyTorch is not installed: its row is left out", flush=True)
