@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=16, help="draws of the table, each with its mirror image")
     parser.add_argument("--draws", type=int, default=8, help="of the full sweep")
     parser.add_argument("--budget", type=float, default=0.2)
-    parser.add_argument("--block", type=int, default=50, help="images of a race's round; a sweep of 250 images takes 15")
+    parser.add_argument("--block", type=int, default=25, help="images of a race's round; a sweep of 250 images takes 15")
     parser.add_argument("--keys", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--predict", action="store_true", help="leave out of the race what the curvature says is out of reach")
     args = parser.parse_args()

@@ -38,15 +38,15 @@ def race_table(result: SweepResult) -> Table | None:
     for one in race.order:
         for place, i in enumerate(one, 1):
             row, c = result.rows[i], result.rows[i].candidate
-            # Below the confidence a number would look more exact than it is.
-            sure = f"{_down(race.sure[i])} %" if race.sure[i] >= race.confidence else "open"
+            # Below a half a lower bound says nothing.
+            sure = f"{_down(race.sure[i])} %" if race.sure[i] > 0.5 else "open"
             lines.append((str(place), "top" if place <= top else "rest", c.leaf, c.tags.get("series", ""), _drop(row), sure))
     caption = (
         f"Drops of {result.metric.removeprefix('-')} ± standard error over rounds, each of new noise on other examples. "
-        "Sure: at least so sure is the side of the border, whatever the drops are (paired tests, corrected for all that they might "
-        f"have said); open: not at {100 * race.confidence:g} %."
+        "Sure: the side of the border is right with at least this probability (paired tests, corrected for all that they might "
+        "have said); open: with no more than a coin's."
     )
-    return Table("Race", ("place", "side", "layer", "series", "drop", "sure"), lines, caption)
+    return Table("Race", ("place", "side", "layer", "series", "drop", "sure, at least"), lines, caption)
 
 
 def _down(sure: float) -> str:

@@ -32,7 +32,7 @@ from bqjax.sensitivity.sweep_rows import RaceRecord
 
 __all__ = ["LEAST_ROUNDS", "FixedBudget", "phases"]
 
-LEAST_ROUNDS = 4  # before the first candidate is accepted or rejected
+LEAST_ROUNDS = 3  # before the first candidate is accepted or rejected
 
 
 def phases(n: int, total: float) -> list[int]:
@@ -149,11 +149,14 @@ class FixedBudget(Rounds):
         """How sure it is that a candidate is on its side of the border, given who else is on which.
 
         It is on its side if it is ahead of all on the other one (or behind all): the least certain of these comparisons counts, as
-        many times as its own side has members.
+        many times as its own side has members. Candidates that were left out are taken to be where they are; of these nothing is
+        sure.
         """
+        if i in self.out:
+            return 0.0
         own, against = (members, others) if i in members else (others, members)
         sign = 1 if i in members else -1
-        worst = max((self._p(i, j, sign) for j in against), default=0.0)
+        worst = max((self._p(i, j, sign) for j in against if j not in self.out), default=0.0)
         return max(0.0, 1 - worst * len(own))
 
     def _p(self, i: int, j: int, sign: int) -> float:
@@ -174,12 +177,12 @@ class FixedBudget(Rounds):
             order.append((*members, *others))
             for i in one if others else ():
                 sure[i] = self.sure(i, members, others)
-            doubtful = {i for i in one if not sure[i] >= self.confidence}
+            doubtful = {i for i in one if i not in self.out and not sure[i] >= self.confidence}
             open_pairs += [(i, j) for i in members for j in others if {i, j} <= doubtful]
         asked = [one for one in self.sets if len(one) > self.top]
         firm = sum(sure[i] >= self.confidence for one in asked for i in self.members(one))
         text = f"{firm} of the {self.top * len(asked)} layers in the top are sure at {100 * self.confidence:g} %"
-        doubt = sum(not sure[i] >= self.confidence for one in asked for i in one)
+        doubt = sum(not sure[i] >= self.confidence for one in asked for i in one if i not in self.out)
         text += (
             f"; {doubt} candidates are on their side of the border as far as {100 * self.budget:g} % of the evaluations can tell"
         )

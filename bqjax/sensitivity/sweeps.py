@@ -35,6 +35,7 @@ from bqjax.sensitivity.sweep_run import ROUND_DRAWS, Count, SweepRun, check_cand
 __all__ = ["Candidate", "RaceRecord", "Statement", "SweepResult", "SweepRow", "sweep"]
 
 _BLOCK = 50  # examples of a race's round; fewer where there are few
+_BUDGET_BLOCK = 25  # where a fixed budget has few rounds: as many evaluations see more noise
 _LEAST_BLOCKS = 16
 _LEAST_ROUNDS = 16
 
@@ -112,7 +113,7 @@ def sweep(
     race = None
     fingerprint = {"params": digest(params), "batches": digest(list(batches)), "key": digest(key), "context": digest(context)}
     if until is not None:
-        batches = _blocks(batches)
+        batches = _blocks(batches, _BLOCK if budget is None else _BUDGET_BLOCK)
         race = _race(candidates, parse_until(until), confidence, tolerance, budget, len(batches), first, predicted)
     elif budget is not None:
         raise ValueError(f"budget={budget!r} goes with a race for a top: pass until='top10', or another number")
@@ -147,11 +148,11 @@ def sweep(
     )
 
 
-def _blocks(batches: Sequence[Any]) -> list[Any]:
-    """Batches cut to the blocks of a race's rounds, as far as their arrays have the examples first."""
+def _blocks(batches: Sequence[Any], most: int) -> list[Any]:
+    """Batches cut to the blocks of a race's rounds, of at most so many examples, as far as their arrays have the examples first."""
     lengths = [{np.shape(x)[:1] for x in jax.tree.leaves(batch)} for batch in batches]
     sizes = [one.pop()[0] if len(one) == 1 and () not in one else 1 for one in lengths]
-    return smaller(batches, sizes, max(1, min(_BLOCK, sum(sizes) // _LEAST_BLOCKS)))[0]
+    return smaller(batches, sizes, max(1, min(most, sum(sizes) // _LEAST_BLOCKS)))[0]
 
 
 def _race(
