@@ -83,8 +83,8 @@ def sweep_network(
         path.unlink()
     result = found.result
     if result.race is not None:
-        if (table := race_table(result)) is not None:
-            console.print(rich_table(table._replace(title="", caption="")))
+        if (places := race_table(result)) is not None:
+            console.print(rich_table(places._replace(title="", caption="")))
         say(console, race_text(result))
     resumed = f", {result.n_resumed:,} of them by an earlier run" if result.n_resumed else ""
     say(console, f"scored {result.n_scores:,} perturbed networks{resumed} in {result.seconds:.0f} s; wrote {out / PAGE}")

@@ -103,9 +103,9 @@ def prediction_picture(rows: Sequence[SweepRow], baseline: Mapping[str, float], 
         ratio = (
             float(np.median(effects[first][known] / np.array([row.predicted for row in found[first]])[known])) if known.any() else 0
         )
-        ends = np.array([f(row.predicted for own in found.values() for row in own) for f in (min, max)])
+        predicted = [row.predicted for own in found.values() for row in own]
         if ratio > 0:
-            line = np.geomspace(*ends, 50)
+            line = np.geomspace(min(predicted), max(predicted), 50)
             axes.plot(line, ratio * line, color=GREY, linewidth=0.8, linestyle="--")
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=threshold, linscale=0.5)
