@@ -24,6 +24,7 @@ from bqjax.sensitivity.perturb import Noise
 from bqjax.sensitivity.sweep_rows import Candidate, point_of
 from train.tasks.stories import stories_task
 
+MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
 LIMITS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)  # parts of what all together cost
 
 
@@ -71,7 +72,7 @@ def chosen(found: Interactions, sizes: np.ndarray, limit: float, pairs: bool) ->
 def at(task: Any, level: float, args: argparse.Namespace) -> dict[str, Any]:
     """Interactions at one magnitude, and budgets by both sums."""
     leaves = named_leaves(task.params)
-    names = [x for x in leaves if (f"layers.{args.block}." in x or "embed" in x) and np.ndim(leaves[x]) == 2]
+    names = [f"model.layers.{args.block}.{x}.weight" for x in args.matrices]
     asked = [Candidate(leaf=x, magnitude=level * float(np.std(leaves[x])), draws=args.draws) for x in names]
     calibration, test = first_examples(task.calibration, args.stories), first_examples(task.test, args.stories)
     state = None if args.state is None else f"{args.state}.{level:g}"
@@ -121,7 +122,8 @@ def main() -> None:
     parser.add_argument("--levels", type=float, nargs="+", default=[0.2, 0.4, 0.8], help="of noise, in standard deviations")
     parser.add_argument("--stories", type=int, default=40)
     parser.add_argument("--draws", type=int, default=4)
-    parser.add_argument("--block", type=int, default=2, help="whose matrices are perturbed, with the embedding")
+    parser.add_argument("--block", type=int, default=2, help="whose matrices are perturbed")
+    parser.add_argument("--matrices", nargs="+", default=MATRICES)
     parser.add_argument("--state", type=Path, help="go on from files of this name")
     args = parser.parse_args()
     task = stories_task(args.data)

@@ -87,17 +87,9 @@ def prediction_picture(rows: Sequence[SweepRow], baseline: Mapping[str, float], 
             error = np.array([row.error if own_error else 0.0 for row, own_error in zip(own, mine, strict=True)])
             rank = rank_correlation(x[shown].tolist(), y[shown].tolist()) if shown.sum() > 1 else math.nan
             label = f"{name}: {rank:.2f}" if math.isfinite(rank) else name
-            axes.errorbar(
-                x[shown],
-                y[shown],
-                error[shown],
-                fmt="o",
-                color=color,
-                markersize=3.5,
-                elinewidth=0.8,
-                capsize=1.5,
-                label=plain(label),
-            )
+            if error[shown].any():
+                axes.errorbar(x[shown], y[shown], error[shown], fmt="none", ecolor=color, elinewidth=0.8, capsize=1.5)
+            axes.plot(x[shown], y[shown], "o", color=color, markersize=3.5, label=plain(label))
         first = next(iter(found))
         known = np.isfinite(effects[first])
         ratio = (
