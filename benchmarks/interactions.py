@@ -119,7 +119,7 @@ def at(task: Any, level: float, args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with lm/stories260k/")
-    parser.add_argument("--levels", type=float, nargs="+", default=[0.2, 0.4, 0.8], help="of noise, in standard deviations")
+    parser.add_argument("--levels", type=float, nargs="+", default=[0.2, 0.4], help="of noise, in standard deviations")
     parser.add_argument("--stories", type=int, default=40)
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--block", type=int, default=2, help="whose matrices are perturbed")
