@@ -253,54 +253,10 @@ def overhead() -> dict[str, Any]:
     return {"suffix_ms": 1e3 * engine_s, "convolution_ms": 1e3 * alone_s, "ratio": engine_s / alone_s}
 
 
-def layers(task: Any, draws: int, level: float = 0.2) -> list[Candidate]:
-    """Gaussian noise on each weight leaf, in units of its standard deviation."""
-    leaves = named_leaves(task.params)
-    return [Candidate(leaf=x, magnitude=level * float(np.std(leaves[x])), draws=draws) for x in select(task.params).taken]
-
-
-def race(data_dir: Path, depth: int, images: int, draws: int, keys: int, state: Path | None) -> dict[str, Any]:
-    """The ten most sensitive layers by races, against a full sweep by another key."""
-    task = resnet_task(data_dir, depth, n_calibration=250, n_test=images)
-    asked = layers(task, draws)
-
-    def run(key: int, **options: Any) -> Any:
-        path = None if state is None else f"{state}.{depth}.{images}.{draws}.{key}.{options.get('until', 'full')}"
-        return sweep(task.score, task.params, task.test, asked, key=jax.random.key(key), metric="-loss", state_path=path, **options)
-
-    seconds, full = timed(lambda: run(1000, predict=task.predict))
-    means, errors = (np.array([getattr(row, name) for row in full.rows]) for name in ("drop", "error"))
-    order = np.argsort(-means)
-    rows = []
-    for key in range(keys):
-        took, found = timed(lambda key=key: run(key, until="top10"))
-        top = set(found.race.order[0][:10])
-        # Beyond what the full sweep itself can tell: a layer on the wrong side of the boundary by more than two standard errors.
-        wrong = [i for i in top ^ set(order[:10].tolist()) if abs(means[i] - means[order[9:11]].mean()) > 2 * errors[i]]
-        rows.append(
-            {
-                "share": found.race.evaluations / found.race.of,
-                "settled": found.race.settled,
-                "same": top == set(order[:10].tolist()),
-                "wrong": len(wrong),
-                "seconds": took,
-                "compile_s": found.compile_seconds,
-            }
-        )
-        print(f"ResNet-{depth}, race {key}: {rows[-1]}", flush=True)
-    gap = float(means[order[9]] - means[order[10]])
-    print(
-        f"ResNet-{depth}: full sweep {seconds:.0f} s; tenth and eleventh differ by {gap:.2g}, with errors of "
-        f"{errors[order[9]]:.2g} and {errors[order[10]]:.2g}",
-        flush=True,
-    )
-    return {"full_s": seconds, "gap": gap, "errors": errors[order[9:11]].tolist(), "races": rows}
-
-
-def pairs(data_dir: Path | None, quick: bool) -> dict[str, Any]:
-    """All pairs of ResNet-20's layers at one magnitude against a loop over full forward passes."""
+def pairs(data_dir: Path | None, quick: bool, images: int) -> dict[str, Any]:
+    """All pairs of ResNet-20's layers at one magnitude against a loop over full forward passes, in wall and in CPU seconds."""
     score, params, data, _ = resnet_plan(data_dir, True)
-    data = data if quick else [jax.tree.map(lambda x: jnp.tile(x, (5,) + (1,) * (x.ndim - 1)), data[0])]
+    data = [jax.tree.map(lambda x: jnp.tile(x, (-(-images // 100),) + (1,) * (x.ndim - 1))[:images], data[0])]
     leaves = named_leaves(params)
     names = list(select(params).taken)[:: 5 if quick else 1]
     asked = [Candidate(leaf=x, magnitude=0.2 * float(np.std(leaves[x]))) for x in names]
@@ -325,13 +281,16 @@ def pairs(data_dir: Path | None, quick: bool) -> dict[str, Any]:
     one = joint_of([point_of(asked[0], 0, key, np.float32)] * 2, [0, 1])
     loop_first, _ = timed(lambda: jax.block_until_ready(function(params, data[0], one)))
     engine_first, first = timed(engine)
+    start = time.process_time()
     engine_s, found = timed(engine)  # what was compiled is kept
+    middle = time.process_time()
     loop_s, losses = timed(loop)
+    engine_cpu, loop_cpu = middle - start, time.process_time() - middle
     differ = max(abs(row.drop + found.baseline["loss"] - loss) / loss for row, loss in zip(found.pairs, losses, strict=True))
     print(
-        f"{len(losses)} pairs: loop {loop_s:.1f} s, engine {engine_s:.1f} s with singles and all together, "
-        f"{loop_s / engine_s:.2f}x; first runs {loop_first:.1f} s (one call) and {engine_first:.1f} s; "
-        f"losses differ by {differ:.1e}",
+        f"{len(losses)} pairs, {images} images: loop {loop_s:.1f} s, engine {engine_s:.1f} s with singles and all together, "
+        f"{loop_s / engine_s:.2f}x; CPU {loop_cpu:.1f} and {engine_cpu:.1f} s, {loop_cpu / engine_cpu:.2f}x; first runs "
+        f"{loop_first:.1f} s (one call) and {engine_first:.1f} s; losses differ by {differ:.1e}",
         flush=True,
     )
     return {
@@ -339,6 +298,9 @@ def pairs(data_dir: Path | None, quick: bool) -> dict[str, Any]:
         "loop_s": loop_s,
         "engine_s": engine_s,
         "speedup": loop_s / engine_s,
+        "loop_cpu_s": loop_cpu,
+        "engine_cpu_s": engine_cpu,
+        "speedup_cpu": loop_cpu / engine_cpu,
         "first_s": engine_first,
         "compile_s": first.compile_seconds,
         "largest_relative_difference": differ,
@@ -367,12 +329,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few images, ends within a minute")
     parser.add_argument("--data", type=Path, help="folder with weights/, speech/ and tfds/")
-    names = ["resnet", "torch", "spc", "vgg", "devices", "overhead", "engine", "race", "pairs", "first"]
+    names = ["resnet", "torch", "spc", "vgg", "devices", "overhead", "engine", "pairs", "first"]
     parser.add_argument("--only", choices=names)
-    parser.add_argument("--depth", type=int, default=20, help="of the race's ResNet: 20 or 56")
-    parser.add_argument("--images", type=int, default=1000, help="of the race")
-    parser.add_argument("--keys", type=int, default=10, help="races")
-    parser.add_argument("--state", type=Path, help="the race goes on from files of this name")
+    parser.add_argument("--images", type=int, default=500, help="of the pairs")
     parser.add_argument("--devices", type=int, default=1, help="CPU devices of this process")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", args.devices)
@@ -384,11 +343,10 @@ def main() -> None:
         "devices": ("devices", lambda: devices(args.data, args.quick)),
         "overhead": ("overhead", overhead),
         "engine": ("engine", lambda: resnet_engine(args.data, args.quick)),
-        "race": ("race", lambda: race(args.data, args.depth, args.images, 16, args.keys, args.state)),
-        "pairs": ("pairs", lambda: pairs(args.data, args.quick)),
+        "pairs": ("pairs", lambda: pairs(args.data, args.quick, 100 if args.quick else args.images)),
         "first": ("first_runs", lambda: first_runs(args.data, args.quick)),
     }
-    left_out = {"engine", *(("race",) if args.data is None else ()), *(("vgg", "devices") if args.quick else ())}
+    left_out = {"engine", *(("vgg", "devices") if args.quick else ())}
     if importlib.util.find_spec("torch") is None:
         left_out.add("torch")
         print("PyTorch is not installed: its row is left out", flush=True)

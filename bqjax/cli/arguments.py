@@ -72,6 +72,10 @@ class Sweep:
     """With --until: of all its statements together."""
     tolerance: float = 0.0
     """With --until: layers whose drops differ by less count as equal, in points."""
+    budget: float | None = None
+    """With --until top10: spend this part of the full sweep's evaluations, as 0.2, and say how sure each layer's place is."""
+    predict: bool = False
+    """Predict every drop from the curvature of the network's outputs, too, and draw predicted against measured ones."""
     max_drop: float = 1.0
     """Of the metric, in points: what recipe.md may cost, the table of bits that is made where layers had Gaussian noise."""
     force: bool = False
@@ -90,6 +94,8 @@ class Sweep:
             until=self.until,
             confidence=self.confidence,
             tolerance=self.tolerance,
+            budget=self.budget,
+            predict=self.predict,
             max_drop=self.max_drop,
             force=self.force,
             console=console,

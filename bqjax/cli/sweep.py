@@ -12,7 +12,8 @@ from bqjax.core.files import atomic_write
 from bqjax.experiment import sweep as sweeps
 from bqjax.experiment.config import SweepConfig
 from bqjax.report.console import progress_bar, say
-from bqjax.report.sweep import PAGE, figure_table, race_text, result_names, sweep_files
+from bqjax.report.race import race_table, race_text
+from bqjax.report.sweep import PAGE, figure_table, result_names, sweep_files
 from bqjax.report.tables import rich_table
 from bqjax.sensitivity.racing import parse_until
 
@@ -31,6 +32,8 @@ def sweep_network(
     until: str | None = None,
     confidence: float = 0.95,
     tolerance: float = 0.0,
+    budget: float | None = None,
+    predict: bool = False,
     max_drop: float = 1.0,
     force: bool = False,
     console: Console,
@@ -48,18 +51,26 @@ def sweep_network(
         raise ValueError(f"--confidence must be between 0 and 1, got {confidence:g}")
     if not (tolerance >= 0 and math.isfinite(tolerance)):
         raise ValueError(f"--tolerance must be finite and not negative, got {tolerance:g}")
+    if budget is not None and not (isinstance(goal, str) and goal.startswith("top")):
+        raise ValueError(f"--budget goes with --until top10, or another number; got --until {until}")
     if not max_drop > 0:
         raise ValueError(f"--max-drop must be positive, got {max_drop:g}")
     state = out / _STATE
     # The page is written last and the state removed after it: without a page and with a state, a sweep did not finish.
-    there = [out / name for name in result_names(config) if (out / name).exists()]
+    there = [out / name for name in result_names(config, predict) if (out / name).exists()]
     if there and not force and (not state.exists() or (out / PAGE).exists()):
         raise ValueError(f"{there[0]} exists: pass --force to overwrite the results in {out}, or name another --out")
     with progress_bar(console, "preparing") as progress:
         task = config.make_task(data, progress)
     out.mkdir(parents=True, exist_ok=True)
     with progress_bar(console, task.name) as progress:
-        goals: dict[str, Any] = {"until": goal, "confidence": confidence, "tolerance": tolerance / 100}
+        goals: dict[str, Any] = {
+            "until": goal,
+            "confidence": confidence,
+            "tolerance": tolerance / 100,
+            "budget": budget,
+            "curvature": predict,
+        }
         found = sweeps.run_sweep(config, task, limit=examples, state_path=state, progress=progress, **goals)
     for name, content in sweep_files(found, command, max_drop / 100).items():
         with atomic_write(out / name, force=True) as file:
@@ -72,6 +83,8 @@ def sweep_network(
         path.unlink()
     result = found.result
     if result.race is not None:
+        if (places := race_table(result)) is not None:
+            console.print(rich_table(places._replace(title="", caption="")))
         say(console, race_text(result))
     resumed = f", {result.n_resumed:,} of them by an earlier run" if result.n_resumed else ""
     say(console, f"scored {result.n_scores:,} perturbed networks{resumed} in {result.seconds:.0f} s; wrote {out / PAGE}")

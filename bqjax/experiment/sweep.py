@@ -36,6 +36,7 @@ from bqjax.sensitivity.gradient import loss_gradient
 from bqjax.sensitivity.paired import errors_between
 from bqjax.sensitivity.sweep_rows import Statement, statements
 from bqjax.sensitivity.sweeps import SweepResult, SweepRow, sweep
+from bqjax.sensitivity.task_statistics import task_curvature
 
 __all__ = [
     "BinsByLayer",
@@ -79,6 +80,7 @@ class Sweeps:
       task_name, data_name: the network, and the data it was scored on.
       gradient_name: the data that gradients were taken on, or None.
       n_examples: that were scored.
+      rank_by: the task's metric that tells small changes apart.
       figures: in the config's order.
       sizes: weights by leaf name.
       spreads: of the leaves that were perturbed, by name: standard deviation of the weights, the largest of them in absolute terms,
@@ -90,6 +92,7 @@ class Sweeps:
     data_name: str
     gradient_name: str | None
     n_examples: int
+    rank_by: str
     figures: tuple[FigureRows, ...]
     sizes: Mapping[str, int] = field(repr=False)
     spreads: Mapping[str, tuple[float, float, float]] = field(repr=False)
@@ -143,6 +146,8 @@ def run_sweep(
     until: str | float | None = None,
     confidence: float = 0.95,
     tolerance: float = 0.0,
+    budget: float | None = None,
+    curvature: bool = False,
     state_path: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     **engine: Any,
@@ -153,8 +158,9 @@ def run_sweep(
       config: what to measure.
       task: from ``config.task``.
       limit: overrides the config's.
-      until, confidence, tolerance: of a race, see :func:`bqjax.sensitivity.sweeps.sweep`; candidates race within their figure and
-        series.
+      until, confidence, tolerance, budget: of a race, see :func:`bqjax.sensitivity.sweeps.sweep`; candidates race within their
+        figure and series.
+      curvature: whether rows get a prediction, from the curvature of the task's outputs on its calibration data.
       state_path: a file that keeps what was finished; the gradient is kept beside it, see :func:`state_files`.
       progress: called as candidates are finished, with the time left.
       **engine: see :func:`bqjax.sensitivity.sweeps.sweep`.
@@ -194,7 +200,9 @@ def run_sweep(
         until=until,
         confidence=confidence,
         tolerance=tolerance,
+        budget=budget,
         context=context,
+        curvature=task_curvature(task, key=key) if curvature else None,
         state_path=None if state_path is None else os.fspath(state_path),
         progress=progress,
         **engine,
@@ -205,6 +213,7 @@ def run_sweep(
         data_name=data_name,
         gradient_name=task.calibration_name if gradients else None,
         n_examples=_count(task, batches),
+        rank_by=task.rank_by,
         figures=tuple(FigureRows(figure, tuple(next(rows) for _ in range(n))) for figure, n in parts),
         sizes={name: int(np.size(leaf)) for name, leaf in leaves.items()},
         spreads={name: _spread(leaves[name]) for name in dict.fromkeys(c.leaf for c in candidates)},

@@ -20,16 +20,17 @@ from bqjax.experiment.recipes import make_recipe
 from bqjax.experiment.sweep import FigureRows, Sweeps, against_zero, compare_halves
 from bqjax.report.html import page
 from bqjax.report.plots import BLUE, GREY, ORANGE, as_png, as_svg, drawing, plain
+from bqjax.report.predictions import has_predictions, prediction_picture, prediction_table
+from bqjax.report.race import race_data, race_table
 from bqjax.report.recipe import recipe_table, recipe_text
 from bqjax.report.tables import Table
 from bqjax.sensitivity.perturb import CodeNoise, HalfNoise, Noise
-from bqjax.sensitivity.sweeps import SweepResult, SweepRow
+from bqjax.sensitivity.sweeps import SweepRow
 
 __all__ = [
     "PAGE",
     "comparison_text",
     "figure_table",
-    "race_text",
     "result_names",
     "sweep_csv",
     "sweep_files",
@@ -40,6 +41,7 @@ __all__ = [
 
 PAGE = "report.html"
 RECIPE = "recipe.md"
+PREDICTIONS = "predictions"
 _FAINT = "#e4e7eb"
 _METRIC = "metric "  # what the CSV's columns of metrics begin with
 
@@ -82,6 +84,7 @@ def sweep_records(sweeps: Sweeps) -> list[dict[str, Any]]:
                     "paired_error": _finite(row.paired_error),
                     "error": _finite(row.error),
                     "p": _finite(statement.p),
+                    "predicted": _finite(row.predicted),
                     "metrics": {name: _finite(value) for name, value in row.metrics.items()},
                 }
             )
@@ -120,7 +123,7 @@ def sweep_json(sweeps: Sweeps, command: str) -> str:
         "figures": [{"name": figure.name, "title": figure.title} for figure, _ in sweeps.figures],
         "comparisons": {r.figure.name: _comparisons(r) for r in sweeps.figures if r.figure.uses_gradient},
         "leaves": {name: _spread(sweeps, name) for name in dict.fromkeys(row.candidate.leaf for row in sweeps.result.rows)},
-        "race": None if sweeps.result.race is None else _race(sweeps),
+        "race": race_data(sweeps.result),
         "rows": sweep_records(sweeps),
     }
     return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
@@ -136,9 +139,10 @@ def _ranked(rows: FigureRows) -> list[str]:
     return [by for by in dict.fromkeys(row.candidate.tags["by"] for row in rows.rows) if by != "random"]
 
 
-def result_names(config: SweepConfig) -> list[str]:
-    """Names of the files that a sweep leaves in its folder; the page is written last."""
-    pictures = [f"{figure.name}.{ending}" for figure in config.figures for ending in ("png", "svg")]
+def result_names(config: SweepConfig, predict: bool = False) -> list[str]:
+    """Names of the files that a sweep leaves in its folder, with a curvature or without one; the page is written last."""
+    names = [figure.name for figure in config.figures] + [PREDICTIONS] * predict
+    pictures = [f"{name}.{ending}" for name in names for ending in ("png", "svg")]
     return ["sweep.csv", "sweep.json", *pictures, *([RECIPE] if _has_recipe(config.figures) else []), PAGE]
 
 
@@ -163,12 +167,24 @@ def sweep_files(sweeps: Sweeps, command: str, max_drop: float = 0.01) -> dict[st
         files[f"{rows.figure.name}.svg"] = svg.encode()
         sections.append((rows.figure.title, [svg]))
         sections.append((f"{rows.figure.title}: numbers", [figure_table(sweeps, rows)]))
+    if sweeps.result.race is not None and (table := race_table(sweeps.result)) is not None:
+        sections.append(("Race", [table]))
+    if has_predictions(sweeps.result.rows):
+        files |= _predictions(sweeps, sections)
     if _has_recipe([rows.figure for rows in sweeps.figures]):
         recipe = make_recipe(json.loads(files["sweep.json"]), max_drop=max_drop)
         files[RECIPE] = recipe_text(recipe, command).encode()
         sections.append(("Recipe", [recipe_table(recipe)]))
     files[PAGE] = page(f"{sweeps.task_name}: sensitivity", command, sections).encode()
     return files
+
+
+def _predictions(sweeps: Sweeps, sections: list[tuple[str, Sequence[str | Table]]]) -> dict[str, bytes]:
+    """Predicted against measured effects of all figures, by the metric that a search ranks by: a loss tells more than accuracy."""
+    about = (sweeps.result.rows, sweeps.result.baseline, sweeps.rank_by)
+    png, svg = prediction_picture(*about, f"{sweeps.task_name}, {sweeps.n_examples:,} examples")
+    sections.append(("Predicted and measured", [svg, prediction_table(*about)]))
+    return {f"{PREDICTIONS}.png": png, f"{PREDICTIONS}.svg": svg.encode()}
 
 
 def _data_text(sweeps: Sweeps) -> str:
@@ -186,36 +202,6 @@ def _drop_text(row: SweepRow) -> str:
 def _error(row: SweepRow) -> float:
     """Over examples and draws, or over what is known of them."""
     return row.error if math.isfinite(row.error) else row.standard_error
-
-
-def race_text(result: SweepResult) -> str:
-    """How a race ended, in a sentence."""
-    race = result.race
-    if race is None:
-        raise ValueError("the sweep was no race: it has no until")
-    share = race.evaluations / race.of
-    how = "settled" if race.settled else "not settled"
-    return (
-        f"Race until {race.until} at {100 * race.confidence:g} %: {how} with {race.evaluations:,.0f} evaluations of perturbed "
-        f"networks, {100 * share:.0f} % of the full sweep's {race.of:,}; {race.reached}."
-    )
-
-
-def _race(sweeps: Sweeps) -> dict[str, Any]:
-    """The race as JSON data, rows by leaf and series."""
-    race = sweeps.result.race
-    if race is None:
-        return {}
-    rows = sweeps.result.rows
-
-    def named(i: int) -> list[str]:
-        return [rows[i].candidate.leaf, rows[i].candidate.tags["series"]]
-
-    return {
-        **race._asdict(),
-        "order": [[named(i) for i in one] for one in race.order],
-        "open": [[named(i), named(j)] for i, j in race.open],
-    }
 
 
 def _spread(sweeps: Sweeps, name: str) -> dict[str, Any]:

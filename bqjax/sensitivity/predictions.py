@@ -19,7 +19,7 @@ from bqjax.core.tree import named_leaves
 from bqjax.sensitivity.curvature import Curvature
 from bqjax.sensitivity.leaf_curvature import Layout
 from bqjax.sensitivity.perturb import Perturbation
-from bqjax.sensitivity.racing import comparable
+from bqjax.sensitivity.rounds import comparable
 from bqjax.sensitivity.sweep_rows import Candidate, point_of
 from bqjax.sensitivity.sweep_run import by_program
 

@@ -21,15 +21,16 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from bqjax.sensitivity.paired import t_quantile
-from bqjax.sensitivity.sweep_rows import Candidate, RaceRecord
+from bqjax.sensitivity.rounds import Rounds
+from bqjax.sensitivity.sweep_rows import RaceRecord
 
-__all__ = ["Race", "comparable", "looks", "parse_until"]
+__all__ = ["Race", "looks", "parse_until"]
 
 _FIRST_LOOK = 8
 _GROWTH = 1.4
@@ -71,45 +72,30 @@ def looks(most: int) -> list[int]:
     return [*(n for n in found if n < most), most]
 
 
-def comparable(candidates: Sequence[Candidate]) -> list[list[int]]:
-    """Places of the candidates that are ranked among themselves: those of one figure and series, or all where there are none."""
-    sets: dict[tuple[str | None, str | None], list[int]] = {}
-    for i, c in enumerate(candidates):
-        sets.setdefault((c.tags.get("figure"), c.tags.get("series")), []).append(i)
-    return list(sets.values())
-
-
 @dataclass
-class Race:
+class Race(Rounds):
     """What is settled so far between candidates, from their drops in each round.
 
     Attributes:
-      candidates: all of them.
       until: from :func:`parse_until`.
       confidence: between 0 and 1.
       most: rounds at which the race ends in any case.
-      out: places that are left out from the start.
       tolerance: drops that differ by less are as good as equal, in units of the metric.
     """
 
-    candidates: Sequence[Candidate]
     until: str | float
     confidence: float
     most: int
-    out: frozenset[int] = frozenset()
     tolerance: float = 0.0
-    drops: list[list[float]] = field(init=False)
-    weights: list[float] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.confidence < 1:
             raise ValueError(f"a confidence must be between 0 and 1, got {self.confidence}")
         if not (self.tolerance >= 0 and math.isfinite(self.tolerance)):
             raise ValueError(f"a tolerance must be finite and not negative, got {self.tolerance}")
         n = len(self.candidates)
-        self.drops = [[] for _ in range(n)]
         self.looks = looks(self.most)
-        self.sets = comparable(self.candidates)
         self.top = int(self.until[3:]) if isinstance(self.until, str) and self.until.startswith("top") else None
         largest = max(map(len, self.sets))
         if self.top is not None and self.top >= largest:
@@ -132,7 +118,7 @@ class Race:
             for i, j in itertools.combinations(one, 2):
                 if self._ahead[i, j] or self._ahead[j, i] or {i, j} <= self.out:
                     continue
-                mean, error, rounds = self._between(i, j)
+                mean, error, rounds = self.between(i, j)
                 sure = t_quantile(self._alpha, rounds - 1) * error
                 if mean and (math.isinf(mean) or abs(mean) > sure):
                     self._ahead[(i, j) if mean > 0 else (j, i)] = True
@@ -141,15 +127,6 @@ class Race:
                     self._near[j, i] |= self.tolerance - mean > sure
             self._close(one)
             self._near |= self._ahead
-
-    def _between(self, i: int, j: int) -> tuple[float, float, int]:
-        """Mean difference over common rounds, its standard error, and their number; infinite where one network is broken."""
-        rounds = min(len(self.drops[i]), len(self.drops[j]))
-        a, b = (np.array(self.drops[k][:rounds]) for k in (i, j))
-        broken = [not np.isfinite(x).all() for x in (a, b)]
-        if any(broken):
-            return (0.0 if all(broken) else math.inf if broken[0] else -math.inf), 0.0, rounds
-        return (*weighted_mean(a - b, self.weights[:rounds]), rounds)
 
     def _close(self, one: Sequence[int]) -> None:
         """Adds what follows: if i is ahead of j and j of k, i is ahead of k."""
@@ -177,16 +154,7 @@ class Race:
     def open(self) -> list[int]:
         """Places of the candidates that the question still needs."""
         waiting = [i for one in self.sets for i in one if not self._status(i, one)]
-        # A broken network stays broken.
-        return sorted(i for i in waiting if all(map(math.isfinite, self.drops[i])))
-
-    def error(self, i: int) -> float:
-        """Standard error of a candidate's drop over its rounds."""
-        return weighted_mean(np.array(self.drops[i]), self.weights[: len(self.drops[i])])[1] if len(self.drops[i]) > 1 else math.inf
-
-    def drop(self, i: int) -> float:
-        """A candidate's drop, NaN where it was left out."""
-        return weighted_mean(np.array(self.drops[i]), self.weights[: len(self.drops[i])])[0] if self.drops[i] else math.nan
+        return sorted(i for i in waiting if not self.broken(i))
 
     def record(self, evaluations: float, of: int) -> RaceRecord:
         """How the race ended."""
@@ -227,31 +195,3 @@ class Race:
         text = f"{found} of the top {self.top}" + (f" in each of {len(self.sets)} sets" if len(self.sets) > 1 else "")
         waiting = len([i for one in self.sets for i in one if not self._status(i, one)])
         return f"{text} are settled" + ("" if settled else f"; {waiting} candidates differ by less than can be told")
-
-
-def weighted_mean(values: np.ndarray, weights: Sequence[float]) -> tuple[float, float]:
-    """Mean of rounds that count by their examples, and its standard error.
-
-    Example:
-      >>> weighted_mean(np.array([1.0, 3.0]), [1.0, 1.0])
-      (2.0, 1.0)
-    """
-    w = np.asarray(weights, np.float64)
-    mean = float((w * values).sum() / w.sum())
-    if len(values) < 2 or not math.isfinite(mean):
-        return mean, math.inf
-    n = len(values)
-    return mean, math.sqrt(float(np.square(w * (values - mean)).sum()) * n / (n - 1)) / float(w.sum())
-
-
-def run_rounds(race: Race, score: Callable[[list[int], int, int], None]) -> None:
-    """Runs a race to its end: ``score(places, first, last)`` adds the drops of these rounds to the candidates at some places."""
-    done = 0
-    for at in race.looks:
-        # Of a set that is no question, too, one look is taken.
-        waiting = race.open() if done else [i for i in range(len(race.candidates)) if i not in race.out]
-        if not waiting:
-            return
-        score(waiting, done, at)
-        done = at
-        race.look()

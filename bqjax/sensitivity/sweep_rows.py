@@ -176,6 +176,9 @@ class RaceRecord(NamedTuple):
       open: pairs of rows whose order is not settled and would have mattered.
       evaluations: perturbed networks that were scored, in passes over all examples.
       of: what all draws of all candidates would have taken.
+      budget: the part of ``of`` that might be spent, where that was fixed; None of a race until something is settled.
+      sure: of a race with a budget how sure it is, by row, that the row is on its side of the border between the top and the rest:
+        at most that, whatever the drops are. A lower bound, from paired tests that are corrected for all that they might have said.
     """
 
     until: str | float
@@ -186,6 +189,8 @@ class RaceRecord(NamedTuple):
     open: tuple[tuple[int, int], ...]
     evaluations: float
     of: int
+    budget: float | None = None
+    sure: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from bqjax.core.tree import check_finite, named_leaves
 from bqjax.sensitivity.evaluator import Evaluator, Measured
 from bqjax.sensitivity.joint import Jointly, joint_of
 from bqjax.sensitivity.perturb import NoiseCandidate, Perturbation, mirrors
-from bqjax.sensitivity.racing import Race, run_rounds
+from bqjax.sensitivity.rounds import Rounds, run_rounds
 from bqjax.sensitivity.sweep_rows import Candidate, SweepRow, point_of, row_of
 
 __all__ = ["ROUND_DRAWS", "Count", "SweepRun", "by_program", "check_candidates", "text_digest"]
@@ -178,7 +178,7 @@ class SweepRun:
         self.unused += [] if name in self.unused else [name]
         return False
 
-    def _ordered(self, places: Sequence[int] | None = None) -> list[tuple[tuple[str, Perturbation], list[int]]]:
+    def ordered(self, places: Sequence[int] | None = None) -> list[tuple[tuple[str, Perturbation], list[int]]]:
         """As :func:`by_program`, leaves of a program one after the other: they share a prefix, too."""
         groups = by_program(self.candidates, self._leaves, places)
         first = {name: i for i, name in reversed(list(enumerate(self._leaves)))}
@@ -190,7 +190,7 @@ class SweepRun:
         """A row a candidate, of all its draws on all examples."""
         results: dict[int, list[dict[str, float]]] = {i: [] for i in range(len(self.candidates))}
         parts: dict[int, list[np.ndarray | None]] = {i: [] for i in results}
-        for (name, perturbation), members in self._ordered():
+        for (name, perturbation), members in self.ordered():
             draws = [(i, draw) for i in members for draw in range(self.candidates[i].draws)]
             if not self._uses(name):
                 for i, _ in draws:
@@ -223,13 +223,13 @@ class SweepRun:
 
         def measure() -> dict[str, Any]:
             points = [point_of(candidate, draw, self.key, self._leaves[name].dtype) for candidate, draw in chunk]
-            found = self._measure(name, perturbation, points)
+            found = self.measure(name, perturbation, points)
             return {"metrics": found.metrics, "parts": None if found.parts is None else packed(found.parts)}
 
         value = self.journal.measure(text_digest(["common noise", self.metric if self.told else None, *asked]), measure)
         return value["metrics"], None if value["parts"] is None else unpacked(value["parts"])
 
-    def _measure(
+    def measure(
         self, name: str, perturbation: Perturbation, points: Sequence[NoiseCandidate], only: Sequence[int] | None = None
     ) -> Measured:
         """Draws of candidates of one leaf and perturbation, on all batches or some."""
@@ -253,7 +253,7 @@ class SweepRun:
 
     # --- rounds ----------------------------------------------------------------------------------------------------------
 
-    def raced(self, race: Race) -> list[SweepRow]:
+    def raced(self, race: Rounds) -> list[SweepRow]:
         """A row a candidate, of the rounds that it took part in."""
         blocks = self.journal.measure("blocks", lambda: [list(b) for b in self.evaluator.batch_metrics(self.params)])
         full = [b for b, (_, n) in enumerate(blocks) if n]
@@ -267,7 +267,7 @@ class SweepRun:
         def score(places: list[int], first: int, last: int) -> None:
             order = [block_of(t) for t in range(first, last)]
             race.weights += [blocks[b][1] for b in order]
-            for (name, perturbation), members in self._ordered(places):
+            for (name, perturbation), members in self.ordered(places):
                 share = sum(blocks[b][1] for b in order) / examples / len(order)
                 rounds = None
                 answered = self.journal.answered
@@ -302,10 +302,10 @@ class SweepRun:
             # Noise and its mirror image: what is of first order in it cancels, which is most of what draws differ by.
             draws = [(t, False), (t, True)] if mirrors(perturbation) else [(ROUND_DRAWS * t + i, False) for i in range(ROUND_DRAWS)]
             points = [point_of(c, draw, self.key, dtype, mirrored=mirrored) for c in chosen for draw, mirrored in draws]
-            found.append(self._measure(name, perturbation, points, [block]).metrics)
+            found.append(self.measure(name, perturbation, points, [block]).metrics)
         return found
 
-    def _raced_row(self, race: Race, i: int, changes: Mapping[str, Sequence[float]]) -> SweepRow:
+    def _raced_row(self, race: Rounds, i: int, changes: Mapping[str, Sequence[float]]) -> SweepRow:
         drops, error = tuple(race.drops[i]), race.error(i)
         if not drops:
             nothing = dict.fromkeys(self.baseline, float("nan"))

@@ -23,9 +23,11 @@ from bqjax.core.task import Predictions, Score
 from bqjax.core.tree import named_leaves
 from bqjax.sensitivity.curvature import Curvature
 from bqjax.sensitivity.evaluator import Evaluator
+from bqjax.sensitivity.fixed_budget import FixedBudget
 from bqjax.sensitivity.predictions import out_of_reach, predicted_effects
 from bqjax.sensitivity.processes import SharedJournal, check_same
 from bqjax.sensitivity.racing import Race, parse_until
+from bqjax.sensitivity.rounds import Rounds
 from bqjax.sensitivity.spread import smaller
 from bqjax.sensitivity.sweep_rows import Candidate, RaceRecord, Statement, SweepResult, SweepRow
 from bqjax.sensitivity.sweep_run import ROUND_DRAWS, Count, SweepRun, check_candidates, text_digest
@@ -33,6 +35,7 @@ from bqjax.sensitivity.sweep_run import ROUND_DRAWS, Count, SweepRun, check_cand
 __all__ = ["Candidate", "RaceRecord", "Statement", "SweepResult", "SweepRow", "sweep"]
 
 _BLOCK = 50  # examples of a race's round; fewer where there are few
+_BUDGET_BLOCK = 25  # where a fixed budget has few rounds: as many evaluations see more noise
 _LEAST_BLOCKS = 16
 _LEAST_ROUNDS = 16
 
@@ -50,6 +53,7 @@ def sweep(
     until: str | float | None = None,
     confidence: float = 0.95,
     tolerance: float = 0.0,
+    budget: float | None = None,
     first: Literal["predict"] | None = None,
     curvature: Curvature | None = None,
     state_path: str | None = None,
@@ -71,6 +75,9 @@ def sweep(
     (``0.002``) is settled, and at the latest when it has scored what the full sweep would have; ``race`` of the result says what
     was reached. Candidates are ranked within their figure and series.
 
+    With a ``budget`` the cost is fixed instead, and the question is the top as well as that can tell
+    (:mod:`bqjax.sensitivity.fixed_budget`); ``race.sure`` says how sure it is of each row.
+
     Args:
       score: see :data:`bqjax.core.task.Score`.
       params: parameters, any pytree, concrete.
@@ -85,6 +92,8 @@ def sweep(
       until: what a race is run for; None scores every draw of every candidate.
       confidence: of a race's statements, over all of them together.
       tolerance: drops that differ by less count as equal in a race, in units of the metric.
+      budget: the part of the full sweep's evaluations that a race for a top (``until="top10"``) spends; None lets it run until the
+        top is settled.
       first: ``"predict"`` leaves out of a race for a top the candidates whose effect, as the curvature predicts it, is out of reach
         (:func:`~bqjax.sensitivity.predictions.out_of_reach`); their rows have no drop.
       curvature: of the network's outputs, :func:`~bqjax.sensitivity.curvature.output_curvature`; rows then have ``predicted``.
@@ -104,14 +113,16 @@ def sweep(
     race = None
     fingerprint = {"params": digest(params), "batches": digest(list(batches)), "key": digest(key), "context": digest(context)}
     if until is not None:
-        batches = _blocks(batches)
-        race = _race(candidates, until, confidence, tolerance, len(batches), first, predicted)
+        batches = _blocks(batches, _BLOCK if budget is None else _BUDGET_BLOCK)
+        race = _race(candidates, parse_until(until), confidence, tolerance, budget, len(batches), first, predicted)
+    elif budget is not None:
+        raise ValueError(f"budget={budget!r} goes with a race for a top: pass until='top10', or another number")
     elif first is not None:
         raise ValueError(f"first={first!r} goes with a race for a top: pass until='top10', or another number")
     told = predict if race is None else None  # a race takes its errors from rounds
     evaluator = Evaluator(score, batches, predict=told, metric=metric, **engine)
     if evaluator.shared:
-        asked = [(c.described(), c.draws) for c in candidates], until, confidence, tolerance, metric if predict else None
+        asked = [(c.described(), c.draws) for c in candidates], until, confidence, tolerance, budget, metric if predict else None
         check_same({**fingerprint, "candidates": text_digest(asked)})
     # A mesh of this process alone makes this process's own sweep, with a file of its own.
     with (SharedJournal if evaluator.shared else Journal)(state_path, fingerprint) as journal:
@@ -137,11 +148,11 @@ def sweep(
     )
 
 
-def _blocks(batches: Sequence[Any]) -> list[Any]:
-    """Batches cut to the blocks of a race's rounds, as far as their arrays have the examples first."""
+def _blocks(batches: Sequence[Any], most: int) -> list[Any]:
+    """Batches cut to the blocks of a race's rounds, of at most so many examples, as far as their arrays have the examples first."""
     lengths = [{np.shape(x)[:1] for x in jax.tree.leaves(batch)} for batch in batches]
     sizes = [one.pop()[0] if len(one) == 1 and () not in one else 1 for one in lengths]
-    return smaller(batches, sizes, max(1, min(_BLOCK, sum(sizes) // _LEAST_BLOCKS)))[0]
+    return smaller(batches, sizes, max(1, min(most, sum(sizes) // _LEAST_BLOCKS)))[0]
 
 
 def _race(
@@ -149,11 +160,12 @@ def _race(
     until: str | float,
     confidence: float,
     tolerance: float,
+    budget: float | None,
     blocks: int,
     first: str | None,
     predicted: np.ndarray | None,
-) -> Race:
-    """A race over candidates, of as many rounds as the full sweep would pay for."""
+) -> Rounds:
+    """A race over candidates, of as many rounds as the full sweep would pay for, or of a part of them."""
     draws = max(c.draws for c in candidates)
     most = blocks * draws // ROUND_DRAWS
     if most < _LEAST_ROUNDS:
@@ -161,14 +173,20 @@ def _race(
             f"a race over {blocks} blocks of examples and {draws} draws has {most} rounds of {ROUND_DRAWS} draws, and needs "
             f"{_LEAST_ROUNDS}: give the candidates more draws, or the sweep more examples or smaller batches"
         )
-    until = parse_until(until)
+    top = int(until[3:]) if isinstance(until, str) and until.startswith("top") else None
     out: frozenset[int] = frozenset()
     if first is not None:
         if first != "predict":
             raise ValueError(f"first must be 'predict' or None, got {first!r}")
         if predicted is None:
             raise ValueError("first='predict' needs curvature=: take output_curvature of the network's outputs")
-        if not (isinstance(until, str) and until.startswith("top")):
+        if top is None:
             raise ValueError(f"first='predict' goes with a race for a top, as until='top10', not {until!r}")
-        out = out_of_reach(predicted, candidates, int(until[3:]))
-    return Race(candidates, until, confidence, most, out, tolerance)
+        out = out_of_reach(predicted, candidates, top)
+    if budget is None:
+        return Race(candidates, until, confidence, most, tolerance, out=out)
+    if top is None:
+        raise ValueError(f"a budget goes with a race for a top, as until='top10', not {until!r}")
+    if tolerance:
+        raise ValueError(f"a tolerance goes with a race that runs until something is settled, not with a budget; got {tolerance:g}")
+    return FixedBudget(candidates, top, budget, most, confidence, out=out)

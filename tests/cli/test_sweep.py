@@ -112,9 +112,24 @@ def test_a_race_says_how_it_ended(config, capsys):
         (("--until", "top9"), "the top 9 of 2 candidates is no question"),
         (("--until", "rank", "--confidence", "95"), "--confidence must be between 0 and 1"),
         (("--until", "rank", "--tolerance", "-1"), "--tolerance must be finite and not negative"),
+        (("--until", "top1", "--budget", "0.01"), "pass budget="),
+        (("--until", "rank", "--budget", "0.2"), "--budget goes with --until top10"),
+        (("--budget", "0.2"), "--budget goes with --until top10"),
+        (("--predict",), "has no outputs, which the curvature of its weights is taken from"),
         (("--max-drop", "0"), "--max-drop must be positive"),
     ):
         assert message in refused(capsys, "sweep", "--config", config, "--out", "other", *args)
+
+
+def test_a_race_within_a_budget_says_how_sure_it_is(config, capsys):
+    Path(config).write_text(ONE.replace(", largest=1)", ")").replace("draws=2", "draws=64"))
+    args = ("sweep", "--config", config, "--until", "top1", "--budget", "0.5")
+    assert run(*args) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Race for the top1 within 50 % of the full sweep:" in printed and "of the 1 layers in the top" in printed
+    race = json.loads(contents("out/tiny")["sweep.json"])["race"]
+    assert race["budget"] == 0.5 and len(race["sure"]) == 2 and all(0 <= sure <= 1 for _, _, sure in race["sure"])
+    assert b"<h2>Race</h2>" in contents("out/tiny")["report.html"]
 
 
 def test_the_state_belongs_to_one_sweep(config, capsys, monkeypatch):

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from bqjax.sensitivity.racing import Race, comparable, looks, parse_until, run_rounds, weighted_mean
+from bqjax.sensitivity.racing import Race, looks, parse_until
+from bqjax.sensitivity.rounds import comparable, run_rounds, weighted_mean
 from bqjax.sensitivity.sweep_rows import Candidate
 
 
@@ -17,7 +18,7 @@ def candidates(n, tags=None):
 
 def raced(means, until, confidence=0.95, most=320, seed=0, spread=1.0, out=frozenset(), tolerance=0.0):
     rng = np.random.default_rng(seed)
-    race, scored = Race(candidates(len(means)), until, confidence, most, out, tolerance), np.zeros(len(means), int)
+    race, scored = Race(candidates(len(means)), until, confidence, most, tolerance, out=out), np.zeros(len(means), int)
 
     def score(places, first, last):
         race.weights += [1.0] * (last - first)

@@ -246,11 +246,30 @@ def test_a_race_settles_the_top_with_fewer_evaluations(tmp_path):
     assert [(s.first, s.second) for s in result.differences([1, 0])] == [(1, 0)]
 
 
+def test_a_race_within_a_budget_says_how_sure_it_is_and_goes_on_where_it_was(tmp_path):
+    state = str(tmp_path / "state")
+    result = run(RACE, until="top2", budget=0.3, state_path=state)
+    race = result.race
+    assert set(race.order[0][:2]) == {1, 3} and race.budget == 0.3 and race.until == "top2"
+    assert 0.15 * race.of < race.evaluations <= 0.3 * race.of and min(race.sure) >= 0.95 and race.settled
+    again = run(RACE, until="top2", budget=0.3, state_path=state)
+    assert again.race == race and again.rows == result.rows and again.n_resumed == again.n_scores > 0
+    lines = (tmp_path / "state").read_text().splitlines()
+    (tmp_path / "part").write_text("\n".join(lines[:-2]) + "\n")
+    part = run(RACE, until="top2", budget=0.3, state_path=str(tmp_path / "part"))
+    assert part.race == race and part.rows == result.rows and 0 < part.n_resumed < part.n_scores
+    assert run(RACE, until="top2", budget=0.3, key=jax.random.key(9)).race.evaluations != 0
+
+
 def test_a_race_needs_a_question_and_enough_to_answer_it():
     for options, message in (
         ({"until": "top2", "confidence": 1.0}, "confidence must be between 0 and 1"),
         ({"until": "top4"}, "the top 4 of 4 candidates is no question"),
         ({"until": "best"}, "until 'rank'"),
+        ({"budget": 0.2}, "goes with a race for a top: pass until='top10'"),
+        ({"until": "rank", "budget": 0.2}, "a budget goes with a race for a top, as until='top10', not 'rank'"),
+        ({"until": "top2", "budget": 0.2, "tolerance": 0.1}, "a tolerance goes with a race that runs until something is settled"),
+        ({"until": "top2", "budget": 0.001}, "pass budget="),
     ):
         with pytest.raises(ValueError, match=message):
             run(RACE, **options)
