@@ -109,9 +109,9 @@ def quantize_layer(
 ) -> QuantizedLayer | None:
     """Gives the codes of one layer few values, at a Lagrangian weight of storage.
 
-    The step in balance goes with the geometric mean of the weights' curvatures. Where most of them cost nothing, as those of channels
-    that a pruned layer behind does not read, that step is far too coarse for the others, and can leave nothing but 0. A layer whose
-    noise costs many times what it should is tried with half of the step, and again, while it does.
+    The step in balance goes with the geometric mean of the weights' curvatures. Where most of them cost nothing, as those of
+    channels that a pruned layer behind does not read, that step is far too coarse for the others, and can leave nothing but 0. A
+    layer whose noise costs many times what it should is tried with half of the step, and again, while it does.
 
     Args:
       codes, zero_point, stats, lmbda, settings: see :func:`quantize_layer_on`.
