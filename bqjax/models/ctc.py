@@ -188,7 +188,7 @@ def ctc_score(apply: Callable[..., Any], *, separator: int | None = None) -> Sco
 
 
 def ctc_predict(apply: Callable[..., Any], *, separator: int | None = None) -> Callable[[Any, Any], Predictions]:
-    """The transcripts that :func:`ctc_score` counts the errors of, as numbers (hashes of 32 bits), and each one's errors.
+    """The transcripts that :func:`ctc_score` counts the errors of, as numbers (hashes of 32 bits), and each one's errors and loss.
 
     An utterance is right where there are no errors, so that agreement is the share of equal transcripts. Args are those of
     :func:`ctc_score`.
@@ -197,7 +197,7 @@ def ctc_predict(apply: Callable[..., Any], *, separator: int | None = None) -> C
     def predict(params: Any, batch: Mapping[str, Any]) -> Predictions:
         heard = _hear(apply, separator, params, batch)
         errors = heard.sums["errors"]
-        return Predictions(heard.transcripts, errors == 0, heard.counted, {"errors": errors})
+        return Predictions(heard.transcripts, errors == 0, heard.counted, {"errors": errors, "loss": heard.sums["loss"]})
 
     return predict
 
