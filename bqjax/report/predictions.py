@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 import numpy as np
 
+from bqjax.core.task import signed
 from bqjax.report.plots import GREY, as_png, as_svg, drawing, plain
 from bqjax.report.tables import Table
 from bqjax.sensitivity.predictions import rank_correlation
@@ -32,8 +33,7 @@ def _series(rows: Sequence[SweepRow]) -> dict[str, list[SweepRow]]:
 
 def _effect(row: SweepRow, baseline: Mapping[str, float], by: str) -> float:
     """Drop of the metric ``by``."""
-    change = row.metrics[by.removeprefix("-")] - baseline[by.removeprefix("-")]
-    return change if by.startswith("-") else -change
+    return float(signed(baseline, by) - signed(row.metrics, by))
 
 
 def prediction_table(rows: Sequence[SweepRow], baseline: Mapping[str, float], by: str) -> Table:

@@ -42,14 +42,17 @@ def phases(n: int, total: float) -> list[int]:
       >>> phases(4, 60)
       [9, 12, 18]
     """
-    scale = 0.5 + sum(1 / i for i in range(2, n + 1))
-    return [max(1, math.ceil((total - n) / (scale * (n + 1 - k)))) for k in range(1, n)]
+    return [max(1, math.ceil((total - n) / (_scale(n) * (n + 1 - k)))) for k in range(1, n)]
+
+
+def _scale(n: int) -> float:
+    """Rounds of all phases together, in those of a first phase with all ``n`` candidates."""
+    return 0.5 + sum(1 / i for i in range(2, n + 1))
 
 
 def _total(n: int) -> float:
     """The fewest rounds of single candidates of which :func:`phases` has ``LEAST_ROUNDS`` in the first."""
-    scale = 0.5 + sum(1 / i for i in range(2, n + 1))
-    return n + (LEAST_ROUNDS - 1) * scale * n * (1 + 1e-9)
+    return n + (LEAST_ROUNDS - 1) * _scale(n) * n * (1 + 1e-9)
 
 
 @dataclass
