@@ -137,9 +137,12 @@ def replays(losses: np.ndarray, draws: int, budget: float, keys: int, block: int
     again = [len(set(full[i]) & set(full[(i + 1) % keys])) for i in range(keys)]
     rows["full_against_itself"] = {"exact": sum(c == TOP for c in again), "of": keys, "common": float(np.mean(again))}
     print(f"full sweep against that of another key: {rows['full_against_itself']}", flush=True)
-    for name, part, left in (("race", budget, frozenset()), ("race_predicted", budget, out), ("race_whole", 1.0, frozenset())):
+    truth = set(np.argsort(-losses.mean((1, 2, 3)))[:TOP].tolist())
+    asked = {"race": (budget, frozenset()), "race_whole": (1.0, frozenset())}
+    if out:
+        asked["race_predicted"] = budget, out
+    for name, (part, left) in asked.items():
         found = [race(losses, draws, part, 1000 + key, block, left) for key in range(keys)]
-        truth = set(np.argsort(-losses.mean((1, 2, 3)))[:TOP].tolist())
         claims = [(i in truth) == (i in top) for top, record in found for i, sure in enumerate(record.sure) if sure >= 0.95]
         rows[name] = judged(
             f"{name}, budget {part:g}",
