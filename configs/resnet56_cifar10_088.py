@@ -20,6 +20,7 @@ config = TrainConfig(
         start="solver",
         lmbda=2e-4,
         bits_per_weight=0.83,
+        refresh_steps=4,
         layers=(
             GWKLayers(pattern="layer1/*", cv=3, bits=5, group="layer1"),
             GWKLayers(pattern="layer[23]/*", cv=9, bits=8, group="rest"),

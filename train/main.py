@@ -17,7 +17,7 @@ from rich.console import Console
 from bqjax.experiment import load_config
 from bqjax.report.console import progress_bar
 from train.image.config import TrainConfig
-from train.image.loop import run
+from train.image.loop import run, score
 from train.pipeline import PipelineConfig, run_pipeline
 from train.speech.config import SpeechConfig
 from train.speech.loop import run_speech
@@ -33,6 +33,7 @@ class Flags:
       config: a Python file that defines ``config = TrainConfig(...)``, ``SpeechConfig(...)`` or ``PipelineConfig(...)``; it is run.
       data_dir: folder with the data sets and weights.
       out: folder of the run, out/NAME of the config file by default; started again, a run goes on from its last epoch.
+      score: the file of a run of this config, model.bq.safetensors, to decode and score on the test data; nothing is trained.
       distributed: one process of several: jax.distributed finds the others from its environment variables
         (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or those of the cluster).
     """
@@ -40,6 +41,7 @@ class Flags:
     config: Path
     data_dir: Path | None = None
     out: Path | None = None
+    score: Path | None = None
     distributed: bool = False
 
 
@@ -78,6 +80,11 @@ def main(args: Sequence[str] | None = None) -> int:
                 os.environ.get("JAX_COORDINATOR_ADDRESS"), _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
             )
         out = flags.out or Path("out") / flags.config.stem
+        if flags.score is not None:
+            if not isinstance(config, TrainConfig):
+                raise ValueError(f"--score is for configs of images, TrainConfig; {flags.config} is {type(config).__name__}")
+            print(f"{flags.score}: {score(config, flags.score, out, flags.data_dir)}")
+            return 0
         with progress_bar(console, flags.config.stem) as progress:
             train: Any = {SpeechConfig: run_speech, PipelineConfig: run_pipeline, TrainConfig: run}[type(config)]
             figures = train(config, out, flags.data_dir, progress=progress, say=lambda line: console.print(line, markup=False))

@@ -50,10 +50,13 @@ class GWKPhase:
         short training) runs on the reconstruction in every step, with gradients straight through to latent weights.
       start: ``"kmeans"``, or ``"solver"`` (ours): blocks chosen under the curvature of the float network's outputs, and codebooks
         that train beside latent weights (:mod:`train.image.solved`); schedule "step". ``decay``, ``weighting`` and ``rate`` are
-        then not looked at, and ``epochs=0`` with ``tune_epochs`` trains codebooks alone.
-      lmbda: of a bit at the solver's start, in the units of half the squared change of the outputs of an example.
+        then not looked at, and ``epochs=0`` with ``tune_epochs`` trains codebooks alone. ``"file"``: the same from the network of
+        ``file``.
+      file: ``model.bq.safetensors`` of another run of these layers, from which all parameters are taken; start "file".
+      lmbda: of a bit at the start, in the units of half the squared change of the outputs of an example.
       bits_per_weight: what indices shall take on the mean over all clustered weights, entropy-coded; lmbda then follows. None keeps
-        lmbda. Start "solver".
+        lmbda. Starts "solver" and "file".
+      refresh_steps: blocks are chosen anew after every so many steps; starts "solver" and "file".
       cv, pw, bits, weighting: see :class:`bqjax.methods.gwk.config.GWKConfig`. ``"fisher"`` is ``"coordinate"`` with squared
         gradients, those of batches and not of single examples.
       decay: how slowly codebooks follow the weights; schedule "step".
@@ -73,9 +76,11 @@ class GWKPhase:
 
     epochs: int = 0
     schedule: Literal["epoch", "step"] = "epoch"
-    start: Literal["kmeans", "solver"] = "kmeans"
+    start: Literal["kmeans", "solver", "file"] = "kmeans"
+    file: str | None = None
     lmbda: float = 0.0
     bits_per_weight: float | None = None
+    refresh_steps: int = 1
     cv: int = 6
     pw: int = 4
     bits: int = 5
@@ -89,7 +94,7 @@ class GWKPhase:
     tune_learning_rate: float = 3e-4
 
     def __post_init__(self) -> None:
-        alone = self.start == "solver" and self.tune_epochs > 0
+        alone = self.start != "kmeans" and self.tune_epochs > 0
         if self.epochs < (0 if alone else 1):
             raise ValueError(f"a GWK phase needs epochs, got {self.epochs}; None leaves the phase out")
         if self.schedule not in ("epoch", "step"):
@@ -110,20 +115,28 @@ class GWKPhase:
             raise ValueError('index_bits of layers need schedule "step"')
 
     def _check_start(self) -> None:
-        if self.start not in ("kmeans", "solver"):
-            raise ValueError(f"start must be kmeans or solver, got {self.start!r}")
+        if self.start not in ("kmeans", "solver", "file"):
+            raise ValueError(f"start must be kmeans, solver or file, got {self.start!r}")
+        if (self.start == "file") != (self.file is not None):
+            raise ValueError(f'start "file" and the name of a file go together, got start={self.start!r} and file={self.file!r}')
         if self.start == "kmeans":
-            if self.lmbda or self.bits_per_weight is not None:
-                raise ValueError('lmbda and bits_per_weight need start "solver"; rate and index_bits are those of k-means')
+            if self.lmbda or self.bits_per_weight is not None or self.refresh_steps != 1:
+                raise ValueError(
+                    'lmbda, bits_per_weight and refresh_steps need start "solver" or "file"; k-means has rate and index_bits'
+                )
             return
         if self.schedule != "step":
-            raise ValueError('start "solver" needs schedule "step"')
+            raise ValueError(f'start "{self.start}" needs schedule "step"')
         if not (self.lmbda > 0 and math.isfinite(self.lmbda)):
-            raise ValueError(f'start "solver" needs a positive and finite lmbda, got {self.lmbda}')
+            raise ValueError(f'start "{self.start}" needs a positive and finite lmbda, got {self.lmbda}')
         if self.bits_per_weight is not None and not self.bits_per_weight > 0:
             raise ValueError(f"bits_per_weight must be positive, got {self.bits_per_weight}")
+        if self.refresh_steps < 1:
+            raise ValueError(f"refresh_steps must be at least 1, got {self.refresh_steps}")
         if self.rate or any(each.index_bits is not None for each in self.layers):
-            raise ValueError('start "solver" has one lmbda for all layers: set bits_per_weight in place of rate and index_bits')
+            raise ValueError(
+                f'start "{self.start}" has one lmbda for all layers: set bits_per_weight in place of rate and index_bits'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,36 +9,34 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bqjax.adapters.flax import calibrate, quantize
 from bqjax.adapters.flax.quantized import quantized_layers
+from bqjax.core.leaves import Clustered
 from bqjax.core.progress import Progress
 from bqjax.core.rules import Rule
 from bqjax.core.tree import named_leaves, replace
 from train.checkpoint import checked_config
-from train.data.source import Batch, Source
 from train.fit import AfterEpoch, Folder, Measures, fit
 from train.image.clustering import equalized
 from train.image.config import TrainConfig
+from train.image.evaluation import Devices, evaluated
 from train.image.files import read_quantized, write_quantized
 from train.image.objective import Deltas, ImageObjective, Variables
 from train.image.phases import image_training
 from train.image.problems import Problem, float_network, problem, teacher_network
 from train.image.solved import SolvedStart, solved_start
-from train.image.transfer import save_network
+from train.image.stored import FileScore, as_float, norms_by_name, score_file, stored_variables, with_statistics
+from train.image.transfer import load_network, save_network
 from train.log import describe_deltas, draw_curves
 from train.schemes import Scheme
 from train.step import Training, TrainState, network_of
 
-__all__ = ["run"]
+__all__ = ["run", "score"]
 
-EVALUATION_BATCH_SIZE = 500
 N_CALIBRATION = 256
 N_CURVATURE = 1000
-AXIS = "data"
 
 
 class _Run(NamedTuple):
@@ -46,18 +44,10 @@ class _Run(NamedTuple):
 
     config: TrainConfig
     data: Problem
-    mesh: jax.sharding.Mesh
+    devices: Devices
     out: Path
     progress: Progress | None
     say: Callable[[str], None]
-
-    def everywhere(self, tree: Any) -> Any:
-        """Arrays that every device has whole."""
-        return _put(tree, NamedSharding(self.mesh, PartitionSpec()))
-
-    def by_example(self, tree: Any) -> Any:
-        """Arrays shared out over devices along their first axis."""
-        return _put(tree, NamedSharding(self.mesh, PartitionSpec(AXIS)))
 
 
 def run(
@@ -86,16 +76,15 @@ def run(
       ValueError: the batch is smaller than the number of devices or cannot be shared out among them; data or weights are
         missing; the folder holds a run of another config; training diverged.
     """
-    mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
-    if config.batch_size < mesh.size or config.batch_size % mesh.size:
-        raise ValueError(
-            f"batch_size {config.batch_size} must be a multiple of the {mesh.size} devices: {_near(config.batch_size, mesh.size)}"
-        )
+    devices = Devices()
+    n = devices.mesh.size
+    if config.batch_size < n or config.batch_size % n:
+        raise ValueError(f"batch_size {config.batch_size} must be a multiple of the {n} devices: {_near(config.batch_size, n)}")
     data = problem(config, data_dir)
     if len(data.train) < config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} is larger than the {len(data.train)} training examples")
     checked_config(out, config)
-    own = _Run(config, data, mesh, out, progress, say)
+    own = _Run(config, data, devices, out, progress, say)
     model, figures = float_network(config, data_dir), {}
     taught = config.teacher is not None or config.teacher_weights is not None
     teacher = teacher_network(config, data_dir) if taught else None
@@ -110,7 +99,8 @@ def run(
         if config.epochs:
             small, figures[f"{name} accuracy"], _ = _phase(own, name, config.epochs, small, teacher)
         if config.gwk is not None:
-            solved = None if config.gwk.start == "kmeans" else _solved(own, model, small)
+            small, held = _from_file(own, small) if config.gwk.file is not None else (small, None)
+            solved = None if config.gwk.start == "kmeans" else _solved(own, model, small, held)
             clustered: Mapping[str, Any] = {} if solved is None else solved.leaves
             if config.gwk.epochs:
                 small, figures["gwk accuracy"], clustered = _phase(own, "gwk", config.gwk.epochs, small, teacher, solved=solved)
@@ -120,34 +110,68 @@ def run(
     return figures
 
 
+def score(config: TrainConfig, file: Path, out: Path, data_dir: Path | None = None) -> FileScore:
+    """Decodes the file of a quantized network and scores it on the test data, beside the float network that it came from.
+
+    Args:
+      config: what the file was made by.
+      file: ``model.bq.safetensors`` of a run, or a copy.
+      out: folder of the run; its float network counts, where the config trains one.
+      data_dir: folder of data and weights.
+
+    Raises:
+      ValueError: the file is damaged or of another network; data, weights or the run's float network are missing; the config has no
+        quantizer.
+    """
+    data = problem(config, data_dir)
+    model = float_network(config, data_dir)
+    if config.float_epochs:
+        model = load_network(model, out / "model.safetensors")
+    small = _quantized(_Run(config, data, Devices(), out, None, print), model)
+    return score_file(config, file, model, small, data)
+
+
 def _near(batch: int, devices: int) -> str:
     return f"take {max(devices, batch // devices * devices)}"
 
 
 def _quantized(run: _Run, model: Any) -> Any:
     """The network with quantizers, which start from the first training images."""
-    config, data = run.config, run.data
+    config = run.config
     if config.quantizer is None:
         raise ValueError("the config has no quantizer")
     rules = [*(Rule(pattern, skip=True) for pattern in config.keep_float), Rule("*", config.quantizer)]
     small, info = quantize(model, rules)
     if config.gwk is not None and config.gwk.equalize:
         small = equalized(small, tuple(info.taken), config.gwk)
-    first = np.arange(min(N_CALIBRATION, len(data.train)))
-    return calibrate(small, data.inputs(jnp.asarray(data.train.batch(first)[0])))
+    return calibrate(small, _first(run, N_CALIBRATION))
 
 
-def _solved(run: _Run, model: Any, small: Any) -> SolvedStart:
-    """The solver's start, by the float network on the first training images."""
-    config, data = run.config, run.data
+def _from_file(run: _Run, small: Any) -> tuple[Any, dict[str, Clustered]]:
+    """The quantized network with all that a file holds, its BatchNorm by the first training images, and the file's blocks."""
+    stored = read_quantized(Path(str(run.config.gwk and run.config.gwk.file)))
+    objective = ImageObjective(run.config, small, None, run.data)
+    return with_statistics(objective.model(stored_variables(objective, stored)), _first(run, N_CURVATURE)), stored.clustered
+
+
+def _first(run: _Run, n: int) -> jax.Array:
+    """The first training images, as the network takes them."""
+    rows = np.arange(min(n, len(run.data.train)))
+    return run.data.inputs(jnp.asarray(run.data.train.batch(rows)[0]))
+
+
+def _solved(run: _Run, model: Any, small: Any, held: Mapping[str, Clustered] | None) -> SolvedStart:
+    """The solver's start, by the float network on the first training images; or the blocks of a file, by the network of these."""
+    config = run.config
     if config.gwk is None:
         raise ValueError("the config has no GWK phase")
     layers = tuple(quantized_layers(small))
-    if config.gwk.equalize:
+    if held is not None:
+        model = as_float(config, model, small, run.data)
+    elif config.gwk.equalize:
         model = equalized(model, layers, config.gwk)
-    rows = np.array_split(np.arange(min(N_CURVATURE, len(data.train))), 4)
-    batches = [data.inputs(jnp.asarray(data.train.batch(part)[0])) for part in rows]
-    return solved_start(model, [f"{layer}/kernel" for layer in layers], config.gwk, batches, jax.random.key(config.seed))
+    batches = jnp.array_split(_first(run, N_CURVATURE), 4)
+    return solved_start(model, [f"{layer}/kernel" for layer in layers], config.gwk, batches, jax.random.key(config.seed), held)
 
 
 def _phase(
@@ -171,14 +195,14 @@ def _phase(
         lambda epoch: _batches(run, steps, epoch),
         Measures(
             lambda values: {f"train_{key}": float(np.mean(value)) for key, value in values.items()},
-            lambda state: _evaluated(run, objective, seen(state), data.validation),
+            lambda state: evaluated(objective, seen(state), data.validation, run.devices),
             lambda epoch, of: (
                 f"{name} {epoch}/{epochs}: loss {of['train_loss']:.4f}, validation {of['accuracy']:.2%}, {of['seconds']:.1f} s"
             ),
         ),
         folder=Folder(run.out, "accuracy"),
         after_epoch=_deltas(run, training, objective),
-        place=run.everywhere,
+        place=run.devices.everywhere,
         progress=run.progress,
         say=run.say,
     )
@@ -189,19 +213,13 @@ def _phase(
     # A phase after a quantized one goes on from weights as they were before rounding, one after clusters from the kernels of the
     # file.
     model = objective.model(_with_kernels(trained, scored) if found else trained)
-    return model, _evaluated(run, objective, scored, data.test)["accuracy"], found
+    return model, evaluated(objective, scored, data.test, run.devices)["accuracy"], found
 
 
 def _with_kernels(trained: Variables, scored: Variables) -> Variables:
     """What was trained, with the kernels that the file holds: BatchNorm may be folded there, which training cannot go on from."""
     kernels = {name: leaf for name, leaf in named_leaves(scored[1]).items() if leaf.ndim > 1}
     return trained[0], replace(trained[1], kernels), trained[2]
-
-
-def _epsilons(model: Any) -> dict[str, float]:
-    """Of each BatchNorm by its name."""
-    modules = ((path, module) for path, module in nnx.iter_modules(model) if isinstance(module, nnx.BatchNorm))
-    return {"/".join(map(str, path)): module.epsilon for path, module in modules}
 
 
 def _through_file(
@@ -224,13 +242,12 @@ def _through_file(
                 statistics,
                 run.config.quantizer,
                 vector_bits=run.config.vector_bits,
-                epsilons=_epsilons(objective.model(trained)),
+                epsilons={name: norm.epsilon for name, norm in norms_by_name(objective.model(trained)).items()},
             )
         )
     multihost_utils.sync_global_devices("exported")
     stored = read_quantized(file)
-    scored = replace(quantizers, stored.quantizers), stored.network, replace(statistics, stored.statistics)
-    return run.everywhere(scored), {name: stored.clustered[name] for name in leaves}
+    return run.devices.everywhere(stored_variables(objective, stored)), {name: stored.clustered[name] for name in leaves}
 
 
 def _deltas(run: _Run, training: Training, objective: ImageObjective) -> AfterEpoch | None:
@@ -238,7 +255,7 @@ def _deltas(run: _Run, training: Training, objective: ImageObjective) -> AfterEp
     every, epochs, name = run.config.hessian_epochs, training.epochs, training.name
     if not every or name == "float":
         return None
-    teacher = run.everywhere(objective.teacher)
+    teacher = run.devices.everywhere(objective.teacher)
 
     @jax.jit
     def measured(state: TrainState, batch: Any, epoch: int, teacher: Any) -> tuple[TrainState, Deltas]:
@@ -262,31 +279,4 @@ def _batches(run: _Run, steps: int, epoch: int) -> Iterator[Any]:
     seed, size, examples = run.config.seed, run.config.batch_size, run.data.train
     order = np.random.default_rng((seed, epoch)).permutation(len(examples))
     for i in range(steps):
-        yield run.by_example(examples.batch(order[i * size : (i + 1) * size], (seed, epoch)))
-
-
-def _evaluated(run: _Run, objective: ImageObjective, variables: Variables, examples: Source) -> dict[str, float]:
-    totals: dict[str, float] = {}
-    devices = run.mesh.size
-    for batch, mask in _padded(examples, -(-EVALUATION_BATCH_SIZE // devices) * devices):
-        sums = objective.evaluate(variables, *run.by_example((batch, mask)))
-        totals = {key: totals.get(key, 0.0) + float(value) for key, value in sums.items()}
-    return {key: value / len(examples) for key, value in totals.items()}
-
-
-def _padded(examples: Source, size: int) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Batches of one size; the last repeats its last example with a mask of 0."""
-    n = len(examples)
-    for start in range(0, n, size):
-        rows = np.arange(start, start + size)
-        yield examples.batch(np.minimum(rows, n - 1)), (rows < n).astype(np.float32)
-
-
-def _put(tree: Any, sharding: NamedSharding) -> Any:
-    """Arrays that every process has whole, laid out over the devices of all of them."""
-
-    def put(x: Any) -> jax.Array:
-        x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-    return jax.tree.map(put, tree)
+        yield run.devices.by_example(examples.batch(order[i * size : (i + 1) * size], (seed, epoch)))

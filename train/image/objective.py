@@ -51,7 +51,8 @@ class ImageObjective:
       statistics: running statistics of BatchNorm, and what quantizers are told.
       kernels: names of the kernels of quantized layers.
       teacher: arrays of the teacher, NumPy, or None; an argument of the methods that learn from it.
-      evaluate: ``evaluate(variables, batch, mask)``, compiled: sums ``{"loss": ..., "accuracy": ...}`` over the mask's examples.
+      evaluate: ``evaluate(variables, batch)``, compiled: ``{"loss": [n], "accuracy": [n]}``, cross-entropy of each example and
+        whether it is right.
     """
 
     def __init__(self, config: TrainConfig, model: Any, teacher: Any, data: Problem):
@@ -107,12 +108,12 @@ class ImageObjective:
         set_quantizers(model, delta=deltas)
         return _statistics(model), Deltas(deltas, {name: found.reason for name, found in info.items()})
 
-    def _evaluate(self, variables: Variables, batch: Any, mask: jax.Array) -> dict[str, jax.Array]:
+    def _evaluate(self, variables: Variables, batch: Any) -> dict[str, jax.Array]:
         images, labels = batch
         logits = self.model(variables, training=False)(self._data.inputs(images))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         right = (jnp.argmax(logits, axis=1) == labels) & ~jnp.isnan(logits).any(axis=1)
-        return {"loss": jnp.sum(losses * mask), "accuracy": jnp.sum(right * mask)}
+        return {"loss": losses, "accuracy": right}
 
     def _augmented(self, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         images, labels = batch

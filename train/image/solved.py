@@ -2,7 +2,7 @@
 
 Before the first step kernels are blocks already, assigned with error feedback at what their indices cost
 (:mod:`bqjax.methods.rate_distortion.block_solver`). Then both the codebooks and latent weights train: the network sees the blocks,
-and gradients go to the codebooks and straight through to the latent weights. After each step every block looks whether another
+and gradients go to the codebooks and straight through to the latent weights. After every few steps each block looks whether another
 entry is cheaper now by the solver's cost, distance under the curvature and bits of the index.
 
 References:
@@ -14,7 +14,7 @@ References:
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -58,7 +58,14 @@ class SolvedStart(NamedTuple):
     lmbda: float
 
 
-def solved_start(model: Any, names: Sequence[str], settings: GWKPhase, batches: Sequence[Any], key: jax.Array) -> SolvedStart:
+def solved_start(
+    model: Any,
+    names: Sequence[str],
+    settings: GWKPhase,
+    batches: Sequence[Any],
+    key: jax.Array,
+    leaves: Mapping[str, Clustered] | None = None,
+) -> SolvedStart:
     """Blocks of kernels of a float network, by the curvature of its outputs.
 
     Args:
@@ -67,18 +74,35 @@ def solved_start(model: Any, names: Sequence[str], settings: GWKPhase, batches: 
       settings: blocks and lmbda.
       batches: what the network is called with.
       key: of the curvature's draws and of the seeds of k-means.
+      leaves: blocks by name to start from in place of the solver's, those of the model.
 
     Raises:
-      ValueError: as :func:`bqjax.methods.rate_distortion.block_solver.block_quant_rd`.
+      ValueError: ``leaves`` are other kernels, or blocks of another size, than the settings have; as
+        :func:`bqjax.methods.rate_distortion.block_solver.block_quant_rd`.
     """
     params, (draws, seeds) = nnx_params(model), jax.random.split(key)
-    leaves = named_leaves(params)
+    weights = named_leaves(params)
     # Of everything: the shifts behind kernels take up the mean of their outputs.
     curvature = output_curvature(nnx_apply(model), params, batches, key=draws)
-    rules = [_rule(name, np.shape(leaves[name]), settings) for name in names]
+    rules = [_rule(name, np.shape(weights[name]), settings) for name in names]
+    if leaves is not None:
+        _check_blocks(leaves, rules)
     prepared = prepare_blocks(params, curvature, rules)
-    solved = solve_blocks(prepared, settings.lmbda, key=seeds, dtypes=leaves)
+    solved = leaves if leaves is not None else solve_blocks(prepared, settings.lmbda, key=seeds, dtypes=weights)
     return SolvedStart({name: solved[name] for name in names}, block_refreshes(prepared, curvature), settings.lmbda)
+
+
+def _check_blocks(leaves: Mapping[str, Clustered], rules: Sequence[Rule[BlockConfig]]) -> None:
+    wanted = {rule.pattern: rule.setting.d if rule.setting else 0 for rule in rules}
+    if other := sorted(set(leaves) ^ set(wanted)):
+        raise ValueError(
+            f"leaf {other[0]!r} is in blocks in the file or by the config, but not in both: give the file's own layers"
+        )
+    for name, leaf in leaves.items():
+        if leaf.d != wanted[name]:
+            raise ValueError(
+                f"leaf {name!r} has blocks of {leaf.d} weights in the file and of {wanted[name]} by the config: give the file's own"
+            )
 
 
 def _rule(name: str, shape: tuple[int, ...], settings: GWKPhase) -> Rule[BlockConfig]:
@@ -102,6 +126,7 @@ class _Carried(NamedTuple):
     leaves: dict[str, Clustered]
     refreshes: dict[str, BlockRefresh]
     lmbda: jax.Array
+    step: jax.Array
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,7 +142,7 @@ class SolvedClusters(Scheme):
     first: SolvedStart
 
     def start(self, tree: Weights, key: jax.Array) -> tuple[Numbers, Any]:
-        carried = _Carried(self.first.leaves, self.first.refreshes, jnp.float32(self.first.lmbda))
+        carried = _Carried(self.first.leaves, self.first.refreshes, jnp.float32(self.first.lmbda), jnp.int32(0))
         return {"weights": decode(tree), "codebooks": codebooks(self.first.leaves)}, carried
 
     def seen(self, numbers: Numbers, state: Any, progress: jax.Array) -> tuple[Weights, Any]:
@@ -139,7 +164,9 @@ class SolvedClusters(Scheme):
                 lmbda = jnp.clip(lmbda, self.first.lmbda / _RANGE, self.first.lmbda * _RANGE)
             return state._replace(leaves=new, lmbda=lmbda)
 
-        return jax.lax.cond(progress >= self.phase.freeze, lambda state: state._replace(leaves=leaves), anew, state)
+        keep = (progress >= self.phase.freeze) | (state.step % self.phase.refresh_steps > 0)
+        state = jax.lax.cond(keep, lambda state: state._replace(leaves=leaves), anew, state)
+        return state._replace(step=state.step + 1)
 
     def finish(self, numbers: Numbers, state: Any) -> Weights:
         found: Weights = with_codebooks(state.leaves, numbers["codebooks"])

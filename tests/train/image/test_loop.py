@@ -18,7 +18,9 @@ from bqjax import codec
 from bqjax.quantizers import QuantizerConfig
 from train.checkpoint import Checkpoints, checked_config
 from train.image.config import GWKPhase, TrainConfig
-from train.image.loop import run
+from train.image.evaluation import Devices
+from train.image.files import read_quantized
+from train.image.loop import run, score
 from train.main import main
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -164,6 +166,7 @@ def test_training_starts_from_the_solver(epochs, whole, tmp_path):
         start="solver",
         lmbda=3e-3,
         bits_per_weight=0.8,
+        refresh_steps=2,
         cv=9,
         freeze=0.9,
     )
@@ -180,6 +183,36 @@ def test_training_starts_from_the_solver(epochs, whole, tmp_path):
     assert all(leaf.d == 9 and leaf.table_dtype == "uint8" for leaf in conv)
     assert sum(8 * leaf.code_bytes for leaf in conv) / sum(leaf.size for leaf in conv) < 0.9
     assert run(config, tmp_path, say=lambda line: None) == figures
+    if epochs:
+        _scored_and_gone_on(config, tmp_path, figures["gwk accuracy"])
+
+
+def _scored_and_gone_on(config, folder, accuracy):
+    """The file of a run, scored, and as the start of another."""
+    file = folder / "model.bq.safetensors"
+    scored = score(config, file, folder)
+    assert scored.accuracy == accuracy and scored.float_accuracy > accuracy
+    assert scored.error > 0 and "test images" in str(scored)
+    with pytest.raises(ValueError, match=r"leaf 'conv\d/kernel' .* by the config"):
+        run(dataclasses.replace(config, gwk=_from(config.gwk, file, cv=3)), folder / "other", say=lambda line: None)
+    # At rates of 0 with blocks frozen from the start, the network of the file comes back.
+    on = dataclasses.replace(config, gwk=_from(config.gwk, file), learning_rate=0.0, quantizer_learning_rate=0.0)
+    assert run(on, folder / "on", say=lambda line: None)["gwk accuracy"] == accuracy
+    first, second = (read_quantized(path / "model.bq.safetensors").clustered for path in (folder, folder / "on"))
+    for name in first:
+        np.testing.assert_array_equal(first[name].indices, second[name].indices)
+        np.testing.assert_array_equal(first[name].codebook, second[name].codebook)
+    assert lines(folder / "on")[0]["train_loss"] < lines(folder)[0]["train_loss"]
+    with pytest.raises(ValueError, match="give the config that the file was made by"):
+        score(
+            dataclasses.replace(config, model="mnist_small", dataset="digits28", keep_float=(), initial=None, distillation=0.0),
+            file,
+            folder,
+        )
+
+
+def _from(gwk, file, **fields):
+    return dataclasses.replace(gwk, start="file", file=str(file), epochs=1, freeze=0.0, **fields)
 
 
 @pytest.mark.parametrize(
@@ -190,8 +223,11 @@ def test_training_starts_from_the_solver(epochs, whole, tmp_path):
         ({"lmbda": 1.0}, 'need start "solver"'),
         ({"start": "solver", "schedule": "step", "lmbda": 1.0, "rate": 0.1}, "one lmbda for all layers"),
         ({"start": "solver", "schedule": "step", "lmbda": 1.0, "bits_per_weight": 0.0}, "bits_per_weight must be positive"),
+        ({"start": "solver", "schedule": "step", "lmbda": 1.0, "refresh_steps": 0}, "refresh_steps must be at least 1, got 0"),
+        ({"refresh_steps": 2}, 'need start "solver"'),
         ({"start": "solver", "schedule": "step", "lmbda": 1.0, "epochs": 0}, "needs epochs"),
-        ({"start": "else"}, "kmeans or solver"),
+        ({"start": "file"}, "and the name of a file go together"),
+        ({"start": "else"}, "kmeans, solver or file"),
     ],
 )
 def test_bad_starts(fields, message):
@@ -280,7 +316,7 @@ def test_a_batch_smaller_than_the_devices(monkeypatch, tmp_path):
     class Mesh:
         size = 128
 
-    monkeypatch.setattr("train.image.loop.jax.make_mesh", lambda *args, **kwargs: Mesh())
+    monkeypatch.setattr("train.image.loop.Devices", lambda: Devices(Mesh()))
     with pytest.raises(ValueError, match="batch_size 64 must be a multiple of the 128 devices: take 128"):
         run(CONFIG, tmp_path)
 
