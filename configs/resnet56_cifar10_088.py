@@ -1,7 +1,7 @@
 """python -m train --config configs/resnet56_cifar10_088.py --data-dir DATA --out out/resnet56_088
 
 ResNet-56 on CIFAR-10, W8/A8, at 0.88 bits a weight over all kernels: blocks start from the solver, latent weights and codebooks
-train together with bits in the choice of blocks, then codebooks alone. Started again with the same command, a run goes on from its
+train together with bits in the choice of blocks, which stay for the last fifth. Started again, a run goes on from its
 last epoch. For a quiet machine with many hours: 8 epochs. Whole kernels of the second and third stage share a codebook of 256,
 rows of three of the first one of 32; indices take 0.83 bits a clustered weight, codebooks, first convolution and head the rest.
 """
@@ -15,7 +15,7 @@ config = TrainConfig(
     weights="weights/resnet56_cifar10.safetensors",
     quantizer=QuantizerConfig(weight_bits=8, activation_bits=8, activation_start="mse"),
     gwk=GWKPhase(
-        epochs=6,
+        epochs=8,
         schedule="step",
         start="solver",
         lmbda=2e-4,
@@ -27,10 +27,9 @@ config = TrainConfig(
         ),
         equalize=True,
         freeze=0.8,
-        tune_epochs=2,
-        tune_learning_rate=1e-3,
     ),
     batch_size=128,
+    learning_rate=3e-4,
     distillation=0.5,
     vector_bits=8,
 )
