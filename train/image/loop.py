@@ -99,7 +99,7 @@ def run(
         if config.epochs:
             small, figures[f"{name} accuracy"], _ = _phase(own, name, config.epochs, small, teacher)
         if config.gwk is not None:
-            small, held = _from_file(own, small) if config.gwk.file is not None else (small, None)
+            small, held = (small, None) if config.gwk.file is None else _from_file(own, small, Path(config.gwk.file))
             solved = None if config.gwk.start == "kmeans" else _solved(own, model, small, held)
             clustered: Mapping[str, Any] = {} if solved is None else solved.leaves
             if config.gwk.epochs:
@@ -147,9 +147,9 @@ def _quantized(run: _Run, model: Any) -> Any:
     return calibrate(small, _first(run, N_CALIBRATION))
 
 
-def _from_file(run: _Run, small: Any) -> tuple[Any, dict[str, Clustered]]:
+def _from_file(run: _Run, small: Any, file: Path) -> tuple[Any, dict[str, Clustered]]:
     """The quantized network with all that a file holds, its BatchNorm by the first training images, and the file's blocks."""
-    stored = read_quantized(Path(str(run.config.gwk and run.config.gwk.file)))
+    stored = read_quantized(file)
     objective = ImageObjective(run.config, small, None, run.data)
     return with_statistics(objective.model(stored_variables(objective, stored)), _first(run, N_CURVATURE)), stored.clustered
 

@@ -82,11 +82,11 @@ def solved_start(
     """
     params, (draws, seeds) = nnx_params(model), jax.random.split(key)
     weights = named_leaves(params)
-    # Of everything: the shifts behind kernels take up the mean of their outputs.
-    curvature = output_curvature(nnx_apply(model), params, batches, key=draws)
     rules = [_rule(name, np.shape(weights[name]), settings) for name in names]
     if leaves is not None:
         _check_blocks(leaves, rules)
+    # Of everything: the shifts behind kernels take up the mean of their outputs.
+    curvature = output_curvature(nnx_apply(model), params, batches, key=draws)
     prepared = prepare_blocks(params, curvature, rules)
     solved = leaves if leaves is not None else solve_blocks(prepared, settings.lmbda, key=seeds, dtypes=weights)
     return SolvedStart({name: solved[name] for name in names}, block_refreshes(prepared, curvature), settings.lmbda)

@@ -77,14 +77,16 @@ def score_file(config: TrainConfig, file: Path, model: Any, small: Any, data: Pr
     Raises:
       ValueError: the file is damaged, or of another network.
     """
-    devices, right = Devices(), []
-    for network in (model, small):
-        objective = ImageObjective(config, network, None, data)
-        own = objective.quantizers, objective.network, objective.statistics
-        variables = stored_variables(objective, read_quantized(file)) if network is small else own
-        right.append(examined(objective, devices.everywhere(variables), data.test, devices)["accuracy"])
-    error = paired_error(right[0], right[1], len(right[0]))
-    return FileScore(float(right[1].mean()), float(right[0].mean()), float(error or 0.0), len(right[0]))
+    plain, quantized = (ImageObjective(config, network, None, data) for network in (model, small))
+    # Read first: a wrong file is refused before anything is scored.
+    pairs = (
+        (plain, (plain.quantizers, plain.network, plain.statistics)),
+        (quantized, stored_variables(quantized, read_quantized(file))),
+    )
+    devices = Devices()
+    before, after = (examined(of, devices.everywhere(variables), data.test, devices)["accuracy"] for of, variables in pairs)
+    error = paired_error(before, after, len(after))
+    return FileScore(float(after.mean()), float(before.mean()), float(error or 0.0), len(after))
 
 
 def as_float(config: TrainConfig, model: Any, small: Any, data: Problem) -> Any:
