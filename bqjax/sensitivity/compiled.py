@@ -37,11 +37,14 @@ class Compiled:
       parts: the split program, without the values of what it closes over.
       prefix: compiled, see :meth:`bqjax.sensitivity.slicing.Split.prefix`.
       suffixes: compiled functions, by what distinguishes them.
+      links: compiled, from this prefix to that of another split (:meth:`bqjax.sensitivity.slicing.Split.onwards`), by the inputs
+        that vary there.
     """
 
     parts: Split
     prefix: Timed
     suffixes: dict[Any, Timed] = field(default_factory=dict)
+    links: dict[tuple[int, ...], Timed] = field(default_factory=dict)
 
 
 class _Unsaid(Exception):

@@ -30,7 +30,7 @@ from bqjax.sensitivity.perturb import Perturbation
 from bqjax.sensitivity.prefixes import Prefixes
 from bqjax.sensitivity.programs import Predict, Prepared, Programs, checked_score
 
-__all__ = ["Evaluator", "Measured"]
+__all__ = ["Evaluator", "Measured", "Reached"]
 
 _AXIS = "candidates"
 
@@ -41,6 +41,18 @@ class _Call(NamedTuple):
     perturbation: Perturbation
     fixed: list[Any]
     arguments: tuple[Any, ...]
+
+
+class Reached(NamedTuple):
+    """What the network computes up to where some leaves are first used.
+
+    Attributes:
+      names: the leaves.
+      batches: of each batch what the rest of the network needs.
+    """
+
+    names: tuple[str, ...]
+    batches: list[list[jax.Array]]
 
 
 class Measured(NamedTuple):
@@ -77,6 +89,7 @@ class Evaluator:
 
     Attributes:
       shared: whether other processes take part in each call.
+      n_devices: of the mesh.
 
     Raises:
       ValueError: no batches, or a mesh that leaves out some of the processes.
@@ -101,6 +114,7 @@ class Evaluator:
         self._plain = jax.jit(checked)
         self._batches = list(batches)
         self._mesh = mesh if mesh is not None else hosts.default_mesh(_AXIS)
+        self.n_devices = self._mesh.size
         self.shared = hosts.is_shared(self._mesh)
         self._group = group
         self._programs = Programs(checked, self._mesh)
@@ -124,16 +138,23 @@ class Evaluator:
         """As :meth:`baseline`, with the examples' parts ``[1, n]`` where there are predictions."""
         # All batches are dispatched before the first result is waited for.
         results = hosts.fetch([self._plain(params, batch) for batch in self._batches])
-        metrics, count = self._means(results)
-        for metric, value in metrics.items():
+        for metric, value in self._means(results)[0].items():
             if not math.isfinite(value):
                 raise ValueError(f"the score's {metric!r} is {value} on the unperturbed network: repair the network or the score")
         # Padding is that of the unperturbed network: a perturbation does not change which examples count.
         self._counted = [None if own is None else np.asarray(own[1]) for _, _, own in results]
+        return self._whole(params, results)
+
+    def measure_whole(self, params: Any) -> Measured:
+        """As :meth:`measure_baseline`, of perturbed parameters: metrics may be NaN, and padding is the baseline's."""
+        return self._whole(params, hosts.fetch([self._plain(params, batch) for batch in self._batches]))
+
+    def _whole(self, params: Any, results: Sequence[Any]) -> Measured:
+        metrics, count = self._means(results)
         parts = None
-        if self._counted[0] is not None:
-            parts = np.concatenate([own[0][keep] for (_, _, own), keep in zip(results, self._counted, strict=True)])[None]
-            parts = self._gathered(parts[0])[None]
+        if results[0][2] is not None:
+            own = [own[0][keep] for (_, _, own), keep in zip(results, self._padding(params), strict=True)]
+            parts = self._gathered(np.concatenate(own))[None]
         return Measured([{metric: float(value) for metric, value in metrics.items()}], parts, float(count))
 
     def batch_metrics(self, params: Any) -> list[tuple[dict[str, float], float]]:
@@ -165,6 +186,7 @@ class Evaluator:
         *,
         context: Mapping[str, Any] | None = None,
         only: Sequence[int] | None = None,
+        reached: Reached | None = None,
     ) -> Measured:
         """Metrics under each candidate, and each example's part in one of them where there are predictions.
 
@@ -178,14 +200,19 @@ class Evaluator:
           candidates: pytrees of equal structure, shapes and dtypes.
           context: where given, ``context[name]`` is the third argument of the perturbation of a leaf (its gradient, say).
           only: numbers of the batches that are looked at; None takes all. One that counts no example is an error.
+          reached: :meth:`reach` of the same leaves, for parameters that differ in these alone; None computes it, or has it from
+            the last call.
 
         Raises:
-          ValueError: no candidates, or a leaf that does not exist or is named twice.
+          ValueError: no candidates, a leaf that does not exist or is named twice, or ``reached`` for other leaves.
         """
         names, leaves = tuple(names), named_leaves(params)
         _check(names, leaves, candidates)
         fixed = [leaf for name, leaf in leaves.items() if name not in names]
-        self._prefixes.forget_unless(names, fixed)
+        if reached is None:
+            self._prefixes.forget_unless(names, fixed)
+        elif reached.names != names:
+            raise ValueError(f"reached is for {', '.join(reached.names)}, not for {', '.join(names)}")
         chosen = list(range(len(self._batches))) if only is None else list(only)
         prepared = [self._programs.prepare(params, names, self._batches[i]) for i in chosen]
         varying = [leaves[name] for name in names]
@@ -197,13 +224,35 @@ class Evaluator:
             stacked, counts = jax.tree.map(partial(hosts.dealt, self._mesh), (stacked, counts))
         call = _Call(perturbation, fixed, (varying, extra, stacked, counts))
         if only is None and self._fit_together(prepared, fixed):
-            results = self._together(prepared[0], call)
+            results = self._together(prepared[0], call, reached)
         else:
-            results = hosts.fetch([self._one(i, own, call) for i, own in zip(chosen, prepared, strict=True)])
+            results = hosts.fetch([self._one(i, own, call, reached) for i, own in zip(chosen, prepared, strict=True)])
         means, count = self._means(results)
         means = {metric: value.reshape(-1)[places] for metric, value in means.items()}
         metrics = [{metric: float(value[i]) for metric, value in means.items()} for i in range(len(candidates))]
         return Measured(metrics, self._parts(params, results, chosen, places), float(np.max(count)))
+
+    def reach(self, params: Any, names: Sequence[str], after: Reached | None = None) -> Reached:
+        """The network up to where it first uses the named leaves: what :meth:`measure` begins with.
+
+        Args:
+          params: parameters.
+          names: leaves.
+          after: the same for leaves that are used earlier, from which the computation goes on; ``params`` may differ in those
+            leaves from what they were there, and in nothing else.
+        """
+        names, leaves = tuple(names), named_leaves(params)
+        found = []
+        for i, batch in enumerate(self._batches):
+            prepared, inputs = self._programs.prepare(params, names, batch), jax.tree.leaves(batch)
+            if after is None:
+                fixed = [leaf for name, leaf in leaves.items() if name not in names]
+                kept = prepared.prefix(prepared.constants, [*fixed, *inputs])
+            else:
+                onwards = self._programs.onwards(self._programs.prepare(params, after.names, batch), prepared)
+                kept = onwards(after.batches[i], prepared.constants, [*leaves.values(), *inputs])
+            found.append(kept)
+        return Reached(names, found)
 
     def depends_on(self, params: Any, name: str) -> bool:
         """Whether the score depends on a leaf at all."""
@@ -231,7 +280,7 @@ class Evaluator:
         size = sum(math.prod(k.shape) * k.dtype.itemsize for k in kept) + sum(np.asarray(x).nbytes for x in inputs)
         return 2 * size * len(prepared) <= self._prefixes.cache_bytes
 
-    def _together(self, prepared: Prepared, call: _Call) -> list[Any]:
+    def _together(self, prepared: Prepared, call: _Call, reached: Reached | None) -> list[Any]:
         """Sums and counts of all batches from one program.
 
         A perturbation is made once for all of them: on a large leaf it costs more than what lies behind the leaf.
@@ -239,20 +288,23 @@ class Evaluator:
 
         def stacked() -> Any:
             inputs = [jax.tree.leaves(batch) for batch in self._batches]
-            kept = [prepared.prefix(prepared.constants, [*call.fixed, *own]) for own in inputs]
+            kept = reached.batches if reached else [prepared.prefix(prepared.constants, [*call.fixed, *own]) for own in inputs]
             return jax.tree.map(lambda *xs: jnp.stack(xs), *zip(kept, inputs, strict=True))
 
-        kept, batches = self._prefixes.joint(stacked)
+        kept, batches = self._prefixes.on_devices(stacked()) if reached else self._prefixes.joint(stacked)
         constants, fixed = map(self._prefixes.remembered, (prepared.constants, call.fixed))
         suffix = self._programs.suffix(prepared, call.perturbation, joint=True)
         out = hosts.fetch(suffix(kept, constants, [fixed, batches], *call.arguments))
         # Batches are the axis behind those of the candidates: [devices, groups, group, batches, ...].
         return [jax.tree.map(lambda x, b=b: x[:, :, :, b], out) for b in range(len(self._batches))]
 
-    def _one(self, i: int, prepared: Prepared, call: _Call) -> Any:
+    def _one(self, i: int, prepared: Prepared, call: _Call, reached: Reached | None) -> Any:
         """Sums and counts of one batch."""
         inputs = jax.tree.leaves(self._batches[i])
-        kept = self._prefixes.alone(i, lambda: prepared.prefix(prepared.constants, [*call.fixed, *inputs]))
+        if reached is None:
+            kept = self._prefixes.alone(i, lambda: prepared.prefix(prepared.constants, [*call.fixed, *inputs]))
+        else:
+            kept = self._prefixes.on_devices(reached.batches[i])
         constants, fixed = map(self._prefixes.remembered, (prepared.constants, call.fixed))
         suffix = self._programs.suffix(prepared, call.perturbation, joint=False)
         return suffix(kept, constants, [*fixed, *self._prefixes.on_devices(inputs)], *call.arguments)
@@ -265,13 +317,17 @@ class Evaluator:
         """``[candidates, n]`` of the examples that count."""
         if results[0][2] is None:
             return None
-        if self._counted is None:
-            self.measure_baseline(params)
-        counted: list[Any] = self._counted or []
+        counted = self._padding(params)
         own = [np.asarray(parts[0])[..., counted[i]] for i, (_, _, parts) in zip(chosen, results, strict=True)]
         whole = np.concatenate(own, axis=-1)  # [devices, groups, group, n]
         whole = self._gathered(whole[None])[0]
         return whole.reshape(-1, whole.shape[-1])[places]
+
+    def _padding(self, params: Any) -> list[Any]:
+        """Of each batch which examples count."""
+        if self._counted is None:
+            self.measure_baseline(params)
+        return self._counted or []
 
     def _gathered(self, sums: np.ndarray) -> np.ndarray:
         if not self.shared:

@@ -2,8 +2,6 @@
 
 Every budget adds up the damage of single layers. Here the sum is compared with what pairs, and all parts together, really cost:
 under the same noise and on the same examples, so that the error of the comparison is far smaller than that of the drops.
-
-All pairs whose earlier leaf is the same share one prefix and one executable: the later leaf of a pair is a number of the candidate.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,16 +20,14 @@ from bqjax.core.journal import Journal, digest, packed, unpacked
 from bqjax.core.progress import Progress
 from bqjax.core.task import Predictions, Score, signed
 from bqjax.core.tree import named_leaves
-from bqjax.sensitivity.evaluator import Evaluator
-from bqjax.sensitivity.joint import Jointly, joint_of
+from bqjax.sensitivity.evaluator import Evaluator, Measured
+from bqjax.sensitivity.pair_scores import PairScores
 from bqjax.sensitivity.paired import Errors, errors_of, holm, p_values
 from bqjax.sensitivity.processes import SharedJournal, check_same
-from bqjax.sensitivity.sweep_rows import Candidate, SweepRow, point_of
+from bqjax.sensitivity.sweep_rows import Candidate, SweepRow
 from bqjax.sensitivity.sweep_run import Count, SweepRun, check_candidates, text_digest
 
 __all__ = ["Interactions", "PairRow", "interactions"]
-
-_CHUNK = 128
 
 
 class PairRow(NamedTuple):
@@ -137,14 +134,10 @@ def interactions(
         run = SweepRun(evaluator, params, candidates, key, metric, None, journal, count, predict is not None)
         singles = run.all_draws()
         found: dict[tuple[int, ...], Any] = {}
-        for names, members in _by_earlier(evaluator, params, candidates, [*asked, tuple(range(len(candidates)))]):
-            per_chunk = max(1, _CHUNK // draws)
-            for at in range(0, len(members), per_chunk):
-                chunk = members[at : at + per_chunk]
-                answered = journal.answered
-                for member, result in zip(chunk, _scored(run, names, chunk), strict=True):
-                    found[member] = result
-                count.add(len(chunk) * draws, journal.answered > answered, names[0])
+        scores, every = PairScores(run), tuple(range(len(candidates)))
+        for chunk, measure in scores.units(asked):
+            found |= zip(chunk, _journaled(run, chunk, measure), strict=True)
+        found[every] = _journaled(run, [every], partial(scores.together, every))[0]
     return _made(run, singles, asked, found, time.monotonic() - start)
 
 
@@ -172,39 +165,20 @@ def _checked(candidates: Sequence[Candidate], leaves: Any, pairs: Sequence[tuple
     return list(asked)
 
 
-def _by_earlier(
-    evaluator: Evaluator, params: Any, candidates: Sequence[Candidate], members: Sequence[tuple[int, ...]]
-) -> list[tuple[list[str], list[tuple[int, ...]]]]:
-    """Pairs by the leaf that the network uses first, with the names of all leaves that they perturb, that leaf first."""
-    depth = {c.leaf: evaluator.suffix_operations(params, c.leaf) for c in candidates}
-    groups: dict[tuple[str, int], list[tuple[int, ...]]] = {}
-    for member in members:
-        earliest = max((candidates[i].leaf for i in member), key=lambda leaf: depth[leaf])
-        groups.setdefault((earliest, len(member)), []).append(member)
-    made = []
-    for (earliest, _), own in groups.items():
-        others = dict.fromkeys(candidates[i].leaf for member in own for i in member)
-        made.append(([earliest, *(name for name in others if name != earliest)], own))
-    return made
-
-
-def _scored(run: SweepRun, names: Sequence[str], chunk: Sequence[tuple[int, ...]]) -> list[tuple[list[dict[str, float]], Any]]:
+def _journaled(
+    run: SweepRun, chunk: Sequence[tuple[int, ...]], measure: Callable[[], Measured]
+) -> list[tuple[list[dict[str, float]], Any]]:
     """Metrics of each draw of some pairs, and each example's parts ``[draws, n]``."""
-    candidates, leaves, draws = run.candidates, named_leaves(run.params), run.candidates[0].draws
+    candidates, draws = run.candidates, run.candidates[0].draws
     asked = [[candidates[i].described() for i in member] for member in chunk]
 
-    def measure() -> dict[str, Any]:
-        joint = []
-        for member in chunk:
-            places = [names.index(candidates[i].leaf) for i in member]
-            for draw in range(draws):
-                points = [point_of(candidates[i], draw, run.key, leaves[candidates[i].leaf].dtype) for i in member]
-                joint.append(joint_of(points, places))
-        places_of = {name: (np.int32(i), None) for i, name in enumerate(names)}
-        found = run.evaluator.measure(run.params, names, Jointly(candidates[0].perturbation), joint, context=places_of)
+    def measured() -> dict[str, Any]:
+        found = measure()
         return {"metrics": found.metrics, "parts": None if found.parts is None else packed(found.parts)}
 
-    value = run.journal.measure(text_digest(["jointly", run.metric if run.told else None, draws, *asked]), measure)
+    answered = run.journal.answered
+    value = run.journal.measure(text_digest(["jointly", run.metric if run.told else None, draws, *asked]), measured)
+    run.count.add(len(chunk) * draws, run.journal.answered > answered, candidates[chunk[0][0]].leaf)
     parts = None if value["parts"] is None else unpacked(value["parts"])
     cuts = [slice(i * draws, (i + 1) * draws) for i in range(len(chunk))]
     return [(value["metrics"][cut], None if parts is None else parts[cut]) for cut in cuts]

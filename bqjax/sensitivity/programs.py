@@ -166,6 +166,14 @@ class Programs:
             self._prepared[structure, names] = Prepared(parts, order, compiled)
         return self._prepared[structure, names]
 
+    def onwards(self, earlier: Prepared, later: Prepared) -> Timed:
+        """:meth:`~bqjax.sensitivity.slicing.Split.onwards` of one split to another of the same program, compiled."""
+        links, to = earlier.compiled.links, later.parts.varying
+        if to not in links:
+            links[to] = Timed(partial(earlier.compiled.parts.onwards, later.compiled.parts))
+        self._timed.setdefault(links[to], links[to].compile_seconds)
+        return links[to]
+
     def suffix(self, prepared: Prepared, perturbation: Perturbation, joint: bool) -> Timed:
         """:func:`~bqjax.sensitivity.candidates.score_candidates` for this perturbation, compiled."""
         compiled, asked = prepared.compiled, (perturbation, joint, prepared.order)

@@ -206,6 +206,21 @@ class Split:
         _run(self.suffix_steps, env)
         return jax.tree.unflatten(program.out_tree, [_read(env, atom) for atom in program.outputs])
 
+    def onwards(self, later: Split, kept: Sequence[Any], constants: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        """What ``later.prefix`` gives, from what :meth:`prefix` gave: the steps between two cuts of one program. Traceable.
+
+        Args:
+          later: the same program split at other inputs.
+          kept: from :meth:`prefix`. The inputs that vary here may have changed since.
+          constants: as in :meth:`prefix`.
+          inputs: all flattened inputs, those that vary among them.
+        """
+        program = self.program
+        env = {**dict(zip(program.constants, constants, strict=True)), **dict(zip(program.inputs, inputs, strict=True))}
+        env.update(zip(self.kept, kept, strict=True))
+        _run(_needed(later.prefix_steps, later.kept, known=env), env)
+        return [env[v] for v in later.kept]
+
 
 def _operations(equation: Any) -> float:
     """Products of convolutions and matrices, and the results of everything else."""
@@ -230,14 +245,15 @@ def _run(steps: Sequence[_Step], env: dict[int, Any]) -> None:
         env.update(zip(outputs, bind(equation, [_read(env, a) for a in inputs]), strict=True))
 
 
-def _needed(steps: Sequence[_Step], wanted: Collection[int]) -> tuple[_Step, ...]:
-    """The steps without which ``wanted`` cannot be had."""
-    live = set(wanted)
+def _needed(steps: Sequence[_Step], wanted: Collection[int], known: Collection[int] = ()) -> tuple[_Step, ...]:
+    """The steps without which ``wanted`` cannot be had from what is known."""
+    known = set(known)
+    live = set(wanted) - known
     needed = []
     for step in reversed(steps):
         if live.intersection(step.outputs):
             needed.append(step)
-            live.update(_variables(step.inputs))
+            live.update(v for v in _variables(step.inputs) if v not in known)
     return tuple(needed[::-1])
 
 

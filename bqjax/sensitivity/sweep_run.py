@@ -16,7 +16,7 @@ from bqjax.core.journal import Journal, packed, unpacked
 from bqjax.core.progress import Progress
 from bqjax.core.task import signed
 from bqjax.core.tree import check_finite, named_leaves
-from bqjax.sensitivity.evaluator import Evaluator, Measured
+from bqjax.sensitivity.evaluator import Evaluator, Measured, Reached
 from bqjax.sensitivity.joint import Jointly, joint_of
 from bqjax.sensitivity.perturb import NoiseCandidate, Perturbation, mirrors
 from bqjax.sensitivity.rounds import Rounds, run_rounds
@@ -140,6 +140,7 @@ class SweepRun:
       count: of what is done.
       told: see ``evaluator``.
       unused: leaves that the score does not depend on.
+      programs: of each leaf and perturbation.
       evaluations: perturbed networks that were scored, in passes over all examples.
     """
 
@@ -159,7 +160,7 @@ class SweepRun:
         self._leaves = named_leaves(self.params)
         self.baseline: dict[str, float] = self.journal.measure("baseline", lambda: self.evaluator.baseline(self.params))
         signed(self.baseline, self.metric)  # names the metric that does not exist
-        self._programs = shared_programs(self.evaluator, self.params, self.candidates)
+        self.programs = shared_programs(self.evaluator, self.params, self.candidates)
 
     @cached_property
     def _own(self) -> tuple[np.ndarray, float]:
@@ -182,7 +183,7 @@ class SweepRun:
         """As :func:`by_program`, leaves of a program one after the other: they share a prefix, too."""
         groups = by_program(self.candidates, self._leaves, places)
         first = {name: i for i, name in reversed(list(enumerate(self._leaves)))}
-        return sorted(groups, key=lambda group: min(first[name] for name in self._programs[group[0]].names))
+        return sorted(groups, key=lambda group: min(first[name] for name in self.programs[group[0]].names))
 
     # --- every draw ------------------------------------------------------------------------------------------------------
 
@@ -222,24 +223,31 @@ class SweepRun:
             return self.journal.measure(earlier, list), None
 
         def measure() -> dict[str, Any]:
-            points = [point_of(candidate, draw, self.key, self._leaves[name].dtype) for candidate, draw in chunk]
-            found = self.measure(name, perturbation, points)
+            points = [(name, point_of(candidate, draw, self.key, self._leaves[name].dtype)) for candidate, draw in chunk]
+            found = self.measure(self.programs[name, perturbation], points)
             return {"metrics": found.metrics, "parts": None if found.parts is None else packed(found.parts)}
 
         value = self.journal.measure(text_digest(["common noise", self.metric if self.told else None, *asked]), measure)
         return value["metrics"], None if value["parts"] is None else unpacked(value["parts"])
 
     def measure(
-        self, name: str, perturbation: Perturbation, points: Sequence[NoiseCandidate], only: Sequence[int] | None = None
+        self,
+        program: Program,
+        asked: Sequence[tuple[str, NoiseCandidate]],
+        only: Sequence[int] | None = None,
+        reached: Reached | None = None,
+        params: Any = None,
     ) -> Measured:
-        """Draws of candidates of one leaf and perturbation, on all batches or some."""
-        names = self._programs[name, perturbation].names
+        """Draws of candidates of one program, each with its leaf, on all batches or some; ``params`` for the sweep's own."""
+        params = self.params if params is None else params
+        names, perturbation = program
+        engine = partial(self.evaluator.measure, params, names, only=only, reached=reached)
         if len(names) == 1:
-            return self.evaluator.measure(self.params, names, perturbation, points, context=self.context, only=only)
+            return engine(perturbation, [point for _, point in asked], context=self.context)
         own = dict.fromkeys(names) if self.context is None else self.context
         context = {leaf: (np.int32(i), own[leaf]) for i, leaf in enumerate(names)}
-        joint = [joint_of([point], [names.index(name)]) for point in points]
-        return self.evaluator.measure(self.params, names, Jointly(perturbation), joint, context=context, only=only)
+        joint = [joint_of([point], [names.index(name)]) for name, point in asked]
+        return engine(Jointly(perturbation), joint, context=context)
 
     def differences(self, parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
         """``[draws, n]`` of what each example adds to the drop of each draw."""
@@ -301,8 +309,8 @@ class SweepRun:
         for t, block in enumerate(order, first):
             # Noise and its mirror image: what is of first order in it cancels, which is most of what draws differ by.
             draws = [(t, False), (t, True)] if mirrors(perturbation) else [(ROUND_DRAWS * t + i, False) for i in range(ROUND_DRAWS)]
-            points = [point_of(c, draw, self.key, dtype, mirrored=mirrored) for c in chosen for draw, mirrored in draws]
-            found.append(self.measure(name, perturbation, points, [block]).metrics)
+            points = [(name, point_of(c, draw, self.key, dtype, mirrored=mirrored)) for c in chosen for draw, mirrored in draws]
+            found.append(self.measure(self.programs[name, perturbation], points, [block]).metrics)
         return found
 
     def _raced_row(self, race: Rounds, i: int, changes: Mapping[str, Sequence[float]]) -> SweepRow:

@@ -277,6 +277,23 @@ def test_nothing_is_kept_without_room():
         assert score.computed == computed
 
 
+def test_what_was_reached_is_gone_on_from():
+    # One leaf perturbed before the call, one by it; the network up to the first is not computed again.
+    params, score, batches = cnn()
+    leaves, evaluator = named_leaves(params), engine("cnn")
+    first = evaluator.reach(params, ["conv/kernel"])
+    changed = replace(params, {"conv/kernel": leaves["conv/kernel"] * 1.5})
+    names = ["layers/0/kernel"]
+    second = evaluator.reach(changed, names, after=first)
+    got = evaluator.measure(changed, names, Noise("gaussian"), noise(2), reached=second).metrics
+    close(got, by_hand(changed, score, batches, names, Noise("gaussian"), noise(2)))
+    # The leaf of the cut itself may have changed as well.
+    got = evaluator.measure(changed, ["conv/kernel"], Noise("gaussian"), noise(2), reached=first).metrics
+    close(got, by_hand(changed, score, batches, ["conv/kernel"], Noise("gaussian"), noise(2)))
+    with pytest.raises(ValueError, match="reached is for conv/kernel, not for layers/0/kernel"):
+        evaluator.measure(changed, names, Noise("gaussian"), noise(1), reached=first)
+
+
 # --- errors ------------------------------------------------------------------------------------------------------------
 
 
@@ -304,6 +321,8 @@ def on_devices(committed=False):
         # Fewer candidates than devices, and more, but no multiple of them.
         for n in (1, 7):
             found[f"{model} {n}"] = engine(model).scores(params, [leaf], Noise("gaussian"), noise(n))
+        reached = engine(model).reach(params, [leaf])
+        found[f"{model} reached"] = engine(model).measure(params, [leaf], Noise("gaussian"), noise(2), reached=reached).metrics
     return found
 
 

@@ -50,9 +50,10 @@ CANDIDATES = [
 
 
 @functools.cache
-def measured():
+def measured(group=None):
+    """Pairs as candidates side by side; with ``group=1`` each on top of its earlier half."""
     params, batches = network()
-    return interactions(score, params, batches, CANDIDATES, key=KEY, predict=predict)
+    return interactions(score, params, batches, CANDIDATES, key=KEY, predict=predict, group=group)
 
 
 def by_hand(members):
@@ -71,8 +72,9 @@ def by_hand(members):
     return np.array(found)
 
 
-def test_pairs_are_those_of_a_plain_loop():
-    found = measured()
+@pytest.mark.parametrize("group", [None, 1])
+def test_pairs_are_those_of_a_plain_loop(group):
+    found = measured(group)
     assert [(row.first, row.second) for row in found.pairs] == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
     for row in found.pairs:
         both, alone = by_hand((row.first, row.second)), by_hand((row.first,)) + by_hand((row.second,))
@@ -107,7 +109,8 @@ def test_without_predictions_errors_are_over_draws():
     assert row.error == pytest.approx(excess.mean(1).std(ddof=1) / DRAWS**0.5, rel=1e-3)
 
 
-def test_it_goes_on_where_it_was(tmp_path):
+@pytest.mark.parametrize("group", [None, 1])
+def test_it_goes_on_where_it_was(tmp_path, group):
     params, batches = network()
     state = str(tmp_path / "state")
 
@@ -116,9 +119,9 @@ def test_it_goes_on_where_it_was(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interactions(score, params, batches, CANDIDATES, key=KEY, predict=predict, state_path=state, progress=stop)
-    again = interactions(score, params, batches, CANDIDATES, key=KEY, predict=predict, state_path=state)
-    assert again.n_resumed >= 3 * DRAWS and again.pairs == measured().pairs
+        interactions(score, params, batches, CANDIDATES, key=KEY, predict=predict, state_path=state, progress=stop, group=group)
+    again = interactions(score, params, batches, CANDIDATES, key=KEY, predict=predict, state_path=state, group=group)
+    assert again.n_resumed >= 3 * DRAWS and again.pairs == measured(group).pairs
 
 
 @pytest.mark.parametrize(

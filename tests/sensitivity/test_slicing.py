@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -407,3 +409,29 @@ def test_a_program_serves_other_values_of_one_shape():
     parts, constants = parts_of(mlp, ({"a": W1, "b": W2}, X), [1])
     got = run(parts, constants, (W2, W1, 3 * X), [W1])
     np.testing.assert_allclose(got, mlp({"a": W2, "b": W1}, 3 * X), rtol=1e-5)
+
+
+def test_from_one_cut_to_the_next():
+    # A residual branch and two parallel products: what the later cut needs is partly kept by the earlier one, partly not.
+    def function(p, x):
+        h = jnp.tanh(x @ p["a"])
+        q, k = h @ p["b"], h @ p["c"]
+        return (jnp.tanh(q) * k @ p["d"] + h + x).sum()
+
+    p = {name: normal(4, 4) for name in "abcd"}
+    program = trace(function, p, X)
+    changed = {name: value + 1 for name, value in p.items()}
+    for earlier, later in itertools.permutations(range(4), 2):
+        first, second = split(program, [earlier]), split(program, [later])
+        flat = [*p.values(), X]
+        kept = first.prefix([], [v for i, v in enumerate(flat) if i != earlier])
+        flat[earlier] = [*changed.values()][earlier]
+        expected = second.prefix([], [v for i, v in enumerate(flat) if i != later])
+        got = jax.jit(partial(first.onwards, second))(kept, [], flat)
+        assert len(got) == len(expected)
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    # From ``b`` to ``c`` it is what ``b`` changes alone: a product and its tanh.
+    b, c = split(program, [1]), split(program, [2])
+    made = jax.make_jaxpr(partial(b.onwards, c))(b.prefix([], [p["a"], p["c"], p["d"], X]), [], [*p.values(), X])
+    assert [e.primitive.name for e in made.eqns] == ["dot_general", "tanh"]
