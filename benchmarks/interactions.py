@@ -1,6 +1,7 @@
-"""Do damages add up on a small language model, and does a budget that knows the pairs do better? At several magnitudes of noise.
+"""Do damages add up in a transformer, and does a budget that knows the pairs do better? At several magnitudes of noise.
 
 python benchmarks/interactions.py --data DIR
+python benchmarks/interactions.py --data DIR --model minilm
 
 Pairs are measured on calibration data. A budget then takes the set of matrices with most weights whose expected damage stays below
 a limit, once by the sum of single damages and once with the interactions of its pairs; what a set really costs is measured on test
@@ -22,16 +23,30 @@ from bqjax.experiment.sweep import first_examples
 from bqjax.sensitivity.pairs import Interactions, interactions
 from bqjax.sensitivity.perturb import Noise
 from bqjax.sensitivity.sweep_rows import Candidate, point_of
+from train.tasks.sentences import sts_task
 from train.tasks.stories import stories_task
 
-MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
+BLOCKS = {  # a task, its metric here, and matrices of one block
+    "stories": (
+        stories_task,
+        "-nats",
+        "model.layers.{}.{}.weight",
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj"),
+    ),
+    "minilm": (
+        sts_task,
+        "-loss",
+        "encoder.layer.{}.{}.weight",
+        ("attention.self.query", "attention.self.key", "attention.self.value", "intermediate.dense", "output.dense"),
+    ),
+}
 LIMITS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)  # parts of what all together cost
 
 
 class Sets:
     """Damage of sets of candidates on test data, under noise that no pair was measured with; measured once each."""
 
-    def __init__(self, task: Any, batches: Any, asked: list[Candidate], key: jax.Array, draws: int):
+    def __init__(self, task: Any, metric: str, batches: Any, asked: list[Candidate], key: jax.Array, draws: int):
         leaves, self._known = named_leaves(task.params), dict[int, float]()
         self._batches, self._draws, self._n = batches, draws, len(asked)
         noise = Noise("gaussian")
@@ -42,7 +57,7 @@ class Sets:
             changed = {c.leaf: noise(leaves[c.leaf], point) for c, point in zip(asked, points, strict=True)}
             return task.score(replace(task.params, changed), batch)
 
-        self._score, self._metric = jax.jit(score), task.metric.removeprefix("-")
+        self._score, self._metric = jax.jit(score), metric.removeprefix("-")
 
     def __call__(self, members: int) -> float:
         if members not in self._known:
@@ -72,9 +87,10 @@ def chosen(found: Interactions, sizes: np.ndarray, limit: float, pairs: bool) ->
 def at(task: Any, level: float, args: argparse.Namespace) -> dict[str, Any]:
     """Interactions at one magnitude, and budgets by both sums."""
     leaves = named_leaves(task.params)
-    names = [f"model.layers.{args.block}.{x}.weight" for x in args.matrices]
+    _, metric, named, matrices = BLOCKS[args.model]
+    names = [named.format(args.block, x) for x in args.matrices or matrices]
     asked = [Candidate(leaf=x, magnitude=level * float(np.std(leaves[x])), draws=args.draws) for x in names]
-    calibration, test = first_examples(task.calibration, args.stories), first_examples(task.test, args.stories)
+    calibration, test = first_examples(task.calibration, args.examples), first_examples(task.test, args.examples)
     state = None if args.state is None else f"{args.state}.{level:g}"
     found = interactions(
         task.score,
@@ -82,7 +98,7 @@ def at(task: Any, level: float, args: argparse.Namespace) -> dict[str, Any]:
         calibration,
         asked,
         key=jax.random.key(0),
-        metric=task.metric,
+        metric=metric,
         predict=task.predict,
         state_path=state,
     )
@@ -95,7 +111,7 @@ def at(task: Any, level: float, args: argparse.Namespace) -> dict[str, Any]:
         f"{found.together[1]:.4f}, beyond the sum {found.excess[0]:+.4f} ± {found.excess[1]:.4f}",
         flush=True,
     )
-    sizes, real = np.array([np.size(leaves[x]) for x in names]), Sets(task, test, asked, jax.random.key(1), args.draws)
+    sizes, real = np.array([np.size(leaves[x]) for x in names]), Sets(task, metric, test, asked, jax.random.key(1), args.draws)
     budgets = []
     for part in LIMITS:
         limit = part * found.together[0]
@@ -118,15 +134,18 @@ def at(task: Any, level: float, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with lm/stories260k/")
+    parser.add_argument("--data", type=Path, required=True, help="folder with lm/stories260k/, or with text/ and minilm/")
+    parser.add_argument("--model", choices=list(BLOCKS), default="stories")
     parser.add_argument("--levels", type=float, nargs="+", default=[0.2, 0.4], help="of noise, in standard deviations")
-    parser.add_argument("--stories", type=int, default=40)
+    parser.add_argument(
+        "--examples", type=int, default=40, help="stories, or rows of 128 tokens with about 4 pairs of sentences each"
+    )
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--block", type=int, default=2, help="whose matrices are perturbed")
-    parser.add_argument("--matrices", nargs="+", default=MATRICES)
+    parser.add_argument("--matrices", nargs="+")
     parser.add_argument("--state", type=Path, help="go on from files of this name")
     args = parser.parse_args()
-    task = stories_task(args.data)
+    task = BLOCKS[args.model][0](args.data)
     print(json.dumps({"interactions": {f"{level:g}": at(task, level, args) for level in args.levels}}))
 
 

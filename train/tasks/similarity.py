@@ -68,6 +68,11 @@ def jackknife_values(x: jax.Array, y: jax.Array, counted: jax.Array) -> jax.Arra
     return jnp.where(counted, n * spearman(x, y, counted) - (n - 1) * left, 0)
 
 
+def _errors(cosine: jax.Array, said: jax.Array, counted: jax.Array) -> jax.Array:
+    """Squared errors of a line through 0, for which similarities of 0 to 5 are cosines of 0 to 1."""
+    return jnp.where(counted, jnp.square(cosine - said / 5), 0)
+
+
 def similarity_score(cosines: Cosines) -> Score:
     """The score of a whole set of pairs: ``"spearman"``, times their number, and ``"loss"``, the squared error of a line through 0.
 
@@ -77,18 +82,21 @@ def similarity_score(cosines: Cosines) -> Score:
     def score(params: Any, batch: Any) -> tuple[dict[str, jax.Array], jax.Array]:
         cosine, said, counted = cosines(params, batch)
         n = counted.sum().astype(jnp.float32)
-        error = jnp.where(counted, jnp.square(cosine - said / 5), 0)
-        return {"spearman": n * spearman(cosine, said, counted), "loss": error.sum()}, n
+        return {"spearman": n * spearman(cosine, said, counted), "loss": _errors(cosine, said, counted).sum()}, n
 
     return score
 
 
 def similarity_predict(cosines: Cosines) -> Callable[[Any, Any], Predictions]:
-    """Predictions: in which tenth of 0 to 1 a pair's cosine lies (right where the given similarity does), and jackknife values."""
+    """Predictions: in which tenth of 0 to 1 a pair's cosine lies (right where the given similarity does).
+
+    What each pair adds is its squared error for the loss, and its jackknife value for the correlation.
+    """
 
     def predict(params: Any, batch: Any) -> Predictions:
         cosine, said, counted = cosines(params, batch)
         tenth, given = (jnp.floor(10 * x).astype(jnp.int32) for x in (cosine, said / 5))
-        return Predictions(tenth, tenth == given, counted, {"spearman": jackknife_values(cosine, said, counted)})
+        sums = {"spearman": jackknife_values(cosine, said, counted), "loss": _errors(cosine, said, counted)}
+        return Predictions(tenth, tenth == given, counted, sums)
 
     return predict

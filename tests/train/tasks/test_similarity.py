@@ -59,6 +59,9 @@ def test_a_set_is_scored_as_one():
     before, after = score_on(task, task.params, task.test), score_on(task, {"noise": jnp.float32(0.3)}, task.test)
     assert before.n_examples == 37 == len(before.parts) == len(before.predictions)
     cosine = [np.tanh(said / 5 + scale * noise[0])[:37] for scale in (0.1, 0.3)]
+    error = np.square(cosine[0] - said[:37] / 5)
+    np.testing.assert_allclose(before.metrics["loss"], error.mean(), rtol=1e-5)
+    np.testing.assert_allclose(task.predict(task.params, batch).sums["loss"][:37], error, rtol=1e-4, atol=1e-7)
     rho = [scipy.stats.spearmanr(c, said[:37])[0] for c in cosine]
     np.testing.assert_allclose([before.metrics["spearman"], after.metrics["spearman"]], rho, atol=1e-5)
     left = [[scipy.stats.spearmanr(np.delete(c, i), np.delete(said[:37], i))[0] for i in range(37)] for c in cosine]
