@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from bqjax.sensitivity.perturb import NoiseCandidate, Perturbation
 from bqjax.sensitivity.slicing import Split
 
-__all__ = ["Timed", "deal", "score_candidates"]
+__all__ = ["Timed", "deal", "score_candidates", "stacked"]
 
 _LEAST_SLOTS = 5  # as a power of two
 
@@ -37,6 +37,29 @@ class Timed:
             self._compiled[shapes] = self._jitted.lower(*args).compile()
             self.compile_seconds += time.monotonic() - start
         return self._compiled[shapes](*args)
+
+
+def stacked(xs: Sequence[Any], order: Any = None, shape: Sequence[int] | None = None) -> Any:
+    """Arrays of one shape as one.
+
+    Numbers of NumPy and keys are put together by NumPy: a handful of JAX's eager operations takes longer than a small batch does.
+
+    Args:
+      xs: not empty.
+      order: which of them are taken, ``[n]``; None takes all as they come.
+      shape: of the axes in front, in place of ``n``.
+    """
+    order = np.arange(len(xs)) if order is None else order
+    shape = (len(order),) if shape is None else shape
+    keys = all(isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in xs)
+    if keys:
+        data: Any = np.stack([np.asarray(jax.random.key_data(x)) for x in xs])
+    elif all(isinstance(x, np.ndarray | np.generic) and jax.dtypes.canonicalize_dtype(x.dtype) == x.dtype for x in xs):
+        data = np.stack(xs)
+    else:
+        data = jnp.stack(xs)
+    data = data[order].reshape(*shape, *data.shape[1:])
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(xs[0])) if keys else data
 
 
 def deal(candidates: Sequence[Any], n_devices: int, group: int) -> tuple[Any, np.ndarray, np.ndarray]:
@@ -61,10 +84,9 @@ def deal(candidates: Sequence[Any], n_devices: int, group: int) -> tuple[Any, np
     places = (device * groups + slot // group) * group + slot % group
     source = np.zeros(n_devices * groups * group, np.int64)
     source[places] = index
-    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *candidates)
-    stacked = jax.tree.map(lambda x: x[source].reshape(n_devices, groups, group, *x.shape[1:]), stacked)
+    arrays = jax.tree.map(lambda *xs: stacked(xs, source, (n_devices, groups, group)), *candidates)
     counts = -(-np.bincount(device, minlength=n_devices) // group)
-    return stacked, counts.astype(np.int32), places
+    return arrays, counts.astype(np.int32), places
 
 
 def score_candidates(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bqjax.sensitivity.candidates import stacked
 from bqjax.sensitivity.perturb import NoiseCandidate, Perturbation
 
 __all__ = ["Joint", "Jointly", "joint_of"]
@@ -53,4 +54,4 @@ class Jointly:
 
 def joint_of(points: Sequence[NoiseCandidate], places: Sequence[int]) -> Joint:
     """Some candidates as one, each with the place of its leaf."""
-    return Joint(jax.tree.map(lambda *xs: jnp.stack(xs), *points), np.array(places, np.int32))
+    return Joint(jax.tree.map(lambda *xs: stacked(xs), *points), np.array(places, np.int32))

@@ -88,9 +88,15 @@ def point_of(candidate: Candidate, draw: int, key: jax.Array, dtype: Any, *, mir
       mirrored: the noise with the opposite sign (antithetic variates), of perturbations for which that is another magnitude.
     """
     number = np.promote_types(dtype, np.float32).type
-    own = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(candidate.noise().encode())), draw)
+    own = _folded(key, np.uint32(zlib.crc32(candidate.noise().encode())), np.uint32(draw))
     magnitude = -candidate.magnitude if mirrored else candidate.magnitude
     return NoiseCandidate(number(candidate.lower), number(candidate.upper), number(magnitude), own)
+
+
+@jax.jit
+def _folded(key: jax.Array, noise: Any, draw: Any) -> jax.Array:
+    # Compiled: a race makes thousands of keys, and two eager operations take as long as a layer.
+    return jax.random.fold_in(jax.random.fold_in(key, noise), draw)
 
 
 @dataclass(frozen=True)
