@@ -35,14 +35,6 @@ __all__ = ["Evaluator", "Measured", "Reached"]
 _AXIS = "candidates"
 
 
-class _Call(NamedTuple):
-    """What all batches of a call share: the leaves that stay, and the last arguments of ``score_candidates``."""
-
-    perturbation: Perturbation
-    fixed: list[Any]
-    arguments: tuple[Any, ...]
-
-
 class Reached(NamedTuple):
     """What the network computes up to where some leaves are first used.
 
@@ -53,6 +45,15 @@ class Reached(NamedTuple):
 
     names: tuple[str, ...]
     batches: list[list[jax.Array]]
+
+
+class _Call(NamedTuple):
+    """What all batches of a call share: the leaves that stay, prefixes where given, the last arguments of ``score_candidates``."""
+
+    perturbation: Perturbation
+    fixed: list[Any]
+    reached: Reached | None
+    arguments: tuple[Any, ...]
 
 
 class Measured(NamedTuple):
@@ -153,9 +154,15 @@ class Evaluator:
         metrics, count = self._means(results)
         parts = None
         if results[0][2] is not None:
-            own = [own[0][keep] for (_, _, own), keep in zip(results, self._padding(params), strict=True)]
+            own = [own[0][keep] for (_, _, own), keep in zip(results, self.padding(params), strict=True)]
             parts = self._gathered(np.concatenate(own))[None]
         return Measured([{metric: float(value) for metric, value in metrics.items()}], parts, float(count))
+
+    def padding(self, params: Any) -> list[Any]:
+        """Of each batch which examples count ``[n]``, as the first network says that is asked: the unperturbed one."""
+        if self._counted is None:
+            self.measure_baseline(params)
+        return self._counted or []
 
     def batch_metrics(self, params: Any) -> list[tuple[dict[str, float], float]]:
         """Metrics of ``params`` on each batch by itself, and what its sums are divided by; 0 of a batch that is all padding."""
@@ -222,11 +229,11 @@ class Evaluator:
         if self._mesh.size > 1:
             varying, extra = self._prefixes.on_devices((varying, extra))
             stacked, counts = jax.tree.map(partial(hosts.dealt, self._mesh), (stacked, counts))
-        call = _Call(perturbation, fixed, (varying, extra, stacked, counts))
+        call = _Call(perturbation, fixed, reached, (varying, extra, stacked, counts))
         if only is None and self._fit_together(prepared, fixed):
-            results = self._together(prepared[0], call, reached)
+            results = self._together(prepared[0], call)
         else:
-            results = hosts.fetch([self._one(i, own, call, reached) for i, own in zip(chosen, prepared, strict=True)])
+            results = hosts.fetch([self._one(i, own, call) for i, own in zip(chosen, prepared, strict=True)])
         means, count = self._means(results)
         means = {metric: value.reshape(-1)[places] for metric, value in means.items()}
         metrics = [{metric: float(value[i]) for metric, value in means.items()} for i in range(len(candidates))]
@@ -280,7 +287,7 @@ class Evaluator:
         size = sum(math.prod(k.shape) * k.dtype.itemsize for k in kept) + sum(np.asarray(x).nbytes for x in inputs)
         return 2 * size * len(prepared) <= self._prefixes.cache_bytes
 
-    def _together(self, prepared: Prepared, call: _Call, reached: Reached | None) -> list[Any]:
+    def _together(self, prepared: Prepared, call: _Call) -> list[Any]:
         """Sums and counts of all batches from one program.
 
         A perturbation is made once for all of them: on a large leaf it costs more than what lies behind the leaf.
@@ -288,23 +295,24 @@ class Evaluator:
 
         def stacked() -> Any:
             inputs = [jax.tree.leaves(batch) for batch in self._batches]
-            kept = reached.batches if reached else [prepared.prefix(prepared.constants, [*call.fixed, *own]) for own in inputs]
+            known = call.reached.batches if call.reached else None
+            kept = known or [prepared.prefix(prepared.constants, [*call.fixed, *own]) for own in inputs]
             return jax.tree.map(lambda *xs: jnp.stack(xs), *zip(kept, inputs, strict=True))
 
-        kept, batches = self._prefixes.on_devices(stacked()) if reached else self._prefixes.joint(stacked)
+        kept, batches = self._prefixes.on_devices(stacked()) if call.reached else self._prefixes.joint(stacked)
         constants, fixed = map(self._prefixes.remembered, (prepared.constants, call.fixed))
         suffix = self._programs.suffix(prepared, call.perturbation, joint=True)
         out = hosts.fetch(suffix(kept, constants, [fixed, batches], *call.arguments))
         # Batches are the axis behind those of the candidates: [devices, groups, group, batches, ...].
         return [jax.tree.map(lambda x, b=b: x[:, :, :, b], out) for b in range(len(self._batches))]
 
-    def _one(self, i: int, prepared: Prepared, call: _Call, reached: Reached | None) -> Any:
+    def _one(self, i: int, prepared: Prepared, call: _Call) -> Any:
         """Sums and counts of one batch."""
         inputs = jax.tree.leaves(self._batches[i])
-        if reached is None:
+        if call.reached is None:
             kept = self._prefixes.alone(i, lambda: prepared.prefix(prepared.constants, [*call.fixed, *inputs]))
         else:
-            kept = self._prefixes.on_devices(reached.batches[i])
+            kept = self._prefixes.on_devices(call.reached.batches[i])
         constants, fixed = map(self._prefixes.remembered, (prepared.constants, call.fixed))
         suffix = self._programs.suffix(prepared, call.perturbation, joint=False)
         return suffix(kept, constants, [*fixed, *self._prefixes.on_devices(inputs)], *call.arguments)
@@ -317,17 +325,11 @@ class Evaluator:
         """``[candidates, n]`` of the examples that count."""
         if results[0][2] is None:
             return None
-        counted = self._padding(params)
+        counted = self.padding(params)
         own = [np.asarray(parts[0])[..., counted[i]] for i, (_, _, parts) in zip(chosen, results, strict=True)]
         whole = np.concatenate(own, axis=-1)  # [devices, groups, group, n]
         whole = self._gathered(whole[None])[0]
         return whole.reshape(-1, whole.shape[-1])[places]
-
-    def _padding(self, params: Any) -> list[Any]:
-        """Of each batch which examples count."""
-        if self._counted is None:
-            self.measure_baseline(params)
-        return self._counted or []
 
     def _gathered(self, sums: np.ndarray) -> np.ndarray:
         if not self.shared:

@@ -92,6 +92,8 @@ class PairScores:
 
     def _perturbed(self, member: Member, draw: int) -> Any:
         """The parameters with some candidates' perturbations."""
+        if self._run.told:
+            self._run.evaluator.padding(self._run.params)  # before the network is asked that may be broken
         new = {}
         for name in dict.fromkeys(map(self._leaf, member)):
             own = [self._point(i, draw) for i in member if self._leaf(i) == name]

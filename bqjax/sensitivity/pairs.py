@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bqjax.core.journal import Journal, digest, packed, unpacked
+from bqjax.core.journal import Journal, digest
 from bqjax.core.progress import Progress
 from bqjax.core.task import Predictions, Score, signed
 from bqjax.core.tree import named_leaves
@@ -130,14 +130,16 @@ def interactions(
         check_same({**fingerprint, "candidates": text_digest([(c.described(), c.draws) for c in candidates])})
     draws = candidates[0].draws
     with (SharedJournal if evaluator.shared else Journal)(state_path, fingerprint) as journal:
-        count = Count((len(candidates) + len(asked) + 1) * draws, start, progress)
+        every = tuple(range(len(candidates)))
+        count = Count((len(candidates) + len(asked) + (every not in asked)) * draws, start, progress)
         run = SweepRun(evaluator, params, candidates, key, metric, None, journal, count, predict is not None)
         singles = run.all_draws()
         found: dict[tuple[int, ...], Any] = {}
-        scores, every = PairScores(run), tuple(range(len(candidates)))
+        scores = PairScores(run)
         for chunk, measure in scores.units(asked):
             found |= zip(chunk, _journaled(run, chunk, measure), strict=True)
-        found[every] = _journaled(run, [every], partial(scores.together, every))[0]
+        if every not in found:
+            found[every] = _journaled(run, [every], partial(scores.together, every))[0]
     return _made(run, singles, asked, found, time.monotonic() - start)
 
 
@@ -172,16 +174,11 @@ def _journaled(
     candidates, draws = run.candidates, run.candidates[0].draws
     asked = [[candidates[i].described() for i in member] for member in chunk]
 
-    def measured() -> dict[str, Any]:
-        found = measure()
-        return {"metrics": found.metrics, "parts": None if found.parts is None else packed(found.parts)}
-
     answered = run.journal.answered
-    value = run.journal.measure(text_digest(["jointly", run.metric if run.told else None, draws, *asked]), measured)
+    metrics, parts = run.journaled(["jointly", run.metric if run.told else None, draws, *asked], measure)
     run.count.add(len(chunk) * draws, run.journal.answered > answered, candidates[chunk[0][0]].leaf)
-    parts = None if value["parts"] is None else unpacked(value["parts"])
     cuts = [slice(i * draws, (i + 1) * draws) for i in range(len(chunk))]
-    return [(value["metrics"][cut], None if parts is None else parts[cut]) for cut in cuts]
+    return [(metrics[cut], None if parts is None else parts[cut]) for cut in cuts]
 
 
 def _made(

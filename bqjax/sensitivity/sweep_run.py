@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -222,12 +222,20 @@ class SweepRun:
         if earlier in self.journal:
             return self.journal.measure(earlier, list), None
 
-        def measure() -> dict[str, Any]:
+        def measure() -> Measured:
             points = [(name, point_of(candidate, draw, self.key, self._leaves[name].dtype)) for candidate, draw in chunk]
-            found = self.measure(self.programs[name, perturbation], points)
-            return {"metrics": found.metrics, "parts": None if found.parts is None else packed(found.parts)}
+            return self.measure(self.programs[name, perturbation], points)
 
-        value = self.journal.measure(text_digest(["common noise", self.metric if self.told else None, *asked]), measure)
+        return self.journaled(["common noise", self.metric if self.told else None, *asked], measure)
+
+    def journaled(self, asked: Any, measure: Callable[[], Measured]) -> tuple[list[dict[str, float]], np.ndarray | None]:
+        """Metrics and examples' parts ``[candidates, n]`` of a measurement, from the journal where that was asked before."""
+
+        def found() -> dict[str, Any]:
+            new = measure()
+            return {"metrics": new.metrics, "parts": None if new.parts is None else packed(new.parts)}
+
+        value = self.journal.measure(text_digest(asked), found)
         return value["metrics"], None if value["parts"] is None else unpacked(value["parts"])
 
     def measure(

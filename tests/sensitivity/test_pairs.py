@@ -104,6 +104,7 @@ def test_without_predictions_errors_are_over_draws():
     params, batches = network()
     found = interactions(score, params, batches, CANDIDATES[:2], key=KEY)
     (row,), (told, *_) = found.pairs, measured().pairs
+    assert (found.n_scores, found.n_resumed) == (3 * DRAWS, 0)  # of two candidates the pair is all
     assert row.interaction == pytest.approx(told.interaction, rel=1e-3)
     excess = by_hand((0, 1)) - by_hand((0,)) - by_hand((1,))
     assert row.error == pytest.approx(excess.mean(1).std(ddof=1) / DRAWS**0.5, rel=1e-3)
@@ -140,3 +141,20 @@ def test_what_cannot_be_paired_is_refused(candidates, pairs, message):
     params, batches = network()
     with pytest.raises(ValueError, match=message):
         interactions(score, params, batches, candidates, key=KEY, pairs=pairs)
+
+
+@pytest.mark.parametrize("group", [None, 1])
+def test_a_network_that_breaks_is_no_baseline(tmp_path, group):
+    # Where the journal answers the unperturbed network, the first that is scored is a perturbed one.
+    params, batches = network()
+    broken = [Candidate(leaf=leaf, magnitude=3e38 if leaf == "b" else 0.1, draws=2) for leaf in "abc"]
+    state = str(tmp_path / "state")
+
+    def stop(done, total, text):
+        if done == 12:  # singles and pairs
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interactions(score, params, batches, broken, key=KEY, predict=predict, state_path=state, progress=stop, group=group)
+    found = interactions(score, params, batches, broken, key=KEY, predict=predict, state_path=state, group=group)
+    assert found.n_resumed == 12 and not np.isfinite([found.pairs[0].drop, found.together[0]]).any()
