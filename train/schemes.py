@@ -16,7 +16,7 @@ import optax
 
 from bqjax.core.leaves import Clustered, decode, index_dtype
 from bqjax.core.rules import Rule
-from bqjax.kmeans.codebooks import codebooks, with_codebooks
+from bqjax.kmeans.codebooks import codebooks, rounded_codebooks, with_codebooks
 from bqjax.methods.baselines.deep_compression import share_nonzero
 from bqjax.methods.baselines.dkm import DKMConfig, dkm_forward, dkm_harden, dkm_start
 from bqjax.methods.baselines.pruning import gradual_pruning
@@ -203,10 +203,12 @@ class Codebooks(Scheme):
       k: values of a leaf, found by k-means; zeros of a pruned leaf are one of them (trained quantization of Deep Compression).
         None: the codebooks that the scheme before it ended in.
       keep_zeros: coordinates of codebooks that are zero stay zero.
+      bits: of a number of a codebook, which the network sees rounded; None leaves them as they are.
     """
 
     k: int | None = None
     keep_zeros: bool = True
+    bits: int | None = None
 
     def start(self, tree: Weights, key: jax.Array) -> tuple[Numbers, Any]:
         if self.k is not None:
@@ -221,8 +223,8 @@ class Codebooks(Scheme):
         return decode(self.finish(numbers, state)), state
 
     def finish(self, numbers: Numbers, state: Any) -> Weights:
-        if not self.keep_zeros:
-            return with_codebooks(state, numbers["codebooks"])
-        entries = codebooks(state)
-        books = {name: jnp.where(entries[name] == 0, 0, new) for name, new in numbers["codebooks"].items()}
-        return with_codebooks(state, books)
+        books = numbers["codebooks"]
+        if self.keep_zeros:
+            entries = codebooks(state)
+            books = {name: jnp.where(entries[name] == 0, 0, new) for name, new in books.items()}
+        return with_codebooks(state, books if self.bits is None else rounded_codebooks(books, bits=self.bits))

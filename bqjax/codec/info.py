@@ -29,6 +29,7 @@ class LeafInfo:
       d: weights per code.
       group: the group whose codebook the leaf shares.
       table_dtype: name of the dtype of codebook or scale.
+      table_kinds: how many different numbers an entropy-coded codebook may hold; None where its numbers are as they are.
       code_dtype: dtype of affine codes.
       parts: the streams of a leaf that has several: the stages of a residual leaf; the binary matrices of a factored one,
         whose number of columns, or rows, is ``k``; the leaf under a mask, and the mask. Bytes of the leaf are those of its parts
@@ -51,6 +52,7 @@ class LeafInfo:
     d: int = 1
     group: str | None = None
     table_dtype: str = "float32"
+    table_kinds: int | None = None
     code_dtype: str = "int8"
     axis: int | None = None
     axis_order: tuple[int, ...] = ()
@@ -87,6 +89,11 @@ class LeafInfo:
     def on_line(self) -> bool:
         """Whether a codebook holds integers that a scale and an offset turn into weights."""
         return self.table_dtype in ("int8", "uint8") and self.dtype not in ("int8", "uint8")
+
+    @property
+    def line_bytes(self) -> int:
+        """Bytes of that scale and that offset."""
+        return 8 if self.on_line else 0
 
     @property
     def n_symbols(self) -> int:

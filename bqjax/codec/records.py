@@ -5,11 +5,13 @@ A record leaves out what has its default. ``x`` kind (array; ``c`` clustered, ``
 ``planes`` (:mod:`bqjax.codec.planes`; a zstandard frame).
 Compressed leaves: ``e`` coder (ans), ``n`` bytes of the codes, ``q`` dtype of codebook or scale (float32). Clustered: ``k``
 codebook entries, ``d`` weights a block (1), ``o`` axis order (0, 1, ...), ``g`` group; a group's first leaf holds the
-codebook and the others have neither ``k``, ``d`` nor ``q``. An integer codebook of floating-point weights is followed by
-scale and offset in float32. Affine: ``c`` dtype of the codes (int8), ``a`` axis of the scales (none), ``b`` bits of a code (8).
-Residual: ``o``, and ``p``, a list of the stages with ``n``, ``e``, ``k``, ``d`` and ``q`` each. Factored: ``w`` middle dimension,
-``q`` dtype of the outer diagonals, and ``p`` with ``n`` and ``e`` of the two binary matrices. Masked (``m``): ``l``, the record of
-the leaf whose weights are masked, and ``p``, one record of the mask's blocks with ``n``, ``e``, ``k``, ``d`` and ``o``.
+codebook and the others have neither ``k``, ``d``, ``q`` nor ``h``. An integer codebook of floating-point weights is followed by
+scale and offset in float32. ``h`` is ``[bytes, kinds]`` of a codebook of int8 or uint8 whose numbers, as unsigned bytes below
+``kinds``, are coded by ``adaptive`` (as they are). Affine: ``c`` dtype of the codes (int8), ``a`` axis of the scales (none), ``b``
+bits of a code (8). Residual: ``o``, and ``p``, a list of the stages with ``n``, ``e``, ``k``, ``d``, ``q`` and ``h`` each.
+Factored: ``w`` middle dimension, ``q`` dtype of the outer diagonals, and ``p`` with ``n`` and ``e`` of the two binary matrices.
+Masked (``m``): ``l``, the record of the leaf whose weights are masked, and ``p``, one record of the mask's
+blocks with ``n``, ``e``, ``k``, ``d``, ``o`` and ``h``.
 Kind ``s`` is a leaf equal to an earlier one, whose name is ``r``, and has no bytes; with ``i: 1`` the two were one object.
 (Releases that do not know it refuse a file that has one as of an unknown leaf kind; others are not changed by it.)
 """
@@ -30,20 +32,19 @@ __all__ = ["factored_info", "masked_info", "parse_records", "residual_info", "to
 
 _MAX_SIZE = 1 << 48  # bytes or entries of anything in one leaf: what addresses reach, so that products cannot overflow
 _MAX_DIMS = 64
-_LINE_BYTES = 8  # scale and offset of an integer codebook
 _TAGS = {"array": "", "clustered": "c", "affine": "a", "residual": "r", "factored": "f", "masked": "m"}
 _KINDS = {tag: kind for kind, tag in _TAGS.items()}
 _ARRAY_CODERS = ("planes",)  # that a record names
 _KEYS = {
     "array": "sten",
-    "clustered": "xstenqkdog",
+    "clustered": "xstenqkdogh",
     "affine": "xstenqcab",
     "residual": "xstop",
     "factored": "xstqwp",
     "masked": "xlp",
 }
 _SAME = "s"
-_PART_KEYS = {"residual": "enqkd", "factored": "en", "masked": "enkdo"}
+_PART_KEYS = {"residual": "enqkdh", "factored": "en", "masked": "enkdoh"}
 
 
 def _coders(parts: Sequence[LeafInfo]) -> str:
@@ -139,7 +140,8 @@ def to_record(info: LeafInfo) -> dict[str, Any]:
     if info.kind == "clustered":
         fields |= {"o": order, "g": (info.group, None)}
         if info.table_bytes:
-            fields |= {"k": (info.k, None), "d": (info.d, 1), "q": (info.table_dtype, "float32")}
+            coded = info.table_kinds and [info.table_bytes - info.line_bytes, info.table_kinds]
+            fields |= {"k": (info.k, None), "d": (info.d, 1), "q": (info.table_dtype, "float32"), "h": (coded, None)}
     return {key: value for key, (value, default) in fields.items() if value != default}
 
 
@@ -248,7 +250,7 @@ def _parse(name: str, record: Any, groups: dict[str, LeafInfo]) -> LeafInfo:
     if group is not None and type(group) is not str:
         raise ValueError(f"its group must be a string, is {_short(group)}")
     first = groups.get(group) if group is not None else None
-    if first is not None and {"k", "d", "q"} & set(record):
+    if first is not None and {"k", "d", "q", "h"} & set(record):
         raise ValueError(f"it describes the codebook of group {_short(group)} a second time")
     info = _parse_clustered(name, record, shape, dtype, order, first)
     if group is not None:
@@ -342,9 +344,19 @@ def _parse_clustered(
         axis_order=order,
     )
     if first is None:
-        width = DTYPES[table_dtype].itemsize
-        info = with_fields(info, table_bytes=k * d * width + (_LINE_BYTES if info.on_line else 0))
+        size, kinds = _coded_table(record, k * d, table_dtype)
+        info = with_fields(info, table_bytes=size + info.line_bytes, table_kinds=kinds)
     return _check_count(info, info.n_symbols)
+
+
+def _coded_table(record: dict[str, Any], n: int, dtype: str) -> tuple[int, int | None]:
+    """Bytes of a codebook of ``n`` numbers, and how many kinds of them there are where they are entropy-coded."""
+    if "h" not in record:
+        return n * DTYPES[dtype].itemsize, None
+    size, kinds = (*_numbers(record, "h", None), 0, 0)[:2]
+    if len(record["h"]) != 2 or DTYPES[dtype].itemsize > 1 or not 1 <= kinds <= 256 or not entropy.min_bytes(n) <= size <= n:
+        raise ValueError(f"{n} numbers of {dtype} cannot be a coded codebook of {_short(record['h'])}: bytes and kinds of numbers")
+    return size, kinds
 
 
 def _check_count(info: LeafInfo, n: int) -> LeafInfo:

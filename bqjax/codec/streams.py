@@ -121,7 +121,7 @@ def _encode_clustered(
     leaf = Clustered(indices, codebook, shape, leaf.dtype, order, leaf.group, *on_line)
     leaf.validate(name)
     whole = [_bytes_of(x) for x in (codebook, *on_line) if x is not None]
-    table = whole if _holds_codebook(name, leaf, whole, groups) else []
+    kinds, table = _smallest_table(codebook, whole) if _holds_codebook(name, leaf, whole, groups) else (None, [])
     counts = None if leaf.group is None else groups[leaf.group].counts
     used, codes = entropy.encode(indices, leaf.k, coder, None if table else counts)
     _counted(counts, indices)
@@ -137,9 +137,23 @@ def _encode_clustered(
         d=leaf.d,
         group=leaf.group,
         table_dtype=codebook.dtype.name,
+        table_kinds=kinds,
         axis_order=order,
     )
     return info, [codes, *table]
+
+
+def _smallest_table(codebook: np.ndarray, whole: list[memoryview]) -> tuple[int | None, list[bytes | memoryview]]:
+    """How many kinds of numbers a codebook has where entropy coding makes it smaller (else None), and its bytes.
+
+    Numbers of few bits have an entropy well below these: most lie in the middle of their range.
+    """
+    if codebook.dtype.itemsize == 1:
+        kinds = int(codebook.view(np.uint8).max()) + 1
+        coded = entropy.encode(codebook.view(np.uint8), kinds, "adaptive")[1]
+        if len(coded) + _RECORD_BYTES < codebook.nbytes:
+            return kinds, [coded, *whole[1:]]
+    return None, [*whole]
 
 
 def _encode_affine(name: str, leaf: Affine, coder: str) -> tuple[LeafInfo, list[bytes | memoryview]]:
@@ -262,10 +276,22 @@ def _read_symbols(file: BinaryIO, info: LeafInfo, earlier: np.ndarray | None = N
         raise ValueError(f"leaf {info.name!r}: {error}") from error
 
 
+def _read_codebook(file: BinaryIO, info: LeafInfo) -> np.ndarray:
+    shape = (info.k or 1, info.d)
+    if info.table_kinds is None:
+        return _read_array(file, info.table_dtype, shape)
+    coded = read_exactly(file, info.table_bytes - info.line_bytes)
+    try:
+        numbers = entropy.decode(coded, shape[0] * shape[1], info.table_kinds, "adaptive")
+    except ValueError as error:
+        raise ValueError(f"leaf {info.name!r}: {error} in its codebook") from error
+    return numbers.view(structure.DTYPES[info.table_dtype]).reshape(shape)
+
+
 def _read_clustered(file: BinaryIO, info: LeafInfo, groups: dict[str, ReadGroup]) -> Clustered:
     if info.table_bytes:
         symbols = _read_symbols(file, info)
-        table = [_read_array(file, info.table_dtype, (info.k or 1, info.d))]
+        table = [_read_codebook(file, info)]
         if info.on_line:
             table += [_read_array(file, "float32", ()) for _ in range(2)]
         group = ReadGroup(table, None if info.group is None else _no_counts(info.k or 1))

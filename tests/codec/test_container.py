@@ -17,6 +17,7 @@ from bqjax.codec import structure
 from bqjax.core.blocks import n_blocks
 from bqjax.core.leaves import Affine, Clustered, bits, index_dtype, is_compressed
 from bqjax.core.tree import named_leaves
+from bqjax.kmeans import quantize_codebooks
 
 ARRAY_TYPES = (np.ndarray, np.generic, jax.Array)
 
@@ -99,6 +100,10 @@ def test_dicts_keep_their_order(tmp_path):
     assert list(restored) == ["b", "a"]
 
 
+def in_few_bits(leaf, bits=6):
+    return quantize_codebooks({"w": leaf}, bits=bits)["w"]
+
+
 LEAVES = {
     "k = 1": clustered(k=1),
     "k = 256": clustered(k=256),
@@ -113,6 +118,11 @@ LEAVES = {
         codebook=np.arange(96, dtype=np.uint8).reshape(16, 6),
         scale=np.asarray(np.float32(0.01)),
         offset=np.asarray(np.float32(-31.7)),
+    ),
+    "codebook on a line, entropy-coded": in_few_bits(clustered((3, 3, 40, 8), k=64, d=9, order=(2, 3, 0, 1))),
+    "integer codebook, entropy-coded": dataclasses.replace(
+        clustered((40, 9), k=40, d=9, dtype=np.int8),
+        codebook=np.random.default_rng(1).normal(0, 3, (40, 9)).round().astype(np.int8),
     ),
     "float8 codebook": clustered(dtype=np.float16, table=jnp.float8_e4m3fn),
     "affine, per channel": affine(),
@@ -193,6 +203,26 @@ def test_a_group_stores_its_codebook_once(tmp_path):
     same(tree, round_trip(tmp_path, tree))
     info = codec.inspect(tmp_path / "net.bq.safetensors")
     assert [(leaf.group, leaf.k, leaf.table_bytes) for leaf in info.leaves] == [("g", 8, 32), ("g", 8, 0), (None, 8, 32)]
+
+
+@pytest.mark.parametrize("bits", [5, 6, 8])
+def test_codebooks_of_few_bits_take_about_their_entropy(tmp_path, bits):
+    small = in_few_bits(clustered((3, 3, 64, 64), k=256, d=9, order=(2, 3, 0, 1), group="g"), bits)
+    tree = {"a": small, "b": dataclasses.replace(small, indices=small.indices[::-1])}
+    same(tree, round_trip(tmp_path, tree))
+    first, second = codec.inspect(tmp_path / "net.bq.safetensors").leaves
+    counts = np.bincount(small.codebook.ravel())
+    p = counts[counts > 0] / small.codebook.size
+    entropy = -(p * np.log2(p)).sum() * small.codebook.size / 8
+    # Beside the entropy: half a logarithm a kind for learning how often it comes, and scale and offset.
+    learnt = (2**bits - 1) / 16 * np.log2(small.codebook.size / 2**bits) + 2**bits / 8
+    assert entropy < first.table_bytes - 8 < entropy + 1.2 * learnt + 8 and first.table_bytes < bits / 8 * 2304
+    assert first.table_kinds == int(small.codebook.max()) + 1 and (second.table_bytes, second.table_kinds) == (0, None)
+
+
+def test_a_codebook_that_coding_would_not_shorten_stays_as_it_is(tmp_path):
+    info = codec.save(tmp_path / "f", {"w": LEAVES["codebook on a line"]})
+    assert (info.leaves[0].table_kinds, info.leaves[0].table_bytes) == (None, 96 + 8)
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"k": 9}, {"table": np.float16}])

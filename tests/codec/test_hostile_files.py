@@ -18,6 +18,7 @@ from bqjax import codec
 from bqjax.codec import header
 from bqjax.core.leaves import Affine, Clustered, Factored, Residual, is_compressed, mask_zeros
 from bqjax.core.tree import named_leaves
+from bqjax.kmeans import quantize_codebooks
 
 RNG = np.random.default_rng(0)
 SHARED = RNG.normal(size=(5, 1)).astype(np.float32)
@@ -47,6 +48,14 @@ TREE = {
         (2, 2, 6),
     ),
     "pruned": mask_zeros(BLOCKS, RNG.random((4, 5)) < 0.5),
+    "coded codebook": quantize_codebooks(
+        {
+            "w": Clustered(
+                RNG.integers(0, 30, 40).astype(np.uint8), RNG.normal(size=(30, 9)).astype(np.float32), (40, 9), np.float32
+            )
+        },
+        bits=4,
+    ),
     "bn": (np.zeros((100,), np.float32), np.ones(3, np.int32)),
     "left": RNG.normal(size=1000).astype(np.float32),
 }
@@ -292,6 +301,11 @@ CODED = {"x": "c", "s": [10], "k": 1, "n": 6, "e": "raw"}  # with one float32 of
         ({"t": 0, "l": [CODED | {"s": [2**20, 2**20], "d": 2**20}]}, "symbols cannot have 6 bytes"),
         ({"t": 0, "l": [CODED | {"k": 2**32, "s": [5000]}]}, "take 17179869190 bytes"),
         ({"t": 0, "l": [CODED | {"k": 0}]}, "'k' must be"),
+        *(
+            ({"t": 0, "l": [CODED | {"k": 4, "q": dtype, "h": coded}]}, "numbers of .* cannot be a coded codebook")
+            for dtype, coded in (("float32", [3, 4]), ("uint8", [5, 4]), ("uint8", [0, 4]), ("uint8", [3, 257]), ("uint8", [3]))
+        ),
+        ({"t": 0, "l": [CODED | {"k": 4, "q": "uint8", "h": 3}]}, "'h' must be"),
         ({"t": 0, "l": [CODED | {"d": 0}]}, "'d' must be"),
         ({"t": 0, "l": [CODED | {"n": -1}]}, "'n' must be"),
         ({"t": 0, "l": [CODED | {"o": [1]}]}, "not a permutation"),

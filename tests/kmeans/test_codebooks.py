@@ -8,7 +8,7 @@ import pytest
 
 from bqjax import Rule, codec, decode
 from bqjax.core.leaves import Clustered
-from bqjax.kmeans.codebooks import codebooks, quantize_codebooks
+from bqjax.kmeans.codebooks import codebooks, quantize_codebooks, rounded_codebooks
 from bqjax.methods.gwk.cluster import GWKConfig, gwk_cluster
 from bqjax.quantizers import QuantizerConfig, fake_quantize_weights
 
@@ -56,10 +56,21 @@ def test_leaves_of_a_group_keep_one_codebook(tmp_path):
     np.testing.assert_array_equal(decode(codec.load(info.path))["b"], decode(small)["b"])
 
 
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_training_sees_what_the_file_will_hold(bits):
+    books = codebooks(tree())
+    rounded = rounded_codebooks(books, bits=bits)
+    for name, values in codebooks(quantize_codebooks(tree(), bits=bits)).items():
+        np.testing.assert_allclose(rounded[name], values, rtol=1e-5, atol=1e-6)
+    grads = jax.jit(jax.grad(lambda books: sum((3 * x).sum() for x in rounded_codebooks(books, bits=bits).values())))(books)
+    assert all(bool((x == 3).all()) for x in grads.values())
+
+
 @pytest.mark.parametrize("value", [0.0, 2.5, -1e-30])
 def test_entries_that_are_all_alike(value):
     leaf = Clustered(np.zeros(4, np.uint8), np.full((1, 2), value, np.float32), (4, 2), np.float32)
     np.testing.assert_allclose(decode(quantize_codebooks({"w": leaf}))["w"], np.full((4, 2), value), rtol=1e-6)
+    np.testing.assert_allclose(rounded_codebooks({"w": leaf.codebook})["w"], leaf.codebook, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

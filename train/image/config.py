@@ -57,6 +57,8 @@ class GWKPhase:
       bits_per_weight: what indices shall take on the mean over all clustered weights, entropy-coded; lmbda then follows. None keeps
         lmbda. Starts "solver" and "file".
       refresh_steps: blocks are chosen anew after every so many steps; starts "solver" and "file".
+      codebook_bits: of a number of a codebook, 1 to 8, rounded over each codebook's own range in training and in the file; starts
+        "solver" and "file". None: as they are in training, and in the file the 8 bits of the layers' quantizers.
       cv, pw, bits, weighting: see :class:`bqjax.methods.gwk.config.GWKConfig`. ``"fisher"`` is ``"coordinate"`` with squared
         gradients, those of batches and not of single examples.
       decay: how slowly codebooks follow the weights; schedule "step".
@@ -81,6 +83,7 @@ class GWKPhase:
     lmbda: float = 0.0
     bits_per_weight: float | None = None
     refresh_steps: int = 1
+    codebook_bits: int | None = None
     cv: int = 6
     pw: int = 4
     bits: int = 5
@@ -120,9 +123,10 @@ class GWKPhase:
         if (self.start == "file") != (self.file is not None):
             raise ValueError(f'start "file" and the name of a file go together, got start={self.start!r} and file={self.file!r}')
         if self.start == "kmeans":
-            if self.lmbda or self.bits_per_weight is not None or self.refresh_steps != 1:
+            if self.lmbda or self.bits_per_weight is not None or self.refresh_steps != 1 or self.codebook_bits is not None:
                 raise ValueError(
-                    'lmbda, bits_per_weight and refresh_steps need start "solver" or "file"; k-means has rate and index_bits'
+                    'lmbda, bits_per_weight, refresh_steps and codebook_bits need start "solver" or "file"; k-means has '
+                    "rate and index_bits"
                 )
             return
         if self.schedule != "step":
@@ -131,6 +135,8 @@ class GWKPhase:
             raise ValueError(f'start "{self.start}" needs a positive and finite lmbda, got {self.lmbda}')
         if self.bits_per_weight is not None and not self.bits_per_weight > 0:
             raise ValueError(f"bits_per_weight must be positive, got {self.bits_per_weight}")
+        if self.codebook_bits is not None and not 1 <= self.codebook_bits <= 8:
+            raise ValueError(f"codebook_bits must be from 1 to 8, got {self.codebook_bits}")
         if self.refresh_steps < 1:
             raise ValueError(f"refresh_steps must be at least 1, got {self.refresh_steps}")
         if self.rate or any(each.index_bits is not None for each in self.layers):

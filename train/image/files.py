@@ -48,16 +48,17 @@ def write_quantized(
     statistics: Any,
     config: QuantizerConfig,
     *,
+    codebook_bits: int | None = None,
     vector_bits: int | None = None,
     epsilons: Mapping[str, float] | None = None,
 ) -> str:
     """Writes a network in 8 bits and below.
 
-    Clustered kernels are indices and codebooks of 8 bits, on the grid of the layer's weight quantizer, so that the layer computes
-    what it did. Without clusters, quantized kernels of up to 8 bits are the codes of that grid (of IR-Net: signs, from which
-    its powers of two are computed anew). Other kernels (first and last layer) are int8 with a scale for each output
-    channel. Everything else that the forward pass needs (biases, BatchNorm, intervals) is as it is, or with ``vector_bits`` folded
-    and in few bits (:mod:`train.image.vectors`).
+    Clustered kernels are indices and codebooks of 8 bits or fewer, on the grid of the layer's weight quantizer or on that which
+    they were trained on, so that the layer computes what it did. Without clusters, quantized kernels of up to 8 bits are the codes
+    of the quantizer's grid (of IR-Net: signs, from which its powers of two are computed anew). Other kernels (first and last layer)
+    are int8 with a scale for each output channel. Everything else that the forward pass needs (biases, BatchNorm, intervals) is as
+    it is, or with ``vector_bits`` folded and in few bits (:mod:`train.image.vectors`).
 
     Args:
       path: of the file; one that is there is replaced.
@@ -66,6 +67,8 @@ def write_quantized(
       quantizers: nested dict of intervals and output scales.
       statistics: of BatchNorm, and what quantizers are told, which is left out.
       config: of the quantized layers.
+      codebook_bits: of a number of codebooks that were trained rounded, each over its own range
+        (:func:`bqjax.kmeans.codebooks.rounded_codebooks`); None: the grids of the layers' quantizers, where these have 8 bits.
       vector_bits: 8 or 16: of biases and of BatchNorm's scale and shift, folded; quantizers are then in float16, one record a kind.
         None leaves all of them in float32.
       epsilons: of each BatchNorm by its name, for folding.
@@ -79,7 +82,11 @@ def write_quantized(
         held = packed_quantizers(quantizers)
         quantizers = replace(quantizers, unpacked_quantizers(held))
     tree = clustered or _levels(network, quantizers, config)
-    small = quantize_codebooks(trimmed_codebooks(tree), _intervals(tree, quantizers))
+    if clustered and codebook_bits is not None:
+        # Entries without use are left out afterwards: the grid is that of all entries, as in training.
+        small = trimmed_codebooks(quantize_codebooks(tree, bits=codebook_bits))
+    else:
+        small = quantize_codebooks(trimmed_codebooks(tree), _intervals(tree, quantizers))
     kernels = {name: leaf for name, leaf in named_leaves(network).items() if np.ndim(leaf) > 1}
     others = {name: _int8(np.asarray(leaf)) for name, leaf in kernels.items() if name not in small}
     stored_network, told = replace(network, small | others), _needed(statistics)

@@ -26,7 +26,7 @@ from bqjax.adapters.flax import nnx_apply, nnx_params
 from bqjax.core.leaves import Clustered, decode
 from bqjax.core.rules import Rule
 from bqjax.core.tree import named_leaves
-from bqjax.kmeans.codebooks import codebook_name, codebooks, with_codebooks
+from bqjax.kmeans.codebooks import codebook_name, codebooks, rounded_codebooks, with_codebooks
 from bqjax.methods.gwk.assignment import code_lengths, index_bits
 from bqjax.methods.gwk.config import GWKConfig, block_size
 from bqjax.methods.rate_distortion import BlockConfig, prepare_blocks
@@ -169,5 +169,6 @@ class SolvedClusters(Scheme):
         return state._replace(step=state.step + 1)
 
     def finish(self, numbers: Numbers, state: Any) -> Weights:
-        found: Weights = with_codebooks(state.leaves, numbers["codebooks"])
+        bits, books = self.phase.codebook_bits, numbers["codebooks"]
+        found: Weights = with_codebooks(state.leaves, books if bits is None else rounded_codebooks(books, bits=bits))
         return found

@@ -156,7 +156,7 @@ def test_clustered_weights(schedule, whole, tmp_path):
     assert run(config, tmp_path, say=lambda line: None) == figures
 
 
-@pytest.mark.parametrize("epochs", [2, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("epochs", [6, pytest.param(0, marks=pytest.mark.slow)])
 def test_training_starts_from_the_solver(epochs, whole, tmp_path):
     gwk = GWKPhase(
         epochs=epochs,
@@ -167,6 +167,7 @@ def test_training_starts_from_the_solver(epochs, whole, tmp_path):
         lmbda=3e-3,
         bits_per_weight=0.8,
         refresh_steps=2,
+        codebook_bits=6,
         cv=9,
         freeze=0.9,
     )
@@ -181,6 +182,8 @@ def test_training_starts_from_the_solver(epochs, whole, tmp_path):
     stored = {leaf.name: leaf for leaf in codec.inspect(tmp_path / "model.bq.safetensors").leaves}
     conv = [stored[f"network/conv{i}/kernel"] for i in (2, 3)]
     assert all(leaf.d == 9 and leaf.table_dtype == "uint8" for leaf in conv)
+    codebook = codec.load(tmp_path / "model.bq.safetensors")["network"]["conv3"]["kernel"].codebook
+    assert codebook.max() == 63
     assert sum(8 * leaf.code_bytes for leaf in conv) / sum(leaf.size for leaf in conv) < 0.9
     assert run(config, tmp_path, say=lambda line: None) == figures
     if epochs:
@@ -224,7 +227,9 @@ def _from(gwk, file, **fields):
         ({"start": "solver", "schedule": "step", "lmbda": 1.0, "rate": 0.1}, "one lmbda for all layers"),
         ({"start": "solver", "schedule": "step", "lmbda": 1.0, "bits_per_weight": 0.0}, "bits_per_weight must be positive"),
         ({"start": "solver", "schedule": "step", "lmbda": 1.0, "refresh_steps": 0}, "refresh_steps must be at least 1, got 0"),
+        ({"start": "solver", "schedule": "step", "lmbda": 1.0, "codebook_bits": 9}, "codebook_bits must be from 1 to 8, got 9"),
         ({"refresh_steps": 2}, 'need start "solver"'),
+        ({"codebook_bits": 6}, 'need start "solver"'),
         ({"start": "solver", "schedule": "step", "lmbda": 1.0, "epochs": 0}, "needs epochs"),
         ({"start": "file"}, "and the name of a file go together"),
         ({"start": "else"}, "kmeans, solver or file"),
