@@ -14,6 +14,7 @@ from bqjax.methods import (
     KMeans,
     PTQConfig,
     RateConfig,
+    RateDistortion,
     Uncompressed,
     WithinBudget,
 )
@@ -30,6 +31,8 @@ CONSTRAINED = GaussianBins(
     rate=RateConfig(max_drop=0.01, max_rank_drop=0.005, draws=2, steps=6),
     label="B&Q, entropy-constrained",
 )
+# The same limits by error feedback, which keeps them where 32 bins are too few.
+SOLVED = RateDistortion(max_drop=0.01, max_rank_drop=0.005, label="rate-distortion")
 PLAN = WithinBudget(
     max_drop=0.005, budget=BudgetConfig(blocks=((4, 8),), exponents=(-8.0, -5.0, -2.0), refine=1), label="planned, drop 0.5"
 )
@@ -54,7 +57,7 @@ config = PipelineConfig(
             start="teacher",  # of which it has the convolutions
             teacher="teacher",
             train=training(model="mnist_small", float_epochs=10, learning_rate=2e-3, anew=("fc*",), distillation=0.7),
-            methods=(FLOAT, INT8, BLOCKS, CONSTRAINED),
+            methods=(FLOAT, INT8, BLOCKS, CONSTRAINED, SOLVED),
         ),
         Stage(
             name="student pruned 80 %",
@@ -67,13 +70,13 @@ config = PipelineConfig(
                 distillation=0.7,
                 pruning=PRUNED,
             ),
-            methods=(FLOAT, INT8, CONSTRAINED, PLAN),
+            methods=(FLOAT, INT8, CONSTRAINED, SOLVED, PLAN),
         ),
         Stage(
             name="teacher pruned 80 %",
             start="teacher",
             train=training(model="mnist_large", float_epochs=2, learning_rate=5e-4, pruning=PRUNED),
-            methods=(FLOAT, INT8, KMEANS, CONSTRAINED),
+            methods=(FLOAT, INT8, KMEANS, CONSTRAINED, SOLVED),
         ),
     ),
 )

@@ -6,7 +6,7 @@ A record leaves out what has its default. ``x`` kind (array; ``c`` clustered, ``
 Compressed leaves: ``e`` coder (ans), ``n`` bytes of the codes, ``q`` dtype of codebook or scale (float32). Clustered: ``k``
 codebook entries, ``d`` weights a block (1), ``o`` axis order (0, 1, ...), ``g`` group; a group's first leaf holds the
 codebook and the others have neither ``k``, ``d``, ``q`` nor ``h``. An integer codebook of floating-point weights is followed by
-scale and offset in float32. ``h`` is ``[bytes, kinds]`` of a codebook of int8 or uint8 whose numbers, as unsigned bytes below
+scale and offset in float32. ``h`` is ``[bytes, kinds]`` of a codebook of one-byte numbers which, as unsigned bytes below
 ``kinds``, are coded by ``adaptive`` (as they are). Affine: ``c`` dtype of the codes (int8), ``a`` axis of the scales (none), ``b``
 bits of a code (8). Residual: ``o``, and ``p``, a list of the stages with ``n``, ``e``, ``k``, ``d``, ``q`` and ``h`` each.
 Factored: ``w`` middle dimension, ``q`` dtype of the outer diagonals, and ``p`` with ``n`` and ``e`` of the two binary matrices.
