@@ -2,7 +2,7 @@
 
 DATA holds text/ (STS-B) and minilm/, as configs/minilm.py says.
 
-bqjax sweep --config configs/minilm_statistics.py --data DATA --out out/minilm_statistics --examples 40
+bqjax sweep --config configs/minilm_statistics.py --data DATA --out out/minilm_statistics --examples 100
 """
 
 import dataclasses
@@ -20,5 +20,5 @@ config = SweepConfig(
     task=lambda data_dir, progress: dataclasses.replace(sts_task(data_dir, n_calibration=512), metric="-loss", rank_by="-loss"),
     data="text/ and minilm/ (see train/tasks/sentences.py)",
     split="test",
-    figures=(StatisticsAgainstRandom(statistics=("gradient", "outputs", "curvature"), sigma=0.05, draws=4, rules=MATRICES),),
+    figures=(StatisticsAgainstRandom(statistics=("gradient", "outputs", "curvature"), sigma=0.05, draws=8, rules=MATRICES),),
 )
