@@ -173,7 +173,8 @@ def run_sweep(
     limit = config.limit if limit is None else limit
     n_all = _count(task, batches)
     if limit is not None and limit < n_all:
-        batches, data_name = first_examples(batches, limit), f"the first {limit:,} of {n_all:,} {_bare(data_name)}"
+        batches = first_examples(batches, limit)
+        data_name = _first(_count(task, batches), n_all, data_name)
 
     # Before anything is scored, so that a pattern that matches nothing is known at once.
     candidates, parts = [], []
@@ -267,9 +268,12 @@ def _told(task: Task, batch: Any) -> Any:
     return None if example_parts(said, task.metric) is None else task.predict
 
 
-def _bare(name: str) -> str:
-    """A name of data without the count that it may begin with."""
-    return re.sub(r"^[\d,]+ ", "", name)
+def _first(n: int, n_all: int, name: str) -> str:
+    """What the first examples of some data are called: rows of a batch may hold several each."""
+    if n == n_all:
+        return name
+    bare = re.sub(r"^[\d,]+ ", "", name)
+    return f"the first {n:,} of {n_all:,} {bare if bare != name else f'examples of {name}'}"
 
 
 def _count(task: Task, batches: Sequence[Any]) -> int:

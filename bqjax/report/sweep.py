@@ -24,6 +24,7 @@ from bqjax.report.predictions import has_predictions, prediction_picture, predic
 from bqjax.report.race import race_data, race_table
 from bqjax.report.recipe import recipe_table, recipe_text
 from bqjax.report.tables import Table
+from bqjax.report.units import Unit, unit_of
 from bqjax.sensitivity.perturb import CodeNoise, HalfNoise, Noise
 from bqjax.sensitivity.sweeps import SweepRow
 
@@ -190,13 +191,19 @@ def _predictions(sweeps: Sweeps, sections: list[tuple[str, Sequence[str | Table]
 def _data_text(sweeps: Sweeps) -> str:
     name, count = sweeps.result.metric.removeprefix("-"), f"{sweeps.n_examples:,}"
     data = sweeps.data_name if count in sweeps.data_name.split() else f"{count} examples: {sweeps.data_name}"
-    return f"{name} ({100 * sweeps.result.baseline[name]:.2f} % unperturbed) on {data}"
+    unit = unit_of(name)
+    return f"{name} ({unit.text(sweeps.result.baseline[name])}{unit.suffix} unperturbed) on {data}"
 
 
-def _drop_text(row: SweepRow) -> str:
-    drop = round(100 * row.drop, 2) + 0.0  # never a negative zero
-    error = f" ± {100 * _error(row):.2f}" if math.isfinite(_error(row)) else ""
-    return f"{drop:+.2f}{error}"
+def _damage(sweeps: Sweeps) -> str:
+    """The drop of an accuracy, the increase of a loss."""
+    return "increase" if sweeps.result.metric.startswith("-") else "drop"
+
+
+def _drop_text(row: SweepRow, unit: Unit) -> str:
+    drop = round(unit.factor * row.drop, unit.digits) + 0.0  # never a negative zero
+    error = f" ± {unit.text(_error(row))}" if math.isfinite(_error(row)) else ""
+    return f"{drop:+.{unit.digits}f}{error}"
 
 
 def _error(row: SweepRow) -> float:
@@ -210,10 +217,12 @@ def _spread(sweeps: Sweeps, name: str) -> dict[str, Any]:
 
 
 def figure_table(sweeps: Sweeps, rows: FigureRows) -> Table:
-    """A line a layer, a column a series: drop in points with its standard error."""
-    found = {(row.candidate.leaf, row.candidate.tags["series"]): _drop_text(row) for row in rows.rows}
+    """A line a layer, a column a series: the damage with its standard error, in points where it is one of shares."""
+    unit = unit_of(sweeps.result.metric)
+    found = {(row.candidate.leaf, row.candidate.tags["series"]): _drop_text(row, unit) for row in rows.rows}
     lines = [(leaf, f"{sweeps.sizes[leaf]:,}", *(found.get((leaf, series), "") for series in rows.series)) for leaf in rows.leaves]
-    caption = f"Drop of {_data_text(sweeps)}; in points ± standard error over {_over(sweeps, rows)}. {zero_text(rows)}"
+    shown = "in points ± standard error" if unit.points else "± standard error"
+    caption = f"{_damage(sweeps).capitalize()} of {_data_text(sweeps)}; {shown} over {_over(sweeps, rows)}. {zero_text(rows)}"
     if rows.figure.uses_gradient:
         caption += f" Gradients on {sweeps.gradient_name}. {comparison_text(rows)}"
     return Table(rows.figure.title, ("layer", "weights", *rows.series), lines, caption)
@@ -270,7 +279,7 @@ def _pictures(sweeps: Sweeps, rows: FigureRows) -> tuple[bytes, str]:
     step = 0.8 / n if figure.form == "bins" else min(0.12, 0.4 / n)
     width = min(15.0, max(6.8, 2.4 + len(leaves) * (0.07 * n + 0.16 if figure.form == "bins" else 0.26)))
     end = _common(leaves)
-    metric = sweeps.result.metric.removeprefix("-")
+    metric, unit, damage = sweeps.result.metric.removeprefix("-"), unit_of(sweeps.result.metric), _damage(sweeps)
     tips: list[tuple[str, str]] = []
     with drawing(width, 4.2 if len(leaves) <= 25 else 5.2) as (picture, axes):
         axes.axhline(0, color=GREY, linewidth=0.8)
@@ -280,12 +289,12 @@ def _pictures(sweeps: Sweeps, rows: FigureRows) -> tuple[bytes, str]:
                 axes.axvline(i + 0.5, color=_FAINT, linewidth=0.6, zorder=0)
                 mine = [(j, found[leaf, s]) for j, s in enumerate(series) if (leaf, s) in found]
                 at = [i + (j - (n - 1) / 2) * step for j, _ in mine]
-                axes.plot(at, [100 * r.drop for _, r in mine], color=GREY, linewidth=0.6, zorder=1)
+                axes.plot(at, [unit.factor * r.drop for _, r in mine], color=GREY, linewidth=0.6, zorder=1)
         for j, label in enumerate(series):
             points = [r for r in rows.rows if r.candidate.tags["series"] == label]
             x = [leaves.index(r.candidate.leaf) + (j - (n - 1) / 2) * step for r in points]
-            y = [100 * r.drop for r in points]
-            error = [100 * _error(r) if math.isfinite(_error(r)) else 0.0 for r in points]
+            y = [unit.factor * r.drop for r in points]
+            error = [unit.factor * _error(r) if math.isfinite(_error(r)) else 0.0 for r in points]
             joined = "" if figure.form == "bins" else "-"
             axes.errorbar(x, y, error, color=colors[j], fmt=joined or "none", linewidth=0.9, elinewidth=0.9, capsize=1.5, zorder=2)
             axes.plot([], [], "o" + joined, color=colors[j], markersize=4, linewidth=0.9, label=plain(label))
@@ -293,7 +302,7 @@ def _pictures(sweeps: Sweeps, rows: FigureRows) -> tuple[bytes, str]:
                 name = f"{figure.name}-point-{len(tips)}"
                 axes.plot([a], [b], "o", color=colors[j], markersize=3.5, zorder=3, gid=name)
                 size = f"{sweeps.sizes[row.candidate.leaf]:,} weights"
-                tips.append((name, f"{row.candidate.leaf} ({size}), {label}: drop {_drop_text(row)} points"))
+                tips.append((name, f"{row.candidate.leaf} ({size}), {label}: {damage} {_drop_text(row, unit)}{unit.points}"))
         axes.set_xticks(range(len(leaves)), [plain(leaf.removesuffix(end)) for leaf in leaves], rotation=90)
         axes.tick_params(axis="x", labelsize=8 if len(leaves) < 40 else 7)
         axes.grid(axis="y", color=_FAINT, linewidth=0.6)
@@ -301,7 +310,7 @@ def _pictures(sweeps: Sweeps, rows: FigureRows) -> tuple[bytes, str]:
         axes.set(
             xlim=(-0.7, len(leaves) - 0.3),
             xlabel=plain(f"layer (…{end})" if end else "layer"),
-            ylabel=plain(f"drop of {metric}, points"),
+            ylabel=plain(f"{damage} of {metric}{',' if unit.points else ''}{unit.points}"),
         )
         # The title leaves the topmost line to the numbers of a point.
         picture.suptitle(plain(f"\n{figure.title}\n{_data_text(sweeps)}"), fontsize=9)

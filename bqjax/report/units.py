@@ -26,6 +26,11 @@ class Unit(NamedTuple):
     difference: str
     reach: float
 
+    @property
+    def points(self) -> str:
+        """What stands behind a difference: of shares `` points``."""
+        return " points" if self.suffix else ""
+
     def text(self, value: float, sign: str = "") -> str:
         """A value, with its sign where ``sign`` is ``"+"``.
 

@@ -99,3 +99,16 @@ def test_tables_have_a_line_a_layer():
 
 def test_the_same_sweep_gives_the_same_bytes():
     assert sweep_files(swept(), "bqjax sweep --config 'a<b>'") == files()
+
+
+def test_a_loss_is_shown_as_it_is():
+    """In its own units, and as an increase; no percent and no points."""
+    of_loss = replace(swept(), result=replace(swept().result, metric="-loss"))
+    table = figure_table(of_loss, of_loss.figures[0])
+    row, baseline = of_loss.figures[0].rows[0], of_loss.result.baseline["loss"]
+    assert table.caption.startswith(f"Increase of loss ({baseline:.4f} unperturbed) on 210 examples: ")
+    assert "; ± standard error over" in table.caption and "points" not in table.caption
+    assert table.rows[0][2].startswith(f"{row.drop:+.4f} ± ")
+    content = sweep_files(of_loss, "bqjax sweep")
+    picture = content[f"{of_loss.figures[0].figure.name}.svg"].decode()
+    assert f": increase {row.drop:+.4f} ± " in picture and " points<" not in picture
