@@ -1,6 +1,6 @@
 """Which statistic finds the weights of ResNet-56 that matter? The paper's figure 5 with the Fisher information and the curvature.
 
-bqjax sweep --config configs/resnet56_statistics.py --data ../shared/data --out out/resnet56_statistics --examples 250
+bqjax sweep --config configs/resnet56_statistics.py --data ../shared/data --out out/resnet56_statistics
 """
 
 from bqjax.experiment import StatisticsAgainstRandom, SweepConfig
