@@ -3,8 +3,8 @@
 ResNet-56 on CIFAR-10, W8/A8, at 0.88 bits a weight over all kernels: blocks start from the solver, latent weights and codebooks
 train together with bits in the choice of blocks, which stay for the last fifth. Started again, a run goes on from its
 last epoch. For a quiet machine with many hours: 8 epochs. Whole kernels of the second and third stage share a codebook of 256,
-rows of three of the first one of 32; indices may take 0.83 bits a clustered weight (and come to 0.785), codebooks, first convolution
-and head take the rest.
+rows of three of the first one of 32; indices may take 0.83 bits a clustered weight (and come to 0.785), codebooks, first
+convolution and head take the rest.
 """
 
 from bqjax.quantizers import QuantizerConfig
