@@ -165,8 +165,8 @@ def rounded_codebooks(codebooks: Mapping[str, Any], *, bits: int = 8) -> dict[st
     """Codebooks as :func:`quantize_codebooks` leaves them, for training: values on the grid over each one's own range, gradients
     straight through. Traceable.
 
-    Where one entry stands for most blocks, as that near zero does below one bit a weight, rounding moves all of them to one side;
-    a network that was trained without it loses points to 6 bits, and one that was trained with it does not.
+    Where one entry stands for most blocks, as that near zero does below one bit a weight, rounding moves all of them to one side,
+    and a network whose training did not see it loses points to 6 bits (``docs/below_one_bit.md``).
 
     Args:
       codebooks: ``[k, d]`` floating point, by the names of :func:`codebooks`.
