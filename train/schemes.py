@@ -227,4 +227,4 @@ class Codebooks(Scheme):
         if self.keep_zeros:
             entries = codebooks(state)
             books = {name: jnp.where(entries[name] == 0, 0, new) for name, new in books.items()}
-        return with_codebooks(state, books if self.bits is None else rounded_codebooks(books, bits=self.bits))
+        return with_codebooks(state, rounded_codebooks(books, bits=self.bits))

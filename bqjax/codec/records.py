@@ -353,10 +353,11 @@ def _coded_table(record: dict[str, Any], n: int, dtype: str) -> tuple[int, int |
     """Bytes of a codebook of ``n`` numbers, and how many kinds of them there are where they are entropy-coded."""
     if "h" not in record:
         return n * DTYPES[dtype].itemsize, None
-    size, kinds = (*_numbers(record, "h", None), 0, 0)[:2]
-    if len(record["h"]) != 2 or DTYPES[dtype].itemsize > 1 or not 1 <= kinds <= 256 or not entropy.min_bytes(n) <= size <= n:
-        raise ValueError(f"{n} numbers of {dtype} cannot be a coded codebook of {_short(record['h'])}: bytes and kinds of numbers")
-    return size, kinds
+    said = _numbers(record, "h", None)
+    one_byte = DTYPES[dtype].itemsize == 1
+    if len(said) != 2 or not one_byte or not entropy.min_bytes(n) <= said[0] <= n or not 1 <= said[1] <= 256:
+        raise ValueError(f"{n} numbers of {dtype} cannot be a coded codebook of {_short(list(said))}: bytes and kinds of numbers")
+    return said[0], said[1]
 
 
 def _check_count(info: LeafInfo, n: int) -> LeafInfo:

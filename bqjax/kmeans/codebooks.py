@@ -141,11 +141,11 @@ def quantize_codebooks(tree: Any, intervals: Mapping[str, tuple[Any, Any]] | Non
       >>> small.codebook.tolist(), np.asarray(small.decode(), np.float64).round(3).tolist()
       ([[2, 3], [0, 2]], [[0.333, 1.0], [-1.0, 0.333]])
     """
-    given, levels = dict(intervals or {}), _levels(bits)
-    entries = codebooks(tree)
+    _check_bits(bits)
+    given, entries = dict(intervals or {}), codebooks(tree)
     if unknown := sorted(given.keys() - entries.keys()):
         raise ValueError(f"intervals name {unknown}; the codebooks are {sorted(entries)}")
-    coded = {}
+    coded: dict[str, dict[str, Any]] = {}
     for key, values in entries.items():
         if not jnp.issubdtype(values.dtype, jnp.floating):
             raise ValueError(f"codebook {key!r} holds {values.dtype}, which is an integer type already")
@@ -153,15 +153,12 @@ def quantize_codebooks(tree: Any, intervals: Mapping[str, tuple[Any, Any]] | Non
         lower, upper = (np.float32(v) for v in given.get(key, (x.min(), x.max())))
         if not (np.isfinite(lower) and np.isfinite(upper)) or (key in given and not lower < upper):
             raise ValueError(f"the interval of codebook {key!r} must be finite and not empty, got {lower} to {upper}")
-        scale = np.float32((upper - lower) / levels)
-        if not scale > 0:  # all entries alike: one code stands for them
-            scale = np.float32(max(abs(float(lower)), 1))
-        codes = np.clip(np.rint((x - lower) / scale), 0, levels).astype(np.uint8)
-        coded[key] = {"codebook": codes, "scale": np.asarray(scale), "offset": np.asarray(np.float32(lower / scale))}
+        codes, scale, offset = map(np.asarray, _on_grid(x, lower, upper, bits))
+        coded[key] = {"codebook": codes.astype(np.uint8), "scale": scale, "offset": offset}
     return replace(tree, {n: with_fields(leaf, **coded[codebook_name(n, leaf)]) for n, leaf in clustered_leaves(tree).items()})
 
 
-def rounded_codebooks(codebooks: Mapping[str, Any], *, bits: int = 8) -> dict[str, jax.Array]:
+def rounded_codebooks(codebooks: Mapping[str, Any], *, bits: int | None = 8) -> dict[str, jax.Array]:
     """Codebooks as :func:`quantize_codebooks` leaves them, for training: values on the grid over each one's own range, gradients
     straight through. Traceable.
 
@@ -170,7 +167,7 @@ def rounded_codebooks(codebooks: Mapping[str, Any], *, bits: int = 8) -> dict[st
 
     Args:
       codebooks: ``[k, d]`` floating point, by the names of :func:`codebooks`.
-      bits: of a number, 1 to 8.
+      bits: of a number, 1 to 8; None leaves codebooks as they are.
 
     Raises:
       ValueError: ``bits`` is out of range.
@@ -179,20 +176,26 @@ def rounded_codebooks(codebooks: Mapping[str, Any], *, bits: int = 8) -> dict[st
       >>> rounded_codebooks({"w": jnp.array([[-1.0], [0.1], [0.5]])}, bits=2)["w"].ravel().tolist()
       [-1.0, 0.0, 0.5]
     """
-    levels = _levels(bits)
+    if bits is None:
+        return dict(codebooks)
+    _check_bits(bits)
 
     def rounded(x: jax.Array) -> jax.Array:
-        lower = x.min()
-        scale = (x.max() - lower) / levels
-        scale = jnp.where(scale > 0, scale, 1)
-        values = (jnp.round((x - lower) / scale) + lower / scale) * scale
-        return x + jax.lax.stop_gradient(values - x)
+        codes, scale, offset = _on_grid(x, x.min(), x.max(), bits)
+        return x + jax.lax.stop_gradient((codes + offset) * scale - x)
 
     return {name: rounded(jnp.asarray(x)) for name, x in codebooks.items()}
 
 
-def _levels(bits: int) -> int:
-    """Steps of a grid of codes of so many bits."""
+def _check_bits(bits: int) -> None:
     if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 8:
         raise ValueError(f"codes of a codebook have 1 to 8 bits, got {bits!r}")
-    return 2**bits - 1
+
+
+def _on_grid(x: Any, lower: Any, upper: Any, bits: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Codes of numbers on an even grid, its scale and offset: ``scale * (codes + offset)``. Traceable."""
+    levels = 2**bits - 1
+    scale = (upper - lower) / levels
+    # Where all entries are alike, one code stands for them.
+    scale = jnp.where(scale > 0, scale, jnp.maximum(jnp.abs(lower), 1))
+    return jnp.clip(jnp.round((x - lower) / scale), 0, levels), scale, lower / scale

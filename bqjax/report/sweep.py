@@ -310,7 +310,7 @@ def _pictures(sweeps: Sweeps, rows: FigureRows) -> tuple[bytes, str]:
         axes.set(
             xlim=(-0.7, len(leaves) - 0.3),
             xlabel=plain(f"layer (…{end})" if end else "layer"),
-            ylabel=plain(f"{damage} of {metric}{',' if unit.points else ''}{unit.points}"),
+            ylabel=plain(unit.heading(f"{damage} of {metric}")),
         )
         # The title leaves the topmost line to the numbers of a point.
         picture.suptitle(plain(f"\n{figure.title}\n{_data_text(sweeps)}"), fontsize=9)

@@ -51,7 +51,7 @@ def results_table(comparison: Comparison) -> Table:
     columns = (
         "method",
         f"{name}{unit.suffix}",
-        unit.difference,
+        unit.heading("difference"),
         "agreement %",
         "file bytes",
         "ratio",

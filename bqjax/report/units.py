@@ -16,20 +16,22 @@ class Unit(NamedTuple):
       factor: on its values.
       digits: behind the point.
       suffix: of its name, as `` %``.
-      difference: what a difference is called.
       reach: differences that a picture shows, in shown values.
     """
 
     factor: float
     digits: int
     suffix: str
-    difference: str
     reach: float
 
     @property
     def points(self) -> str:
         """What stands behind a difference: of shares `` points``."""
         return " points" if self.suffix else ""
+
+    def heading(self, name: str) -> str:
+        """What stands above differences of that name: of shares ``name, points``."""
+        return f"{name},{self.points}" if self.points else name
 
     def text(self, value: float, sign: str = "") -> str:
         """A value, with its sign where ``sign`` is ``"+"``.
@@ -40,8 +42,8 @@ class Unit(NamedTuple):
         return f"{self.factor * value:{sign}.{self.digits}f}"
 
 
-_SHARE = Unit(100.0, 2, " %", "difference, points", 12.0)
-_PLAIN = Unit(1.0, 4, "", "difference", 0.5)
+_SHARE = Unit(100.0, 2, " %", 12.0)
+_PLAIN = Unit(1.0, 4, "", 0.5)
 
 
 def unit_of(metric: str) -> Unit:

@@ -169,6 +169,5 @@ class SolvedClusters(Scheme):
         return state._replace(step=state.step + 1)
 
     def finish(self, numbers: Numbers, state: Any) -> Weights:
-        bits, books = self.phase.codebook_bits, numbers["codebooks"]
-        found: Weights = with_codebooks(state.leaves, books if bits is None else rounded_codebooks(books, bits=bits))
+        found: Weights = with_codebooks(state.leaves, rounded_codebooks(numbers["codebooks"], bits=self.phase.codebook_bits))
         return found

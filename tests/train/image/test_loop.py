@@ -156,8 +156,8 @@ def test_clustered_weights(schedule, whole, tmp_path):
     assert run(config, tmp_path, say=lambda line: None) == figures
 
 
-@pytest.mark.parametrize("epochs", [6, pytest.param(0, marks=pytest.mark.slow)])
-def test_training_starts_from_the_solver(epochs, whole, tmp_path):
+@pytest.mark.parametrize(("epochs", "codebook_bits"), [(2, None), (6, 6), pytest.param(0, None, marks=pytest.mark.slow)])
+def test_training_starts_from_the_solver(epochs, codebook_bits, whole, tmp_path):
     gwk = GWKPhase(
         epochs=epochs,
         tune_epochs=0 if epochs else 12,  # codebooks alone are slow to recover from so few bits
@@ -167,7 +167,7 @@ def test_training_starts_from_the_solver(epochs, whole, tmp_path):
         lmbda=3e-3,
         bits_per_weight=0.8,
         refresh_steps=2,
-        codebook_bits=6,
+        codebook_bits=codebook_bits,
         cv=9,
         freeze=0.9,
     )
@@ -183,7 +183,7 @@ def test_training_starts_from_the_solver(epochs, whole, tmp_path):
     conv = [stored[f"network/conv{i}/kernel"] for i in (2, 3)]
     assert all(leaf.d == 9 and leaf.table_dtype == "uint8" for leaf in conv)
     codebook = codec.load(tmp_path / "model.bq.safetensors")["network"]["conv3"]["kernel"].codebook
-    assert codebook.max() == 63
+    assert codebook.max() == 2 ** (codebook_bits or 8) - 1
     assert sum(8 * leaf.code_bytes for leaf in conv) / sum(leaf.size for leaf in conv) < 0.9
     assert run(config, tmp_path, say=lambda line: None) == figures
     if epochs:
