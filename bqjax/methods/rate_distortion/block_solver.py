@@ -175,7 +175,20 @@ def _solved(group: _Group, lmbda: float, key: jax.Array, dtypes: Mapping[str, An
         return made
     rounded = quantize_codebooks(made, bits=setting.codebook_bits)
     entries = next(iter(rounded.values())).entries()
-    chosen = _assigned(group, entries, _lengths(chosen, len(entries)), a_bit)
+    # Entries without use are gone, and others have their numbers.
+    bits = _lengths([jnp.asarray(leaf.indices) for leaf in rounded.values()], len(entries))
+    chosen = tuple(
+        descended_blocks(
+            leaf.columns,
+            jnp.asarray(group.layouts[name].from_indices(rounded[name].indices, leaf.stats.order), jnp.int32),
+            leaf.stats,
+            entries,
+            bits,
+            a_bit,
+            sweeps=setting.sweeps,
+        )
+        for name, leaf in group.leaves.items()
+    )
     return _clustered(group, chosen, None, dtypes, rounded)
 
 

@@ -28,6 +28,7 @@ from bqjax.methods.rate_distortion.block_feedback import (
 )
 from bqjax.methods.rate_distortion.block_refresh import block_refreshes, refreshed_indices
 from bqjax.methods.rate_distortion.blocks import block_layout
+from bqjax.methods.rate_distortion.distortion import predicted_distortion
 from bqjax.methods.rate_distortion.feedback import compensated_values, inverse_factor
 from bqjax.methods.rate_distortion.search import file_bytes
 from bqjax.sensitivity.curvature import output_curvature
@@ -193,6 +194,22 @@ def test_a_higher_lmbda_takes_fewer_bits(problem):
         tree = block_quant_rd(params, curvature, lmbda=lmbda, blocks=RULES, key=jax.random.key(1))
         counts.append(tree["conv"].k)
     assert counts[0] == 16 and counts[1] >= counts[2] and counts[2] < 16
+
+
+def test_rounding_a_codebook_with_unused_entries_costs_little(problem):
+    """Entries without use are dropped when the codebook is rounded; the bits of the others must stay theirs."""
+    params, _, curvature = problem
+    lmbda, costs, left = 3e-3, [], []
+    for bits in (None, 8):
+        setting = BlockConfig(d=9, k=32, codebook_bits=bits)
+        blocks = [Rule(name, setting, group="kernels") for name in ("conv", "next")]
+        tree = block_quant_rd(params, curvature, lmbda=lmbda, blocks=blocks, key=jax.random.key(1))
+        lost = predicted_distortion(params, tree, curvature)
+        counts = np.unique(np.concatenate([tree[name].indices for name in ("conv", "next")]), return_counts=True)[1]
+        costs.append(lost["conv"] + lost["next"] - lmbda * (counts * np.log2(counts / counts.sum())).sum())
+        left.append(tree["conv"].k)
+    assert left[0] < 32
+    assert costs[1] < 1.01 * costs[0]
 
 
 def test_indices_that_are_refreshed_cost_less_under_the_curvature(problem):
