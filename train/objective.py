@@ -62,7 +62,7 @@ def mean_loss(logits: jax.Array, labels: jax.Array, taught: jax.Array | None, sh
 
     Args:
       logits: ``[n, classes]``.
-      labels: ``[n]`` integers.
+      labels: ``[n]`` integers, or ``[n, classes]`` the share of each class.
       taught: ``[n, classes]`` logits of the teacher, through which no gradient goes; None: the cross-entropy alone.
       share, temperature: of the comparison with the teacher.
 
@@ -74,7 +74,8 @@ def mean_loss(logits: jax.Array, labels: jax.Array, taught: jax.Array | None, sh
       >>> float(mean_loss(same, jnp.array([0]), same, 1.0, 4.0))
       0.0
     """
-    entropy = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    of_labels = optax.softmax_cross_entropy_with_integer_labels if labels.ndim == 1 else optax.softmax_cross_entropy
+    entropy = jnp.mean(of_labels(logits, labels))
     if taught is None:
         return entropy
     soft = jax.nn.log_softmax(jax.lax.stop_gradient(taught) / temperature)

@@ -25,6 +25,13 @@ def test_loss_is_the_share_of_both():
     assert float(mean_loss(jnp.float32(logits), jnp.asarray(labels), None, 0.3, 4.0)) == pytest.approx(entropy, rel=1e-5)
 
 
+def test_labels_may_be_shares_of_classes():
+    rng = np.random.default_rng(1)
+    logits, shares = rng.normal(size=(5, 4)) * 3, rng.dirichlet(np.ones(4), size=5)
+    found = mean_loss(jnp.float32(logits), jnp.float32(shares), None, 0.0, 4.0)
+    assert float(found) == pytest.approx(-(shares * log_softmax(logits)).sum(1).mean(), rel=1e-5)
+
+
 def test_decay_is_in_the_gradient_and_the_rate_falls_to_0():
     optimizer, w = adam(0.1, 0.5, 4), jnp.float32([2.0])
     state = optimizer.init(w)

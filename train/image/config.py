@@ -166,6 +166,10 @@ class TrainConfig:
       keep_float: patterns of layers that stay as they are (the first and the last, as is usual).
       train_examples: how many of the training examples to use, drawn by the seed; None uses all.
       test_examples: how many of the test examples to report on, always the same; None uses all.
+      crop_padding: pixels that training images are moved by at most in each direction; None is what is usual for the data set
+        (4 for CIFAR-10).
+      cutmix: probability that a training image has a rectangle of another, and its part of that one's label
+        (:func:`train.data.augment.cutmix`); with distillation, the teacher says what a student shall make of such images.
       batch_size: examples a step, over all devices.
       learning_rate: Adam's, at the start; it falls to 0 along a cosine within each phase.
       quantizer_learning_rate: that of intervals and output scales.
@@ -198,6 +202,8 @@ class TrainConfig:
     keep_float: tuple[str, ...] = ("conv1", "linear")
     train_examples: int | None = None
     test_examples: int | None = None
+    crop_padding: int | None = None
+    cutmix: float = 0.0
     batch_size: int = 256
     learning_rate: float = 1e-3
     quantizer_learning_rate: float = 1e-5
@@ -224,6 +230,10 @@ class TrainConfig:
         for field in ("train_examples", "test_examples"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if self.crop_padding is not None and self.crop_padding < 0:
+            raise ValueError(f"crop_padding must be at least 0, got {self.crop_padding}; None is what is usual for the data set")
+        if not 0 <= self.cutmix <= 1:
+            raise ValueError(f"cutmix is a probability from 0 to 1, got {self.cutmix}")
         check_objective(self)
         taught = self.teacher or self.teacher_weights
         if self.distillation and not (self.weights or self.initial or taught or self.float_epochs):

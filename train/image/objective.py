@@ -14,7 +14,7 @@ from flax import nnx
 from bqjax.adapters.flax.hessian import hessian_deltas
 from bqjax.adapters.flax.quantized import QuantizerParam, quantized_layers, set_quantizers
 from bqjax.core.tree import named_leaves, replace
-from train.data.augment import crop_and_flip
+from train.data.augment import crop_and_flip, cutmix
 from train.image.config import TrainConfig
 from train.image.problems import Problem
 from train.image.transfer import with_frozen_statistics
@@ -34,6 +34,13 @@ class Deltas(NamedTuple):
 
     deltas: dict[str, jax.Array]
     reasons: dict[str, jax.Array]
+
+
+class _Labels(NamedTuple):
+    """Labels ``[n]`` of a batch, and the shares ``[n]`` of the images that are their own where they were mixed."""
+
+    labels: jax.Array
+    own: jax.Array | None
 
 
 class ImageObjective:
@@ -115,15 +122,24 @@ class ImageObjective:
         right = (jnp.argmax(logits, axis=1) == labels) & ~jnp.isnan(logits).any(axis=1)
         return {"loss": losses, "accuracy": right}
 
-    def _augmented(self, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _augmented(self, batch: Any, key: jax.Array) -> tuple[jax.Array, _Labels, jax.Array]:
         images, labels = batch
         augment_key, model_key = jax.random.split(key)
         moved = crop_and_flip(augment_key, images, pad=self._data.pad, flip=self._data.flip)
-        return self._data.inputs(moved), labels, model_key
+        own = None
+        if self._config.cutmix:
+            moved, own = cutmix(jax.random.fold_in(augment_key, 1), moved, probability=self._config.cutmix)
+        return self._data.inputs(moved), _Labels(labels, own), model_key
 
-    def _loss(self, model: Any, inputs: jax.Array, labels: jax.Array, teacher: Any) -> tuple[jax.Array, jax.Array]:
-        logits = model(inputs)
-        right = jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
+    def _loss(self, model: Any, inputs: jax.Array, of_images: _Labels, teacher: Any) -> tuple[jax.Array, jax.Array]:
+        logits, (labels, own) = model(inputs), of_images
+        right = jnp.argmax(logits, axis=1) == labels
+        if own is not None:
+            partners = jnp.roll(labels, 1)
+            right = own * right + (1 - own) * (jnp.argmax(logits, axis=1) == partners)
+            one, other = (jax.nn.one_hot(each, logits.shape[1]) for each in (labels, partners))
+            labels = own[:, None] * one + (1 - own[:, None]) * other
+        right = jnp.mean(right.astype(jnp.float32))
         soft = None if teacher is None else nnx.merge(self._teacher_graph, self._teacher_rng, teacher)(inputs)
         return mean_loss(logits, labels, soft, self._config.distillation, self._config.temperature), right
 

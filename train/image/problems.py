@@ -64,7 +64,9 @@ def problem(config: TrainConfig, data_dir: str | os.PathLike[str] | None) -> Pro
     """
     found = _problem(config, data_dir)
     train = _drawn("train_examples", found.train, config.train_examples, config.seed)
-    return dataclasses.replace(found, train=train, test=_drawn("test_examples", found.test, config.test_examples, TEST_SEED))
+    test = _drawn("test_examples", found.test, config.test_examples, TEST_SEED)
+    pad = found.pad if config.crop_padding is None else config.crop_padding
+    return dataclasses.replace(found, train=train, test=test, pad=pad)
 
 
 def _drawn(field: str, source: Source, size: int | None, seed: int) -> Source:
