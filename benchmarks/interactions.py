@@ -1,7 +1,8 @@
-"""Do damages add up in a transformer, and does a budget that knows the pairs do better? At several magnitudes of noise.
+"""Do damages add up in one layer of a network, and does a budget that knows the pairs do better? At several magnitudes of noise.
 
 python benchmarks/interactions.py --data DIR
 python benchmarks/interactions.py --data DIR --model minilm
+python benchmarks/interactions.py --data DIR --model deepspeech2 --run out/deepspeech2_an4
 
 Pairs are measured on calibration data. A budget then takes the set of matrices with most weights whose expected damage stays below
 a limit, once by the sum of single damages and once with the interactions of its pairs; what a set really costs is measured on test
@@ -23,21 +24,28 @@ from bqjax.experiment.sweep import first_examples
 from bqjax.sensitivity.pairs import Interactions, interactions
 from bqjax.sensitivity.perturb import Noise
 from bqjax.sensitivity.sweep_rows import Candidate, point_of
+from train.speech.task import an4_task
 from train.tasks.sentences import sts_task
 from train.tasks.stories import stories_task
 
 BLOCKS = {  # a task, its metric here, and matrices of one block
     "stories": (
-        stories_task,
+        lambda args: stories_task(args.data),
         "-nats",
         "model.layers.{}.{}.weight",
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj"),
     ),
     "minilm": (
-        sts_task,
+        lambda args: sts_task(args.data),
         "-loss",
         "encoder.layer.{}.{}.weight",
         ("attention.self.query", "attention.self.key", "attention.self.value", "intermediate.dense", "output.dense"),
+    ),
+    "deepspeech2": (
+        lambda args: an4_task(args.run, args.data),
+        "-loss",
+        "rnn/{}/{}/kernel",
+        ("forward/input", "forward/recurrent", "backward/input", "backward/recurrent"),
     ),
 }
 LIMITS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)  # parts of what all together cost
@@ -134,18 +142,23 @@ def at(task: Any, level: float, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with lm/stories260k/, or with text/ and minilm/")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with lm/stories260k/; with text/ and minilm/; or with an4/"
+    )
+    parser.add_argument("--run", type=Path, help="folder of a run of configs/deepspeech2_an4.py, for deepspeech2")
     parser.add_argument("--model", choices=list(BLOCKS), default="stories")
     parser.add_argument("--levels", type=float, nargs="+", default=[0.2, 0.4], help="of noise, in standard deviations")
     parser.add_argument(
-        "--examples", type=int, default=40, help="stories, or rows of 128 tokens with about 4 pairs of sentences each"
+        "--examples", type=int, default=40, help="stories, utterances, or rows of 128 tokens with about 4 pairs of sentences each"
     )
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--block", type=int, default=2, help="whose matrices are perturbed")
     parser.add_argument("--matrices", nargs="+")
     parser.add_argument("--state", type=Path, help="go on from files of this name")
     args = parser.parse_args()
-    task = BLOCKS[args.model][0](args.data)
+    if (args.run is None) == (args.model == "deepspeech2"):
+        parser.error("--run goes with --model deepspeech2, whose trained network it holds")
+    task = BLOCKS[args.model][0](args)
     print(json.dumps({"interactions": {f"{level:g}": at(task, level, args) for level in args.levels}}))
 
 
