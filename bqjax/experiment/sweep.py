@@ -171,11 +171,11 @@ def run_sweep(
     batches = task.calibration if config.split == "calibration" else task.test
     data_name = task.calibration_name if config.split == "calibration" else task.test_name
     limit = config.limit if limit is None else limit
-    n = n_all = _count(task, batches)
+    n_examples = n_all = _count(task, batches)
     if limit is not None and limit < n_all:
         batches = first_examples(batches, limit)
-        n = _count(task, batches)
-        data_name = _first(n, n_all, data_name)
+        n_examples = _count(task, batches)
+        data_name = _first(n_examples, n_all, data_name)
 
     # Before anything is scored, so that a pattern that matches nothing is known at once.
     candidates, parts = [], []
@@ -214,7 +214,7 @@ def run_sweep(
         task_name=task.name,
         data_name=data_name,
         gradient_name=task.calibration_name if gradients else None,
-        n_examples=n,
+        n_examples=n_examples,
         rank_by=task.rank_by,
         figures=tuple(FigureRows(figure, tuple(next(rows) for _ in range(n))) for figure, n in parts),
         sizes={name: int(np.size(leaf)) for name, leaf in leaves.items()},
