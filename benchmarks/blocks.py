@@ -16,7 +16,6 @@ import fnmatch
 import itertools
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +25,7 @@ import jax
 from bqjax import Rule, codec, decode
 from bqjax.adapters.flax import equalize_channels, nnx_apply, nnx_params
 from bqjax.adapters.flax.equalize import batch_norms
-from bqjax.core.classification import classification_outputs, classification_predict, classification_score
+from bqjax.core.classification import classification_task
 from bqjax.core.scoring import Scored, paired_error, score_on
 from bqjax.core.task import Task
 from bqjax.core.tree import named_leaves
@@ -61,14 +60,7 @@ def _equalized(data: str) -> Task:
     task, model = resnet_task(data), load_resnet(Path(data) / "weights" / "resnet20_cifar10.safetensors")
     layers = [name.removesuffix("/kernel") for name in named_leaves(task.params) if fnmatch.fnmatchcase(name, "layer*/kernel")]
     model = equalize_channels(model, batch_norms(model, layers), dict.fromkeys(layers, "all"))
-    apply = nnx_apply(model)
-    return replace(
-        task,
-        params=nnx_params(model),
-        score=classification_score(apply),
-        predict=classification_predict(apply),
-        outputs=classification_outputs(apply),
-    )
+    return classification_task(nnx_apply(model), nnx_params(model), task.calibration, task.test, name=task.name)
 
 
 def _row(task: Task, tree: Any, before: Scored | None) -> dict[str, float]:

@@ -133,12 +133,12 @@ class ImageObjective:
 
     def _loss(self, model: Any, inputs: jax.Array, of_images: _Labels, teacher: Any) -> tuple[jax.Array, jax.Array]:
         logits, (labels, own) = model(inputs), of_images
-        right = jnp.argmax(logits, axis=1) == labels
+        found = jnp.argmax(logits, axis=1)
+        right = found == labels
         if own is not None:
-            partners = jnp.roll(labels, 1)
-            right = own * right + (1 - own) * (jnp.argmax(logits, axis=1) == partners)
-            one, other = (jax.nn.one_hot(each, logits.shape[1]) for each in (labels, partners))
+            one, other = (jax.nn.one_hot(each, logits.shape[1]) for each in (labels, jnp.roll(labels, 1)))
             labels = own[:, None] * one + (1 - own[:, None]) * other
+            right = jnp.take_along_axis(labels, found[:, None], axis=1)
         right = jnp.mean(right.astype(jnp.float32))
         soft = None if teacher is None else nnx.merge(self._teacher_graph, self._teacher_rng, teacher)(inputs)
         return mean_loss(logits, labels, soft, self._config.distillation, self._config.temperature), right

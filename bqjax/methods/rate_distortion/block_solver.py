@@ -125,10 +125,13 @@ def _lengths(chosen: Sequence[jax.Array], k: int) -> jax.Array:
     return ideal_code_lengths(counts.astype(jnp.float32), unused=0.5)
 
 
-def _assigned(group: _Group, codebook: jax.Array, bits: jax.Array, lmbda: jax.Array) -> tuple[jax.Array, ...]:
+def _assigned(
+    group: _Group, codebook: jax.Array, bits: jax.Array, lmbda: jax.Array, first: Mapping[str, jax.Array] | None = None
+) -> tuple[jax.Array, ...]:
+    """Indices of each leaf: by error feedback, or those of ``first``, and then by coordinate descent."""
     found = []
-    for leaf in group.leaves.values():
-        index = compensated_blocks(leaf.columns, leaf.stats, codebook, bits, lmbda)
+    for name, leaf in group.leaves.items():
+        index = compensated_blocks(leaf.columns, leaf.stats, codebook, bits, lmbda) if first is None else first[name]
         if group.setting.sweeps:
             index = descended_blocks(leaf.columns, index, leaf.stats, codebook, bits, lmbda, sweeps=group.setting.sweeps)
         found.append(index)
@@ -177,19 +180,11 @@ def _solved(group: _Group, lmbda: float, key: jax.Array, dtypes: Mapping[str, An
     entries = next(iter(rounded.values())).entries()
     # Entries without use are gone, and others have their numbers.
     bits = _lengths([jnp.asarray(leaf.indices) for leaf in rounded.values()], len(entries))
-    chosen = tuple(
-        descended_blocks(
-            leaf.columns,
-            jnp.asarray(group.layouts[name].from_indices(rounded[name].indices, leaf.stats.order), jnp.int32),
-            leaf.stats,
-            entries,
-            bits,
-            a_bit,
-            sweeps=setting.sweeps,
-        )
-        for name, leaf in group.leaves.items()
-    )
-    return _clustered(group, chosen, None, dtypes, rounded)
+    kept = {
+        name: jnp.asarray(layout.from_indices(rounded[name].indices, group.leaves[name].stats.order), jnp.int32)
+        for name, layout in group.layouts.items()
+    }
+    return _clustered(group, _assigned(group, entries, bits, a_bit, kept), None, dtypes, rounded)
 
 
 def _clustered(
