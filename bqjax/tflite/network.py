@@ -21,9 +21,9 @@ from bqjax.tflite.format.graph import Operator
 from bqjax.tflite.format.model import Model, rewritten
 from bqjax.tflite.format.weights import layers
 from bqjax.tflite.interpret import interpret
-from bqjax.tflite.twin.graph import build
+from bqjax.tflite.twin.graph import Twin, build
 
-__all__ = ["Scorer", "interpreted_network", "litert_predict", "litert_score", "predictions", "twin_network", "unmeasured"]
+__all__ = ["Scorer", "interpreted_network", "litert_predict", "litert_score", "predictions", "twin_logits", "twin_network", "unmeasured"]
 
 Scorer = Literal["litert", "twin"]
 
@@ -45,14 +45,7 @@ def twin_network(model: Model, scored_by: Scorer = "twin") -> QuantizedNetwork:
       ValueError: an operator that the twin does not know; logits that are not quantized.
     """
     twin = build(model.graph)
-    logits = model.graph.tensors[twin.logits_index]
-    if logits.scale is None or logits.zero_point is None:
-        raise ValueError(f"the model's logits {logits.name!r} are not quantized")
-    scale, zero = float(logits.scale[0]), int(logits.zero_point[0])
-
-    def apply(params: Any, x: jax.Array) -> jax.Array:
-        codes = twin.apply_logits(params, x)
-        return (codes.reshape(codes.shape[0], -1).astype(jnp.float32) - zero) * scale
+    apply = twin_logits(model, twin)
 
     def real(params: Any, batch: Any) -> jax.Array:
         z = twin.apply_real(params, batch["inputs"])
@@ -66,6 +59,29 @@ def twin_network(model: Model, scored_by: Scorer = "twin") -> QuantizedNetwork:
 
     tied, fixed = _tied(model, found), _one_bias(model)
     return QuantizedNetwork(model.params, found, inputs, real, score, scored_by == "twin", tied, fixed)
+
+
+def twin_logits(model: Model, twin: Twin | None = None) -> Callable[[Any, Any], jax.Array]:
+    """``apply(params, inputs) -> logits [n, c]`` of the JAX twin, float32.
+
+    Args:
+      model: the model.
+      twin: of its graph, where it is built already.
+
+    Raises:
+      ValueError: an operator that the twin does not know; logits that are not quantized.
+    """
+    twin = twin or build(model.graph)
+    logits = model.graph.tensors[twin.logits_index]
+    if logits.scale is None or logits.zero_point is None:
+        raise ValueError(f"the model's logits {logits.name!r} are not quantized")
+    scale, zero = float(logits.scale[0]), int(logits.zero_point[0])
+
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        codes = twin.apply_logits(params, x)
+        return (codes.reshape(codes.shape[0], -1).astype(jnp.float32) - zero) * scale
+
+    return apply
 
 
 def _searched(model: Model, found: Mapping[str, Operator]) -> dict[str, Operator]:

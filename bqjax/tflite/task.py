@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from bqjax.codec import FileInfo
-from bqjax.core.classification import batches
+from bqjax.core.classification import batches, classification_task
 from bqjax.core.task import Task
 from bqjax.tflite.codes.search import QuantizedInfo, QuantizedNetwork
 from bqjax.tflite.container import load_model, save_model
 from bqjax.tflite.examples import Examples, read_examples
 from bqjax.tflite.format.model import Model, parse_model, read
 from bqjax.tflite.format.weights import layers, weight_names
-from bqjax.tflite.network import Scorer, interpreted_network, litert_predict, litert_score, twin_network
+from bqjax.tflite.network import Scorer, interpreted_network, litert_predict, litert_score, twin_logits, twin_network
 from bqjax.tflite.twin.graph import unsupported
 
 __all__ = ["TFLiteStorage", "TFLiteTask", "halves", "quantized_task", "tflite_task"]
@@ -207,21 +207,22 @@ def quantized_task(
         shape = [-1 if i == tensor.axis else 1 for i in range(len(tensor.shape))]
         leaves = model.params[name]
         params[names[name]] = {**leaves, "zero_point": leaves["zero_point"].reshape(shape)}
-    network = twin_network(model)
+    logits = twin_logits(model)
 
-    def score(params: Any, batch: Any) -> Any:
-        return network.score({name: params[short] for name, short in names.items()}, batch)
+    def apply(params: Any, inputs: Any) -> Any:
+        return logits({name: params[short] for name, short in names.items()}, inputs)
 
     calibration, test = (
         batches(found.inputs[rows], found.labels[rows], min(batch_size, len(rows))) for rows in halves(len(found.labels), seed)
     )
     half = len(found.labels) // 2
-    return Task(
+    return classification_task(
+        apply,
+        params,
+        calibration,
+        test,
         name=Path(model_path).name,
-        params=params,
-        score=score,
-        calibration=calibration,
-        test=test,
+        outputs=None,  # codes are integers: there is no curvature by them
         calibration_name=f"{half:,} examples, the half for searching",
         test_name=f"{len(found.labels) - half:,} examples, the half for reporting",
     )

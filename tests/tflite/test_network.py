@@ -180,3 +180,4 @@ def test_figure_3_of_a_quantized_model(tmp_path):
     assert [int(row["size"]) for row in rows] == sizes[:1]
     assert all(row["leaf"].endswith("/codes") and row["kind"] == "relative" for row in rows)
     assert any(float(row["drop"]) > 0 for row in rows)
+    assert all(float(row["paired_error"]) > 0 and float(row["error"]) > 0 for row in rows)  # over examples, too
