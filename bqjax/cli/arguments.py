@@ -71,13 +71,14 @@ class Sweep:
     confidence: float = 0.95
     """With --until: of all its statements together."""
     tolerance: float = 0.0
-    """With --until: layers whose drops differ by less count as equal, in points."""
+    """With --until: layers whose drops differ by less count as equal, in points; where the metric is no share, in its unit."""
     budget: float | None = None
     """With --until top10: spend this part of the full sweep's evaluations, as 0.2, and say how sure each layer's place is."""
     predict: bool = False
     """Predict every drop from the curvature of the network's outputs, too, and draw predicted against measured ones."""
     max_drop: float = 1.0
-    """Of the metric, in points: what recipe.md may cost, the table of bits that is made where layers had Gaussian noise."""
+    """Of the metric, in points (nats, losses and cosines as they are): what recipe.md may cost, the table of bits that is made
+    where layers had Gaussian noise."""
     force: bool = False
     """Overwrite the results of an earlier sweep."""
 

@@ -90,7 +90,7 @@ def compress_experiment(
     files = stored_table(out, out.name)
     entry = Entry(label=method.label, settings=repr(method), row=outcome.row, file=out.name, sha256=file_digest(out))
     found = Comparison.of(task, before, [entry])
-    for shown in ([search_table(outcome.info)] if outcome.info else []) + [files, results_table(found)]:
+    for shown in ([search_table(outcome.info, task.metric)] if outcome.info else []) + [files, results_table(found)]:
         console.print(rich_table(shown))
     if is_micro(out):
         for line in micro_summary(out, before.float_bytes, np.asarray(task.test[0]["inputs"])):
@@ -119,7 +119,7 @@ def compress_within(experiment: Experiment, data: Path | None, outputs: Outputs,
             f"task {task.name!r} has no outputs, which the curvature of its weights is taken from: give it outputs=, or pass "
             "--plan, which needs scores alone"
         )
-    method: Method = budget.method(experiment)
+    method: Method = budget.method(experiment, task.metric)
     compress_experiment(dataclasses.replace(experiment, methods=(method,)), None, outputs, console, task=task)
     size = outputs.out.stat().st_size
     if budget.target_bytes is not None and size > budget.target_bytes:

@@ -61,7 +61,8 @@ class Compress:
     """A file of at most this size, as 200KB: with --config or --text, one that changes the outputs least; of WEIGHTS alone, even
     levels of the least relative error, the same for all leaves."""
     max_drop: float | None = None
-    """With --config: the smallest file whose metric drops by at most so many points on calibration data.
+    """With --config: the smallest file whose metric drops by at most so many points on calibration data (nats, losses and
+    cosines: by so much).
     Of a .tflite model with --data: at most so many predictions in a hundred change on the half of the examples that is searched
     on, so that accuracy there drops by no more points; default: 1.
     With --text: the smallest file whose cross-entropy on the first part of the text grows by at most so many nats a token, as 0.02;

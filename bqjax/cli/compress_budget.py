@@ -20,6 +20,7 @@ from bqjax.methods.rate_distortion import RateDistortion
 from bqjax.report.console import progress_bar
 from bqjax.report.plan import plan_table, plan_text
 from bqjax.report.tables import rich_table
+from bqjax.report.units import unit_of
 
 __all__ = ["Budget", "parse_size", "plan_within"]
 
@@ -46,7 +47,7 @@ def parse_size(text: str, option: str = "--target-size") -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a file must keep: a size as people write it, or a drop in points at a confidence.
+    """What a file must keep: a size as people write it, or a drop at a confidence, as tables show it: in points or nats.
 
     Raises:
       ValueError: the size is none, the drop is negative.
@@ -73,19 +74,18 @@ class Budget:
         """The size in bytes."""
         return None if self.target_size is None else parse_size(self.target_size)
 
-    @property
-    def drop(self) -> float | None:
-        """The drop as a fraction."""
-        return None if self.max_drop is None else self.max_drop / 100
+    def drop(self, metric: str) -> float | None:
+        """The drop as the metric has it."""
+        return None if self.max_drop is None else unit_of(metric).value(self.max_drop)
 
-    def method(self, experiment: Experiment) -> RateDistortion:
+    def method(self, experiment: Experiment, metric: str) -> RateDistortion:
         """What makes the file with no plan: by the settings of the experiment's first such row, or the default ones."""
         rows = [method for method in experiment.methods if isinstance(method, RateDistortion)]
         return replace(
             rows[0] if rows else RateDistortion(lmbda=0.0),
             lmbda=None,
             target_bytes=self.target_bytes,
-            max_drop=self.drop,
+            max_drop=self.drop(metric),
             max_rank_drop=None,
             confidence=self.confidence,
             coder=experiment.coder,
@@ -116,12 +116,12 @@ def plan_within(
             experiment.budget,
             key=jax.random.key(experiment.seed),
             target_bytes=budget.target_bytes,
-            max_drop=budget.drop,
+            max_drop=budget.drop(task.metric),
             confidence=budget.confidence,
             label=budget.label("planned"),
             coder=experiment.coder,
             state_path=state,
             progress=progress,
         )
-    console.print(rich_table(plan_table(plan)))
+    console.print(rich_table(plan_table(plan, task.metric)))
     return plan, plan_text(plan.method, *about)

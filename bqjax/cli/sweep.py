@@ -15,6 +15,7 @@ from bqjax.report.console import progress_bar, say
 from bqjax.report.race import race_table, race_text
 from bqjax.report.sweep import PAGE, figure_table, result_names, sweep_files
 from bqjax.report.tables import rich_table
+from bqjax.report.units import unit_of
 from bqjax.sensitivity.racing import parse_until
 
 __all__ = ["sweep_network"]
@@ -62,17 +63,18 @@ def sweep_network(
         raise ValueError(f"{there[0]} exists: pass --force to overwrite the results in {out}, or name another --out")
     with progress_bar(console, "preparing") as progress:
         task = config.make_task(data, progress)
+    unit = unit_of(task.metric)
     out.mkdir(parents=True, exist_ok=True)
     with progress_bar(console, task.name) as progress:
         goals: dict[str, Any] = {
             "until": goal,
             "confidence": confidence,
-            "tolerance": tolerance / 100,
+            "tolerance": unit.value(tolerance),
             "budget": budget,
             "curvature": predict,
         }
         found = sweeps.run_sweep(config, task, limit=examples, state_path=state, progress=progress, **goals)
-    for name, content in sweep_files(found, command, max_drop / 100).items():
+    for name, content in sweep_files(found, command, unit.value(max_drop)).items():
         with atomic_write(out / name, force=True) as file:
             file.write(content)
     for rows in found.figures:

@@ -37,7 +37,7 @@ def row_details(task: Task, outcome: Outcome, files: Table) -> str:
     searched = isinstance(info, SearchInfo)
     if info is not None:
         pictures = [plots.search_path(info.layers, task.metric)] if searched else []
-        sections.append((f"{outcome.row.method}: search", [search_table(info), *pictures]))
+        sections.append((f"{outcome.row.method}: search", [search_table(info, task.metric), *pictures]))
     if searched:
         sections.append(("Sensitivity of each bin", [plots.bin_sensitivity(layer, info.rank_by) for layer in info.layers]))
     histograms = _histograms(task, outcome)

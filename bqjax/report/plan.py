@@ -8,13 +8,14 @@ from pathlib import Path
 from bqjax.methods.budget.plan import Planned
 from bqjax.methods.budget.search import BudgetPlan
 from bqjax.report.tables import Table
+from bqjax.report.units import unit_of
 
 __all__ = ["plan_table", "plan_text"]
 
 
-def plan_table(plan: BudgetPlan) -> Table:
-    """A line a unit: how it is stored, and what that costs it alone."""
-    lines = []
+def plan_table(plan: BudgetPlan, metric: str) -> Table:
+    """A line a unit: how it is stored, and what that costs it alone; drops are of ``metric``."""
+    lines, shown_in = [], unit_of(metric)
     for unit in plan.units:
         setting, shown = unit.option.setting, ", ".join(unit.names[:3]) + (" and others" if len(unit.names) > 3 else "")
         distortion = unit.option.distortions[plan.kind]
@@ -25,11 +26,11 @@ def plan_table(plan: BudgetPlan) -> Table:
         ("sum", f"{sum(u.size for u in plan.units):,}", "", f"{plan.predicted.bytes:,.0f}", "", f"{plan.predicted.distortion:.4g}")
     )
     measured_in = "change of the outputs" if plan.kind == "outputs" else "increase of the ranking metric's loss"
-    error = "" if plan.drop_error is None else f" ± {100 * plan.drop_error:.2f}"
+    error = "" if plan.drop_error is None else f" ± {shown_in.text(plan.drop_error)}"
     caption = (
         f"Distortion: {measured_in} on calibration data, each unit compressed alone. The whole file: {plan.file_bytes:,} bytes, "
-        f"drop of the metric on calibration data {100 * plan.drop:+.2f}{error} points. Planned with {plan.n_options} options, "
-        f"{plan.n_measured} of them and {plan.n_verified} whole plans measured in this run."
+        f"drop of the metric on calibration data {shown_in.text(plan.drop, '+')}{error}{shown_in.points}. Planned with "
+        f"{plan.n_options} options, {plan.n_measured} of them and {plan.n_verified} whole plans measured in this run."
     )
     return Table("Plan", ("unit", "weights", "stored as", "bytes", "bits/weight", "distortion"), lines, caption)
 

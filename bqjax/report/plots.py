@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bqjax.methods.bins import LayerReport
+from bqjax.report.units import unit_of
 
 __all__ = ["bin_sensitivity", "search_path", "weight_histogram"]
 
@@ -108,19 +109,19 @@ def bin_sensitivity(layer: LayerReport, rank_by: str) -> str:
 
 def search_path(layers: Sequence[LayerReport], metric: str) -> str:
     """The metric on calibration data against bits per weight of the leaf, along the search of each leaf."""
-    name = metric.removeprefix("-")
+    name, unit = metric.removeprefix("-"), unit_of(metric)
     with drawing(6.4, 3.4) as (figure, axes):
         for i, layer in enumerate(layers):
             color = f"C{i % 10}"
             for path in layer.paths:
-                points = [(step.entropy, 100 * step.metrics[name]) for step in path]
+                points = [(step.entropy, unit.factor * step.metrics[name]) for step in path]
                 axes.plot(*zip(*points, strict=True), ".-", linewidth=0.7, color=color, alpha=0.6)
-            end = (layer.result.entropy, 100 * layer.result.metrics[name])
+            end = (layer.result.entropy, unit.factor * layer.result.metrics[name])
             axes.plot(*end, "o" if layer.accepted else "x", color=color, label=plain(", ".join(layer.names)))
         axes.legend(frameon=False, fontsize=8, loc="lower right")
         axes.set(
             title="Along the search",
             xlabel="entropy of the indices, bits per weight",
-            ylabel=plain(f"{name} on calibration data, %"),
+            ylabel=plain(f"{name}{unit.suffix} on calibration data"),
         )
         return as_svg(figure)

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from bqjax.experiment.recipes import Recipe
 from bqjax.report.tables import Table, markdown
+from bqjax.report.units import unit_of
 
 __all__ = ["recipe_table", "recipe_text"]
 
 
 def recipe_table(recipe: Recipe) -> Table:
-    """A line a layer: what each number of bits is expected to cost it alone, in points, and what it goes to."""
-    widths = sorted(recipe.layers[0].drops)
+    """A line a layer: what each number of bits is expected to cost it alone, and what it goes to."""
+    widths, unit, metric = sorted(recipe.layers[0].drops), unit_of(recipe.metric), recipe.metric.removeprefix("-")
+    damage = f"increase of {metric}" if recipe.metric.startswith("-") else f"drop of {metric}"
     lines = []
     for layer in recipe.layers:
-        costs = [f"{100 * layer.drops[b]:.2f} ± {100 * layer.errors[b]:.2f}" for b in widths]
+        costs = [f"{unit.text(layer.drops[b])} ± {unit.text(layer.errors[b])}" for b in widths]
         goes = "stays" if layer.bits not in layer.drops else f"int{layer.bits}"
         lines.append((layer.leaf, f"{layer.size:,}", *costs, goes))
     weights = sum(layer.size for layer in recipe.layers)
     bits = sum(layer.size * layer.bits for layer in recipe.layers) / weights
     caption = (
-        f"Expected drop of {recipe.metric.removeprefix('-')} in points, read from the sweep's Gaussian noise at the size of "
-        f"rounding with a scale for each output channel. All together {100 * recipe.drop:.2f} ± {100 * recipe.error:.2f} as a "
-        f"sum, of {100 * recipe.max_drop:g} allowed; {bits:.2f} bits a weight of these layers."
+        f"Expected {damage}{' in points' if unit.points else ''}, read from the sweep's Gaussian noise at the size of rounding "
+        f"with a scale for each output channel. All together {unit.text(recipe.drop)} ± {unit.text(recipe.error)} as a sum, of "
+        f"{unit.factor * recipe.max_drop:g} allowed; {bits:.2f} bits a weight of these layers."
     )
     return Table("Recipe", ("layer", "weights", *(f"int{b}" for b in widths), "goes to"), lines, caption)
 

@@ -172,10 +172,11 @@ def _distortion_table(info: RateDistortionInfo) -> Table:
     return table if info.ratios else _without(table, "measured / predicted")
 
 
-def search_table(info: SearchInfo | QuantizedInfo | RateDistortionInfo) -> Table:
-    """A line a searched leaf, group or layer, then the leaves left alone with the reason."""
+def search_table(info: SearchInfo | QuantizedInfo | RateDistortionInfo, metric: str) -> Table:
+    """A line a searched leaf, group or layer, then the leaves left alone with the reason; drops are of ``metric``."""
     if isinstance(info, RateDistortionInfo):
         return _distortion_table(info)
+    unit = unit_of(metric)
     if isinstance(info, QuantizedInfo):
         found = [
             (layer.name, layer.size, layer.accepted, layer.values, layer.bits, layer.drop, layer.reason, f"{layer.step:.1f}")
@@ -205,13 +206,13 @@ def search_table(info: SearchInfo | QuantizedInfo | RateDistortionInfo) -> Table
             str(values),
             f"{bits:.3f}",
             step,
-            "" if drop is None else f"{100 * drop:+.2f}",
+            "" if drop is None else unit.text(drop, "+"),
             reason,
         )
         for names, size, accepted, values, bits, drop, reason, step in found
     ]
     lines += [(name, "", "left", "", "", "", "", reason) for name, reason in left.items()]
-    columns = ("leaf", "weights", "compressed", "values", "entropy, bits", "step of the grid", "drop, points", "why")
+    columns = ("leaf", "weights", "compressed", "values", "entropy, bits", "step of the grid", unit.heading("drop"), "why")
     table = Table("Search, on calibration data", columns, lines)
     return table if isinstance(info, QuantizedInfo) else _without(table, "step of the grid")
 

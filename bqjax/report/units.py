@@ -33,6 +33,10 @@ class Unit(NamedTuple):
         """What stands above differences of that name: of shares ``name, points``."""
         return f"{name},{self.points}" if self.points else name
 
+    def value(self, shown: float) -> float:
+        """Of the metric, what is shown as ``shown``: people name limits as tables show them, in points or nats."""
+        return shown / self.factor
+
     def text(self, value: float, sign: str = "") -> str:
         """A value, with its sign where ``sign`` is ``"+"``.
 

@@ -23,7 +23,16 @@ from bqjax.tflite.format.weights import layers
 from bqjax.tflite.interpret import interpret
 from bqjax.tflite.twin.graph import Twin, build
 
-__all__ = ["Scorer", "interpreted_network", "litert_predict", "litert_score", "predictions", "twin_logits", "twin_network", "unmeasured"]
+__all__ = [
+    "Scorer",
+    "interpreted_network",
+    "litert_predict",
+    "litert_score",
+    "predictions",
+    "twin_logits",
+    "twin_network",
+    "unmeasured",
+]
 
 Scorer = Literal["litert", "twin"]
 

@@ -8,7 +8,7 @@ import pytest
 from command_line import refused, run
 
 from bqjax import codec
-from bqjax.cli.compress_budget import parse_size
+from bqjax.cli.compress_budget import Budget, parse_size
 from bqjax.sensitivity.evaluator import Evaluator
 
 CONFIG = """
@@ -30,6 +30,11 @@ config = Experiment(
 def config(tmp_path):
     (tmp_path / "tiny.py").write_text(CONFIG)
     return "tiny.py"
+
+
+def test_a_drop_is_meant_as_tables_show_it():
+    budget = Budget(max_drop=0.5)
+    assert [budget.drop(metric) for metric in ("accuracy", "-wer", "-nats", "cosine")] == [0.005, 0.005, 0.5, 0.5]
 
 
 @pytest.mark.slow  # methods/budget/test_plan.py holds the method

@@ -72,7 +72,7 @@ def test_the_file_and_the_search(tmp_path):
     # The bytes of the lines add up to those of the file.
     sizes = [int(line[-1].replace(",", "")) for line in table.rows]
     assert sum(sizes[:-1]) == sizes[-1] == path.stat().st_size
-    found = search_table(outcome.info)
+    found = search_table(outcome.info, "accuracy")
     # The largest leaf first, then what was left alone.
     assert [(line[0], line[2]) for line in found.rows] == [
         ("hidden/kernel", "yes"),
