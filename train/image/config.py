@@ -216,6 +216,11 @@ class TrainConfig:
     vector_bits: int | None = None
     seed: int = 0
 
+    @property
+    def codebook_bits(self) -> int | None:
+        """Of a number of a codebook, see :class:`GWKPhase`; None without such a phase."""
+        return self.gwk.codebook_bits if self.gwk else None
+
     def __post_init__(self) -> None:
         if self.float_epochs < 0 or self.epochs < 0 or not (self.float_epochs or self.epochs or self.gwk):
             raise ValueError(f"there must be epochs: float_epochs={self.float_epochs}, epochs={self.epochs}")

@@ -241,7 +241,7 @@ def _through_file(
                 quantizers,
                 statistics,
                 run.config.quantizer,
-                codebook_bits=run.config.gwk.codebook_bits if run.config.gwk else None,
+                codebook_bits=run.config.codebook_bits,
                 vector_bits=run.config.vector_bits,
                 epsilons={name: norm.epsilon for name, norm in norms_by_name(objective.model(trained)).items()},
             )

@@ -61,7 +61,7 @@ def _scheme(
 ) -> tuple[Scheme, dict[str, Any]]:
     """What the phase trains through, and the leaves that it takes."""
     if name == "tune":
-        return Codebooks(keep_zeros=False, bits=config.gwk.codebook_bits if config.gwk else None), dict(clustered)
+        return Codebooks(keep_zeros=False, bits=config.codebook_bits), dict(clustered)
     names: tuple[str, ...] = ()
     scheme: Scheme = Plain()
     if name == "gwk" and config.gwk is not None:

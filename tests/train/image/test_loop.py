@@ -156,7 +156,7 @@ def test_clustered_weights(schedule, whole, tmp_path):
     assert run(config, tmp_path, say=lambda line: None) == figures
 
 
-@pytest.mark.parametrize(("epochs", "codebook_bits"), [(2, None), (6, 6), pytest.param(0, None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("epochs", "codebook_bits"), [(4, None), (6, 6), pytest.param(0, None, marks=pytest.mark.slow)])
 def test_training_starts_from_the_solver(epochs, codebook_bits, whole, tmp_path):
     gwk = GWKPhase(
         epochs=epochs,
