@@ -3,7 +3,8 @@
 ResNet-20 on CIFAR-10, W8/A8, at 0.50 bits a weight over all kernels: blocks start from the solver, latent weights and codebooks
 train together with bits in the choice of blocks, which stay for the last fifth. Started again, a run goes on from its
 last epoch. For a quiet machine with hours: 18 epochs. Whole kernels of the second and third stage share a codebook of 256, rows of
-three of the first one of 32, numbers of 6 bits; indices take 0.424 bits a clustered weight, codebooks, first convolution and head the rest.
+three of the first one of 32, numbers of 6 bits; indices take 0.424 bits a clustered weight, codebooks, first convolution and
+head the rest.
 """
 
 from bqjax.quantizers import QuantizerConfig
@@ -30,6 +31,7 @@ config = TrainConfig(
         freeze=0.8,
     ),
     batch_size=128,
+    statistics_examples=10_000,
     learning_rate=3e-4,
     distillation=0.5,
     vector_bits=8,

@@ -31,6 +31,7 @@ config = TrainConfig(
         tune_learning_rate=3e-4,
     ),
     batch_size=128,
+    statistics_examples=10_000,
     learning_rate=3e-4,
     distillation=0.5,
     vector_bits=8,

@@ -171,6 +171,8 @@ class TrainConfig:
       cutmix: probability that a training image has a rectangle of another, and its part of that one's label
         (:func:`train.data.augment.cutmix`); with distillation, the teacher says what a student shall make of such images.
       batch_size: examples a step, over all devices.
+      statistics_examples: over how many training examples BatchNorm's statistics are taken anew after the last epoch of a phase
+        (:func:`train.image.stored.settled`); 0 keeps the running ones.
       learning_rate: Adam's, at the start; it falls to 0 along a cosine within each phase.
       quantizer_learning_rate: that of intervals and output scales.
       weight_decay: added to gradients as ``weight_decay * w``, quantizer parameters excepted.
@@ -205,6 +207,7 @@ class TrainConfig:
     crop_padding: int | None = None
     cutmix: float = 0.0
     batch_size: int = 256
+    statistics_examples: int = 0
     learning_rate: float = 1e-3
     quantizer_learning_rate: float = 1e-5
     weight_decay: float = 1e-4
@@ -237,6 +240,10 @@ class TrainConfig:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
         if self.crop_padding is not None and self.crop_padding < 0:
             raise ValueError(f"crop_padding must be at least 0, got {self.crop_padding}; None is what is usual for the data set")
+        if self.statistics_examples and self.statistics_examples < self.batch_size:
+            raise ValueError(
+                f"statistics_examples must be 0 or at least a batch of {self.batch_size}, got {self.statistics_examples}"
+            )
         if not 0 <= self.cutmix <= 1:
             raise ValueError(f"cutmix is a probability from 0 to 1, got {self.cutmix}")
         check_objective(self)

@@ -27,7 +27,7 @@ from train.image.objective import Deltas, ImageObjective, Variables
 from train.image.phases import image_training
 from train.image.problems import Problem, float_network, problem, teacher_network
 from train.image.solved import SolvedStart, solved_start
-from train.image.stored import FileScore, as_float, norms_by_name, score_file, stored_variables, with_statistics
+from train.image.stored import FileScore, as_float, norms_by_name, score_file, settled, stored_variables, with_statistics
 from train.image.transfer import load_network, save_network
 from train.log import describe_deltas, draw_curves
 from train.schemes import Scheme
@@ -206,7 +206,12 @@ def _phase(
         progress=run.progress,
         say=run.say,
     )
-    trained = scored = seen(state)
+    trained = seen(state)
+    if taken := min(config.statistics_examples // config.batch_size, steps):
+        # The order of data is that of an epoch which is not trained on.
+        key = jax.random.fold_in(training.key, training.total)
+        trained = run.devices.everywhere(settled(objective, trained, _batches(run, taken, epochs), key))
+    scored = trained
     found: dict[str, Any] = {}
     if name != "float" and config.quantizer is not None:
         scored, found = _through_file(run, training.scheme, objective, state, trained)

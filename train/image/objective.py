@@ -100,7 +100,7 @@ class ImageObjective:
         self, network: Network, batch: Any, key: jax.Array, progress: jax.Array, teacher: Any
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
         """See :data:`train.step.Objective`; the batch is images as stored and labels."""
-        inputs, labels, model_key = self._augmented(batch, key)
+        inputs, labels, model_key = self.augmented(batch, key)
         running = self.model(self.variables(network), key=model_key)
         if self.kernels:
             set_quantizers(running, progress=progress)
@@ -109,7 +109,7 @@ class ImageObjective:
 
     def measured(self, network: Network, batch: Any, key: jax.Array, probe_key: jax.Array, teacher: Any) -> tuple[Any, Deltas]:
         """Statistics with EWGS's gradient scale of each layer measured anew on a batch, and the scales."""
-        inputs, labels, model_key = self._augmented(batch, key)
+        inputs, labels, model_key = self.augmented(batch, key)
         model = self.model(self.variables(network), key=model_key)
         deltas, info = hessian_deltas(model, lambda model: self._loss(model, inputs, labels, teacher)[0], probe_key)
         set_quantizers(model, delta=deltas)
@@ -122,7 +122,8 @@ class ImageObjective:
         right = (jnp.argmax(logits, axis=1) == labels) & ~jnp.isnan(logits).any(axis=1)
         return {"loss": losses, "accuracy": right}
 
-    def _augmented(self, batch: Any, key: jax.Array) -> tuple[jax.Array, _Labels, jax.Array]:
+    def augmented(self, batch: Any, key: jax.Array) -> tuple[jax.Array, _Labels, jax.Array]:
+        """Inputs of a training batch, moved and mixed, what their labels are then, and a key for the network's own draws."""
         images, labels = batch
         augment_key, model_key = jax.random.split(key)
         moved = crop_and_flip(augment_key, images, pad=self._data.pad, flip=self._data.flip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +20,10 @@ from train.image.files import Stored, read_quantized
 from train.image.objective import ImageObjective, Variables
 from train.image.problems import Problem
 
-__all__ = ["FileScore", "as_float", "norms_by_name", "score_file", "stored_variables", "with_statistics"]
+__all__ = ["FileScore", "as_float", "norms_by_name", "score_file", "settled", "stored_variables", "with_statistics"]
 
 _SETTLED = 1e-5
+_Moments = dict[str, tuple[jax.Array, jax.Array]]  # mean and variance [channels] by BatchNorm
 
 
 class FileScore(NamedTuple):
@@ -97,6 +99,36 @@ def as_float(config: TrainConfig, model: Any, small: Any, data: Problem) -> Any:
     return plain.model((plain.quantizers, quantized.network, replace(plain.statistics, told)))
 
 
+def settled(objective: ImageObjective, variables: Variables, batches: Iterable[Any], key: jax.Array) -> Variables:
+    """The network with statistics of BatchNorm taken anew, over many batches of training images, augmented as they are.
+
+    What training leaves behind is a mean over its last twenty batches or so, of a network that was still changing.
+
+    Args:
+      objective: of the network.
+      variables: of it.
+      batches: at least one, of one size.
+      key: of their augmentation.
+
+    References:
+      Wu, Johnson 2021 (arXiv 2105.07576), section 3: precise statistics.
+    """
+
+    @jax.jit
+    def seen(variables: Variables, batch: Any, key: jax.Array) -> _Moments:
+        inputs, _, model_key = objective.augmented(batch, key)
+        return _moments(objective.model(variables, key=model_key), inputs)
+
+    found = [jax.tree.map(np.asarray, seen(variables, batch, jax.random.fold_in(key, i))) for i, batch in enumerate(batches)]
+    new: dict[str, Any] = {}
+    for name in found[0]:
+        means, spreads = (np.stack([own[name][i] for own in found]).astype(np.float64) for i in (0, 1))
+        new[f"{name}/mean"] = means.mean(0).astype(np.float32)
+        new[f"{name}/var"] = (spreads.mean(0) + means.var(0)).astype(np.float32)
+    quantizers, network, statistics = variables
+    return quantizers, network, replace(statistics, new)
+
+
 def with_statistics(model: Any, inputs: jax.Array) -> Any:
     """A copy whose BatchNorm has the statistics of a batch, and computes on that batch what it did.
 
@@ -114,12 +146,8 @@ def with_statistics(model: Any, inputs: jax.Array) -> Any:
     lines = {name: _line(norm) for name, norm in norms.items()}
 
     @jax.jit
-    def seen(state: Any, inputs: jax.Array) -> Any:
-        network = nnx.merge(graph, state)
-        for norm in (own := norms_by_name(network)).values():
-            norm.momentum = 0.0  # the batch's own statistics
-        network(inputs)
-        return {name: (norm.mean[...], norm.var[...]) for name, norm in own.items()}
+    def seen(state: Any, inputs: jax.Array) -> _Moments:
+        return _moments(nnx.merge(graph, state), inputs)
 
     before: Any = None
     for _ in lines:
@@ -138,6 +166,14 @@ def norms_by_name(model: Any) -> dict[str, nnx.BatchNorm]:
     """The BatchNorms of a network."""
     modules = nnx.iter_modules(model)
     return {"/".join(map(str, path)): module for path, module in modules if isinstance(module, nnx.BatchNorm)}
+
+
+def _moments(network: Any, inputs: jax.Array) -> _Moments:
+    """The batch's own, of a network in training mode."""
+    for norm in (norms := norms_by_name(network)).values():
+        norm.momentum = 0.0
+    network(inputs)
+    return {name: (norm.mean[...], norm.var[...]) for name, norm in norms.items()}
 
 
 def _line(norm: nnx.BatchNorm) -> tuple[jax.Array, jax.Array]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from bqjax import codec
 from bqjax.experiment import load_config
 from train.image.config import TrainConfig
 from train.image.loop import score
-from train.image.stored import with_statistics
+from train.image.stored import settled, with_statistics
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ROOT / "docs" / "files"
@@ -51,6 +53,25 @@ def test_folded_batch_norm_gets_statistics_back():
     hidden = np.asarray(new.first(x))
     np.testing.assert_allclose(new.norms[0].mean[...], hidden.mean(0), atol=1e-5)
     np.testing.assert_allclose(new.norms[0].var[...], hidden.var(0), atol=1e-5)
+
+
+def test_statistics_are_those_of_all_batches_together():
+    rng = np.random.default_rng(0)
+    batches = [jnp.asarray(rng.normal(size=(32, 5)) + shift, jnp.float32) for shift in (-1, 0, 3)]
+    graph, params, told = nnx.split(nnx.view(Net(), use_running_average=False), nnx.Param, ...)
+    objective = SimpleNamespace(
+        augmented=lambda batch, key: (batch, None, key), model=lambda variables, key: nnx.merge(graph, *variables[1:])
+    )
+    variables = {}, nnx.to_pure_dict(params), nnx.to_pure_dict(told)
+    new = nnx.merge(graph, *settled(objective, variables, batches, jax.random.key(0))[1:])
+    hidden = np.concatenate([new.first(x) for x in batches])
+    np.testing.assert_allclose(new.norms[0].mean[...], hidden.mean(0), atol=1e-5)
+    np.testing.assert_allclose(new.norms[0].var[...], hidden.var(0), rtol=1e-5)
+    # What comes later sees batches as in training, normalized each by itself.
+    own = [(h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5) for h in np.split(hidden, 3)]
+    later = np.concatenate([new.second(nnx.relu(jnp.asarray(h))) for h in own])
+    np.testing.assert_allclose(new.norms[1].mean[...], later.mean(0), atol=1e-5)
+    np.testing.assert_allclose(new.norms[1].var[...], later.var(0), rtol=1e-4)
 
 
 def test_a_network_without_batch_norm_stays():
