@@ -151,7 +151,10 @@ def _from_file(run: _Run, small: Any, file: Path) -> tuple[Any, dict[str, Cluste
     """The quantized network with all that a file holds, its BatchNorm by the first training images, and the file's blocks."""
     stored = read_quantized(file)
     objective = ImageObjective(run.config, small, None, run.data)
-    return with_statistics(objective.model(stored_variables(objective, stored)), _first(run, N_CURVATURE)), stored.clustered
+    # Augmented, as training will see them: on the borders of moved images statistics are others.
+    batch = jax.tree.map(jnp.asarray, run.data.train.batch(np.arange(min(N_CURVATURE, len(run.data.train)))))
+    inputs, _, _ = objective.augmented(batch, jax.random.key(run.config.seed))
+    return with_statistics(objective.model(stored_variables(objective, stored)), inputs), stored.clustered
 
 
 def _first(run: _Run, n: int) -> jax.Array:

@@ -344,6 +344,7 @@ def test_a_batch_smaller_than_the_devices(monkeypatch, tmp_path):
         ),
         ({"test_examples": 0}, "test_examples must be at least 1"),
         ({"cutmix": 1.5}, "cutmix is a probability from 0 to 1, got 1.5"),
+        ({"statistics_examples": 63}, "statistics_examples must be 0 or at least a batch of 64, got 63"),
         ({"crop_padding": -1}, "crop_padding must be at least 0, got -1"),
         ({"teacher": "a", "teacher_weights": "b"}, "two networks"),
         ({"teacher_weights": "a", "distillation": 0.0}, "a teacher needs distillation"),
