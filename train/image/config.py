@@ -171,8 +171,8 @@ class TrainConfig:
       cutmix: probability that a training image has a rectangle of another, and its part of that one's label
         (:func:`train.data.augment.cutmix`); with distillation, the teacher says what a student shall make of such images.
       batch_size: examples a step, over all devices.
-      statistics_examples: over how many training examples BatchNorm's statistics are taken anew after the last epoch of a phase
-        (:func:`train.image.stored.settled`); 0 keeps the running ones.
+      statistics_examples: over how many training examples, in whole batches and at most all, BatchNorm's statistics are taken
+        anew after a phase (:func:`train.image.stored.settled`); 0 keeps the running ones.
       learning_rate: Adam's, at the start; it falls to 0 along a cosine within each phase.
       quantizer_learning_rate: that of intervals and output scales.
       weight_decay: added to gradients as ``weight_decay * w``, quantizer parameters excepted.
