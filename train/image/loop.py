@@ -152,15 +152,19 @@ def _from_file(run: _Run, small: Any, file: Path) -> tuple[Any, dict[str, Cluste
     stored = read_quantized(file)
     objective = ImageObjective(run.config, small, None, run.data)
     # Augmented, as training will see them: on the borders of moved images statistics are others.
-    batch = jax.tree.map(jnp.asarray, run.data.train.batch(np.arange(min(N_CURVATURE, len(run.data.train)))))
-    inputs, _, _ = objective.augmented(batch, jax.random.key(run.config.seed))
+    inputs, _, _ = objective.augmented(_first_batch(run, N_CURVATURE), jax.random.key(run.config.seed))
     return with_statistics(objective.model(stored_variables(objective, stored)), inputs), stored.clustered
 
 
 def _first(run: _Run, n: int) -> jax.Array:
     """The first training images, as the network takes them."""
+    return run.data.inputs(_first_batch(run, n)[0])
+
+
+def _first_batch(run: _Run, n: int) -> Any:
+    """The first training images as they are stored, and their labels."""
     rows = np.arange(min(n, len(run.data.train)))
-    return run.data.inputs(jnp.asarray(run.data.train.batch(rows)[0]))
+    return jax.tree.map(jnp.asarray, run.data.train.batch(rows))
 
 
 def _solved(run: _Run, model: Any, small: Any, held: Mapping[str, Clustered] | None) -> SolvedStart:

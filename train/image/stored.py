@@ -114,12 +114,14 @@ def settled(objective: ImageObjective, variables: Variables, batches: Iterable[A
       Wu, Johnson 2021 (arXiv 2105.07576), section 3: precise statistics.
     """
 
+    data = np.asarray(jax.random.key_data(key))  # which any number of processes can share
+
     @jax.jit
-    def seen(variables: Variables, batch: Any, key: jax.Array) -> _Moments:
-        inputs, _, model_key = objective.augmented(batch, key)
+    def seen(variables: Variables, batch: Any, data: Any, i: Any) -> _Moments:
+        inputs, _, model_key = objective.augmented(batch, jax.random.fold_in(jax.random.wrap_key_data(data), i))
         return _moments(objective.model(variables, key=model_key), inputs)
 
-    found = [jax.tree.map(np.asarray, seen(variables, batch, jax.random.fold_in(key, i))) for i, batch in enumerate(batches)]
+    found = [jax.tree.map(np.asarray, seen(variables, batch, data, np.int32(i))) for i, batch in enumerate(batches)]
     new: dict[str, Any] = {}
     for name in found[0]:
         means, spreads = (np.stack([own[name][i] for own in found]).astype(np.float64) for i in (0, 1))
