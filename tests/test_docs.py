@@ -19,7 +19,6 @@ PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 TEXTS = [DOCS / page for page in PAGES] + [ROOT / "README.md", *sorted((ROOT / "examples").glob("*.py"))]
 # Placeholders of the text.
 MADE_UP = {"configs/NETWORK.py", "configs/CONFIG.py", "configs/tflite_MODEL.py", "configs/tflm_MODEL.py"}
-# Of the one run path, which the pages describe: to be deleted when it is merged.
 
 
 def name_of(path: Path) -> str:
@@ -44,6 +43,11 @@ def test_every_page_is_in_the_navigation_once():
     listed = re.findall(r"(\S+\.md)$", config[config.index("\nnav:") :], re.MULTILINE)
     tutorials = [f"tutorials/{path.stem}.md" for path in (ROOT / "examples").glob("*.py")]
     assert sorted(listed) == sorted([*PAGES, *tutorials])
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_no_merge_was_left_half_done(path):
+    assert re.findall(r"^(?:<{7}|={7}$|>{7}).*", path.read_text(encoding="utf-8"), re.MULTILINE) == []
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=name_of)
