@@ -3,7 +3,8 @@
 ResNet-20 on CIFAR-10, W8/A8, at 0.70 bits a weight over all kernels: blocks start from the solver, latent weights and codebooks
 train together with bits in the choice of blocks, which stay for the last fifth. Started again, a run goes on from its
 last epoch. For a quiet machine with hours: 18 epochs. Whole kernels of the second and third stage share a codebook of 256, rows of
-three of the first one of 32; indices take 0.604 bits a clustered weight, codebooks, first convolution and head the rest.
+three of the first one of 32, numbers of 6 bits; indices take 0.627 bits a clustered weight, codebooks, first convolution and
+head the rest.
 """
 
 from bqjax.quantizers import QuantizerConfig
@@ -18,8 +19,9 @@ config = TrainConfig(
         epochs=18,
         schedule="step",
         start="solver",
-        lmbda=6.5e-4,
-        bits_per_weight=0.604,
+        lmbda=6e-4,
+        bits_per_weight=0.627,
+        codebook_bits=6,
         refresh_steps=4,
         layers=(
             GWKLayers(pattern="layer1/*", cv=3, bits=5, group="layer1"),
