@@ -18,9 +18,9 @@ def keep_freed_memory() -> bool:
     """Has the C library keep what is freed, in place of giving it back to the system (``mallopt`` of glibc).
 
     On a CPU, XLA asks ``malloc`` for the temporary memory of a compiled program at each call, all of it in one piece. glibc gives
-    pieces above 32 MiB back as soon as they are freed, and at the next call the system fills every page with zeros: 1 GB for a
-    training step of ResNet-20, a fifth of its CPU time. Kept, it is there until the process ends. So this is for commands that run
-    a program many times, and not for a library to decide.
+    pieces above 32 MiB back as soon as they are freed, and at the next call the system fills every page with zeros: half a
+    gigabyte for a training step of ResNet-20 on 128 images, a quarter of its CPU time. Kept, it is there until the process ends. So
+    this is for commands that run a program many times, and not for a library to decide.
 
     What the user has set by ``MALLOC_...`` or ``GLIBC_TUNABLES`` stays; ``MALLOC_ARENA_MAX=8`` does without.
 
