@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -26,16 +25,13 @@ KINDS = ("given back", "kept")
 
 def _child(kind: str, batch_size: int, steps: int) -> None:
     """Runs some steps and prints what they took."""
-    import jax.numpy as jnp
-    from training import VARIANTS, _Step
+    from training import VARIANTS, Step, random_batch
 
     from bqjax.cli.freed_memory import keep_freed_memory
 
     if kind == "kept" and not keep_freed_memory():
         raise ValueError("freed memory cannot be kept here: no glibc, or MALLOC_... or GLIBC_TUNABLES are set")
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch_size, 32, 32, 3), dtype=np.uint8)
-    step = _Step(VARIANTS["relu"], (jnp.asarray(images), jnp.asarray(rng.integers(0, 10, batch_size))), quantized=True)
+    step = Step(VARIANTS["relu"], random_batch(batch_size), quantized=True)
     step()
     rows = []
     for _ in range(steps):
@@ -50,7 +46,7 @@ def _child(kind: str, batch_size: int, steps: int) -> None:
 def _measured(kind: str, batch_size: int, steps: int) -> dict[str, Any]:
     """What a child process printed."""
     command = [sys.executable, __file__, "--child", kind, "--batch-sizes", str(batch_size), "--steps", str(steps)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, env=dict(os.environ)).stdout
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(said.splitlines()[-1])
 
 

@@ -42,7 +42,14 @@ def _problem(batch: Any) -> Problem:
     return Problem(source, source, source, inputs=lambda x: x.astype(jnp.float32) / 128 - 1, pad=4, flip=True)
 
 
-class _Step:
+def random_batch(n: int) -> tuple[jax.Array, jax.Array]:
+    """Images of CIFAR-10's size and labels."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+    return jnp.asarray(images), jnp.asarray(rng.integers(0, 10, n))
+
+
+class Step:
     """A state and its compiled step, traced with one of the variants."""
 
     def __init__(self, relu: Any, batch: Any, quantized: bool):
@@ -77,10 +84,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--float", action="store_true", help="the float step in place of the quantized one")
     args = parser.parse_args()
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (args.batch_size, 32, 32, 3), dtype=np.uint8)
-    batch = jnp.asarray(images), jnp.asarray(rng.integers(0, 10, args.batch_size))
-    steps = {name: _Step(relu, batch, not args.float) for name, relu in VARIANTS.items()}
+    batch = random_batch(args.batch_size)
+    steps = {name: Step(relu, batch, not args.float) for name, relu in VARIANTS.items()}
     for _ in range(args.repeats + 1):
         for step in steps.values():
             step()

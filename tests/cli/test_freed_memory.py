@@ -13,7 +13,7 @@ from bqjax.cli import freed_memory
 
 # 200 MB are filled and freed four times; pages given for each. NumPy alone, so that nothing else is allocated.
 PROGRAM = """
-import resource, sys
+import resource
 import numpy as np
 {set_up}
 pages = []
