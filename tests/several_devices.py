@@ -23,6 +23,7 @@ FUNCTIONS = {
     "sweeps": ("sensitivity/test_multi_device.py", "on_all_devices"),
     "groups": ("core/test_gather.py", "on_different_devices"),
     "pytree": ("test_any_pytree.py", "on_different_devices"),
+    "statistics": ("train/image/test_stored.py", "on_all_devices"),
     "rows": ("experiment/test_side_by_side.py", "side_by_side"),
 }
 

@@ -15,6 +15,7 @@ from flax import nnx
 from bqjax import codec
 from bqjax.experiment import load_config
 from train.image.config import TrainConfig
+from train.image.evaluation import Devices
 from train.image.loop import score
 from train.image.stored import settled, with_statistics
 
@@ -55,15 +56,37 @@ def test_folded_batch_norm_gets_statistics_back():
     np.testing.assert_allclose(new.norms[0].var[...], hidden.var(0), atol=1e-5)
 
 
-def test_statistics_are_those_of_all_batches_together():
+def shifted_batches():
     rng = np.random.default_rng(0)
-    batches = [jnp.asarray(rng.normal(size=(32, 5)) + shift, jnp.float32) for shift in (-1, 0, 3)]
+    return [np.asarray(rng.normal(size=(32, 5)) + shift, np.float32) for shift in (-1, 0, 3)]
+
+
+def with_settled(batches, place=lambda tree: tree):
+    """The net with statistics of the batches, its variables laid out by ``place``."""
     graph, params, told = nnx.split(nnx.view(Net(), use_running_average=False), nnx.Param, ...)
     objective = SimpleNamespace(
         augmented=lambda batch, key: (batch, None, key), model=lambda variables, key: nnx.merge(graph, *variables[1:])
     )
-    variables = {}, nnx.to_pure_dict(params), nnx.to_pure_dict(told)
-    new = nnx.merge(graph, *settled(objective, variables, batches, jax.random.key(0))[1:])
+    variables = place(({}, nnx.to_pure_dict(params), nnx.to_pure_dict(told)))
+    return nnx.merge(graph, *settled(objective, variables, batches, jax.random.key(0))[1:])
+
+
+def listed(net):
+    return [[norm.mean[...].tolist(), norm.var[...].tolist()] for norm in net.norms]
+
+
+def on_all_devices():
+    devices = Devices()
+    return listed(with_settled([devices.by_example(x) for x in shifted_batches()], devices.everywhere))
+
+
+def test_several_devices_have_the_statistics_of_one(on_four_devices):
+    np.testing.assert_allclose(on_four_devices("statistics"), listed(with_settled(shifted_batches())), rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_are_those_of_all_batches_together():
+    batches = shifted_batches()
+    new = with_settled(batches)
     hidden = np.concatenate([new.first(x) for x in batches])
     np.testing.assert_allclose(new.norms[0].mean[...], hidden.mean(0), atol=1e-5)
     np.testing.assert_allclose(new.norms[0].var[...], hidden.var(0), rtol=1e-5)
