@@ -53,7 +53,7 @@ config = Experiment(
             for name, weighting in (("PQ", "none"), ("GWK", "block"))
             for d, bits in ((2, 5), (2, 6), (4, 6))
         ),
-        *(PTQ(config=PTQConfig(bits=b, limits="mse"), label=f"PTQ, {b} bits a channel") for b in (8, 4, 3)),
+        *(PTQ(config=PTQConfig(bits=b, limits="mse", scale_dtype="bfloat16"), label=f"PTQ, {b} bits a channel") for b in (8, 4, 3)),
         *(
             DeepCompression(config=DeepCompressionConfig(sparsity=s, k=16), label=f"{s:.0%} pruned, 16 values")
             for s in (0.3, 0.5, 0.7)

@@ -17,7 +17,10 @@ config = Experiment(
     methods=(
         RateDistortion(max_drop=0.005, **CURVATURE, label="rate-distortion, drop 0.5"),
         *(RateDistortion(lmbda=x, **CURVATURE, label=f"rate-distortion, lmbda {x:g}") for x in (5e-09, 1e-08, 2e-08)),
-        *(PTQ(config=PTQConfig(bits=b, limits="mse"), label=f"round to nearest, {b} bits a channel") for b in (3, 4, 5)),
+        *(
+            PTQ(config=PTQConfig(bits=b, limits="mse", scale_dtype="bfloat16"), label=f"round to nearest, {b} bits a channel")
+            for b in (3, 4, 5)
+        ),
         *(KMeans(k=k, label=f"k-means, {k}") for k in (8, 16, 32)),
         *(ErrorFeedback(bits=b, **CURVATURE, label=f"GPTQ, {b} bits a channel") for b in (3, 4, 5)),
         *(WeightedKMeans(k=k, **CURVATURE, label=f"weighted k-means, {k}") for k in (8, 16, 32)),

@@ -19,7 +19,10 @@ config = Experiment(
     data="text/ and minilm/ (see train/tasks/sentences.py)",
     methods=(
         *(RateDistortion(lmbda=x, **CURVATURE, label=f"rate-distortion, lmbda {x:g}") for x in (1.2e-08, 1.3e-08, 2e-08)),
-        *(PTQ(config=PTQConfig(bits=b, axis=0, limits="mse"), label=f"round to nearest, {b} bits a row") for b in (3, 4)),
+        *(
+            PTQ(config=PTQConfig(bits=b, axis=0, limits="mse", scale_dtype="bfloat16"), label=f"round to nearest, {b} bits a row")
+            for b in (3, 4)
+        ),
         *(KMeans(k=k, label=f"k-means, {k}") for k in (8, 16)),
         *(ErrorFeedback(bits=b, **CURVATURE, label=f"GPTQ, {b} bits a row") for b in (2, 3)),
         *(WeightedKMeans(k=k, **CURVATURE, label=f"weighted k-means, {k}") for k in (4, 8)),

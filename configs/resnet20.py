@@ -50,7 +50,7 @@ config = Experiment(
             GWK(config=GWKConfig(bits=8, cv=2, pw=2, weighting=weighting), rules=SMALL, label=f"{name}, 8 bits for 2")
             for name, weighting in (("PQ", "none"), ("GWK", "block"))
         ),
-        PTQ(config=PTQConfig(bits=5, limits="mse"), label="PTQ, 5 bits a channel"),
+        PTQ(config=PTQConfig(bits=5, limits="mse", scale_dtype="bfloat16"), label="PTQ, 5 bits a channel"),
         DeepCompression(config=DeepCompressionConfig(sparsity=0.3, k=16), label="30% pruned, 16 values"),
         # One row after the other, they share what was measured of the layers.
         *(WithinBudget(target_bytes=1000 * kb, budget=BUDGET, label=f"planned, {kb} kB") for kb in (120, 90, 160)),

@@ -16,7 +16,10 @@ config = Experiment(
     data="lm/stories260k/ (see train/tasks/stories.py)",
     methods=(
         *(RateDistortion(lmbda=x, **CURVATURE, label=f"rate-distortion, lmbda {x:g}") for x in (2e-06, 4e-06, 8e-06, 1.2e-05)),
-        *(PTQ(config=PTQConfig(bits=b, axis=0, limits="mse"), label=f"round to nearest, {b} bits a row") for b in (3, 4, 5)),
+        *(
+            PTQ(config=PTQConfig(bits=b, axis=0, limits="mse", scale_dtype="bfloat16"), label=f"round to nearest, {b} bits a row")
+            for b in (3, 4, 5)
+        ),
         *(KMeans(k=k, label=f"k-means, {k}") for k in (8, 16, 32)),
         *(ErrorFeedback(bits=b, **CURVATURE, label=f"GPTQ, {b} bits a row") for b in (3, 4, 5)),
         *(WeightedKMeans(k=k, **CURVATURE, label=f"weighted k-means, {k}") for k in (8, 16, 32)),

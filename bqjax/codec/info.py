@@ -31,6 +31,7 @@ class LeafInfo:
       table_dtype: name of the dtype of codebook or scale.
       table_kinds: how many different numbers an entropy-coded codebook may hold; None where its numbers are as they are.
       code_dtype: dtype of affine codes.
+      zero_bytes: of an affine zero point: 4, 1 in the dtype of the codes, or 0 where all are 0 and none is stored.
       parts: the streams of a leaf that has several: the stages of a residual leaf; the binary matrices of a factored one,
         whose number of columns, or rows, is ``k``; the leaf under a mask, and the mask. Bytes of the leaf are those of its parts
         together, and of its own table.
@@ -54,6 +55,7 @@ class LeafInfo:
     table_dtype: str = "float32"
     table_kinds: int | None = None
     code_dtype: str = "int8"
+    zero_bytes: int = 4
     axis: int | None = None
     axis_order: tuple[int, ...] = ()
     parts: tuple[LeafInfo, ...] = ()

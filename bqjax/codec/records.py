@@ -8,7 +8,8 @@ codebook entries, ``d`` weights a block (1), ``o`` axis order (0, 1, ...), ``g``
 codebook and the others have neither ``k``, ``d``, ``q`` nor ``h``. An integer codebook of floating-point weights is followed by
 scale and offset in float32. ``h`` is ``[bytes, kinds]`` of a codebook of one-byte numbers which, as unsigned bytes below
 ``kinds``, are coded by ``adaptive`` (as they are). Affine: ``c`` dtype of the codes (int8), ``a`` axis of the scales (none), ``b``
-bits of a code (8). Residual: ``o``, and ``p``, a list of the stages with ``n``, ``e``, ``k``, ``d``, ``q`` and ``h`` each.
+bits of a code (8), ``z`` bytes of a zero point (4): 1 in the dtype of the codes, 0 where all are 0. Residual: ``o``, and ``p``, a
+list of the stages with ``n``, ``e``, ``k``, ``d``, ``q`` and ``h`` each.
 Factored: ``w`` middle dimension, ``q`` dtype of the outer diagonals, and ``p`` with ``n`` and ``e`` of the two binary matrices.
 Masked (``m``): ``l``, the record of the leaf whose weights are masked, and ``p``, one record of the mask's
 blocks with ``n``, ``e``, ``k``, ``d``, ``o`` and ``h``.
@@ -38,7 +39,7 @@ _ARRAY_CODERS = ("planes",)  # that a record names
 _KEYS = {
     "array": "sten",
     "clustered": "xstenqkdogh",
-    "affine": "xstenqcab",
+    "affine": "xstenqcabz",
     "residual": "xstop",
     "factored": "xstqwp",
     "masked": "xlp",
@@ -135,6 +136,7 @@ def to_record(info: LeafInfo) -> dict[str, Any]:
             "c": (info.code_dtype, "int8"),
             "a": (info.axis, None),
             "b": (_bits(info), 8),
+            "z": (info.zero_bytes, 4),
             "q": (info.table_dtype, "float32"),
         }
     if info.kind == "clustered":
@@ -281,6 +283,9 @@ def _parse_affine(name: str, record: dict[str, Any], shape: tuple[int, ...], dty
     coder, code_bytes = _coded(record)
     table_dtype = _choice(record, "q", "float32", DTYPES, "dtype")
     axis = _number(record, "a", None, high=len(shape) - 1) if "a" in record else None
+    zero_bytes = _number(record, "z", 4, high=4)
+    if zero_bytes not in (0, 1, 4):
+        raise ValueError(f"a zero point has 0, 1 or 4 bytes, not {zero_bytes}")
     info = LeafInfo(
         name,
         kind="affine",
@@ -288,10 +293,11 @@ def _parse_affine(name: str, record: dict[str, Any], shape: tuple[int, ...], dty
         dtype=dtype,
         coder=coder,
         code_bytes=code_bytes,
-        table_bytes=(DTYPES[table_dtype].itemsize + 4) * (1 if axis is None else shape[axis]),
+        table_bytes=(DTYPES[table_dtype].itemsize + zero_bytes) * (1 if axis is None else shape[axis]),
         k=2 ** _number(record, "b", 8, 1, 8),
         table_dtype=table_dtype,
         code_dtype=_choice(record, "c", "int8", ("int8", "uint8"), "dtype of affine codes"),
+        zero_bytes=zero_bytes,
         axis=axis,
     )
     return _check_count(info, info.n_symbols)

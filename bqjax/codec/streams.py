@@ -161,6 +161,7 @@ def _encode_affine(name: str, leaf: Affine, coder: str) -> tuple[LeafInfo, list[
     axis = None if leaf.axis is None else int(leaf.axis)
     leaf = Affine(codes8, scale, zero_point, axis, leaf.dtype, leaf.bits)
     leaf.validate(name)
+    zeros = leaf.stored_zero_point()
     ((symbols, k),) = leaf.streams()
     used, codes = entropy.encode(np.asarray(symbols), k, coder)
     info = LeafInfo(
@@ -170,13 +171,14 @@ def _encode_affine(name: str, leaf: Affine, coder: str) -> tuple[LeafInfo, list[
         dtype=leaf.dtype.name,
         coder=used,
         code_bytes=len(codes),
-        table_bytes=scale.nbytes + zero_point.nbytes,
+        table_bytes=scale.nbytes + zeros.nbytes,
         k=k,
         table_dtype=scale.dtype.name,
         code_dtype=codes8.dtype.name,
+        zero_bytes=zeros.itemsize if zeros.size else 0,
         axis=axis,
     )
-    return info, [codes, _bytes_of(scale), _bytes_of(zero_point)]
+    return info, [codes, _bytes_of(scale), _bytes_of(zeros)]
 
 
 def _encode_factored(name: str, leaf: Factored, coder: str) -> tuple[LeafInfo, list[bytes | memoryview]]:
@@ -250,7 +252,7 @@ def decode_leaf(file: BinaryIO, info: LeafInfo, groups: dict[str, ReadGroup]) ->
     if info.kind == "affine":
         integers = _read_symbols(file, info).reshape(info.shape)
         slices = () if info.axis is None else (info.shape[info.axis],)
-        scale, zero_point = _read_array(file, info.table_dtype, slices), _read_array(file, "int32", slices)
+        scale, zero_point = _read_array(file, info.table_dtype, slices), _read_zero_point(file, info, slices)
         bits = (info.k or 1).bit_length() - 1
         leaf = Affine.from_symbols(integers, structure.DTYPES[info.code_dtype], scale, zero_point, info.axis, dtype, bits)
     elif info.kind == "residual":
@@ -266,6 +268,12 @@ def decode_leaf(file: BinaryIO, info: LeafInfo, groups: dict[str, ReadGroup]) ->
         leaf = _read_clustered(file, info, groups)
     leaf.validate(info.name)
     return leaf
+
+
+def _read_zero_point(file: BinaryIO, info: LeafInfo, slices: tuple[int, ...]) -> np.ndarray:
+    if not info.zero_bytes:
+        return np.zeros(slices, np.int32)
+    return _read_array(file, "int32" if info.zero_bytes == 4 else info.code_dtype, slices).astype(np.int32)
 
 
 def _read_symbols(file: BinaryIO, info: LeafInfo, earlier: np.ndarray | None = None) -> np.ndarray:

@@ -128,6 +128,10 @@ LEAVES = {
     "affine, per channel": affine(),
     "affine, per tensor": affine(axis=None, dtype=np.uint8),
     "affine, float16 scales": affine(scale=np.float16),
+    "affine, bfloat16 scales": affine(scale=jnp.bfloat16),
+    "affine, zero points of 0": dataclasses.replace(affine(), zero_point=np.zeros(7, np.int32)),
+    "affine, unsigned zero points": dataclasses.replace(affine(dtype=np.uint8), zero_point=np.arange(249, 256, dtype=np.int32)),
+    "affine, far zero points": dataclasses.replace(affine(), zero_point=np.arange(122, 129, dtype=np.int32)),
     "affine, empty": affine((0, 3), axis=0),
 }
 
@@ -296,10 +300,18 @@ def test_metadata_and_inspect(tmp_path):
     assert conv.bits_per_weight == 8 * (conv.code_bytes + conv.table_bytes) / 4608
     assert (bn.kind, bn.k, bn.coder) == ("array", None, "zstd")
     assert bn.code_bytes == 40_000 * 4 // 1024 + 1  # padded
-    assert (head.kind, head.axis, head.table_bytes) == ("affine", 1, 56)
+    assert (head.kind, head.axis, head.table_bytes, head.zero_bytes) == ("affine", 1, 7 * (4 + 1), 1)
     assert info.code_bytes + info.table_bytes + info.array_bytes + info.overhead_bytes == info.file_bytes
     assert info.weight_bytes == 4 * info.weights == 4 * (4608 + 40_000 + 35)
     assert info.ratio == info.weight_bytes / info.file_bytes
+
+
+@pytest.mark.parametrize(("zeros", "stored"), [(" of 0", 0), ("unsigned", 1), ("far", 4)])
+def test_zero_points_take_the_bytes_that_they_need(tmp_path, zeros, stored):
+    (leaf,) = [leaf for name, leaf in LEAVES.items() if name.startswith("affine") and zeros in name]
+    (info,) = codec.save(tmp_path / "f", {"w": leaf}).leaves
+    assert (info.zero_bytes, info.table_bytes) == (stored, 7 * (4 + stored))
+    assert leaf.table_bits() == 8 * info.table_bytes
 
 
 def test_a_safetensors_reader_opens_it(tmp_path):

@@ -49,6 +49,7 @@ def _leaves() -> dict[str, Any]:
         "affine": {
             "w": Affine(rng.integers(-9, 9, (8, 6)).astype(np.int8), np.ones(6, np.float32), np.zeros(6, np.int32), 1),
             "v": Affine(rng.integers(0, 16, 40).astype(np.uint8), np.float16(1), np.int32(3), bits=4),
+            "far": Affine(rng.integers(0, 16, 40).astype(np.uint8), np.float16(1), np.int32(300), bits=4),
         },
         "sum": {"w": Residual([clustered((8, 12), 5, 4, (1, 0)), clustered((8, 12), 3, 2, (1, 0))])},
         "product": {"w": Factored(ones[0], bits[0], np.array([-5, 0, 9], np.int16), bits[1], ones[1], (2, 3, 5))},

@@ -66,7 +66,9 @@ class Affine(CompressedLeaf):
             broadcast[self.axis] = -1
         scale = jnp.asarray(self.scale).reshape(broadcast)
         offset = jnp.asarray(self.codes).astype(jnp.int32) - jnp.asarray(self.zero_point).astype(jnp.int32).reshape(broadcast)
-        return (offset.astype(scale.dtype) * scale).astype(self.dtype)
+        # A scale of two bytes is one number of eight or eleven bits; products with it have more.
+        exact = jnp.promote_types(scale.dtype, jnp.float32)
+        return (offset.astype(exact) * scale.astype(exact)).astype(self.dtype)
 
     def streams(self) -> tuple[Stream, ...]:
         whole = self.codes.view(np.uint8)
@@ -84,7 +86,15 @@ class Affine(CompressedLeaf):
         return cls(codes, scale, zero_point, axis, dtype, bits)
 
     def table_bits(self) -> int:
-        return 8 * sum(np.asarray(x).nbytes for x in (self.scale, self.zero_point))
+        return 8 * (np.asarray(self.scale).nbytes + self.stored_zero_point().nbytes)
+
+    def stored_zero_point(self) -> np.ndarray:
+        """Zero points as a file has them: none where all are 0, in the dtype of the codes where they fit, or else as they are."""
+        zero_point, kind = np.asarray(self.zero_point), self.codes.dtype
+        if not zero_point.any():
+            return np.zeros(0, kind)
+        fits = np.iinfo(kind).min <= int(zero_point.min()) and int(zero_point.max()) <= np.iinfo(kind).max
+        return zero_point.astype(kind) if fits else zero_point
 
     def validate(self, name: str = "leaf") -> None:
         codes, scale, zero_point = (np.asarray(x) for x in (self.codes, self.scale, self.zero_point))

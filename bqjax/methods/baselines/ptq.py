@@ -49,6 +49,8 @@ class PTQConfig:
         part of the range of minmax, among 64 down to an eighth, which has the least squared error.
       percentile: per cent of the weights inside, above 50. Asymmetric ranges lose half of the rest at each end. Of slices with
         more than 2^20 weights, about as many are looked at.
+      scale_dtype: ``"float32"``, or ``"bfloat16"`` in two bytes, which pays where there are few weights a scale; codes are then
+        those of the rounded scale.
     """
 
     bits: int = 8
@@ -56,6 +58,7 @@ class PTQConfig:
     symmetric: bool = True
     limits: Literal["minmax", "percentile", "mse"] = "minmax"
     percentile: float = 99.9
+    scale_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int | np.integer) or not 2 <= self.bits <= 8:
@@ -64,6 +67,8 @@ class PTQConfig:
             raise ValueError(f'limits must be "minmax", "percentile" or "mse", got {self.limits!r}')
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile must be above 50 and at most 100, got {self.percentile}")
+        if self.scale_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f'scale_dtype must be "float32" or "bfloat16", got {self.scale_dtype!r}')
 
     @property
     def codes(self) -> tuple[int, int]:
@@ -102,8 +107,8 @@ def quantize(params: Any, rules: Sequence[Rule[PTQConfig | int]] | None = None, 
       config: for leaves whose rule has no setting; None is ``PTQConfig()``.
 
     Returns:
-      The tree with a :class:`bqjax.core.leaves.Affine` for every chosen leaf: int8 codes of its shape, float32 scale and int32
-      zero point, ``[]`` or ``[shape[axis]]``. A slice that is zero everywhere comes out exact. Traceable.
+      The tree with a :class:`bqjax.core.leaves.Affine` for every chosen leaf: int8 codes of its shape, scale in ``scale_dtype``
+      and int32 zero point, ``[]`` or ``[shape[axis]]``. A slice that is zero everywhere comes out exact. Traceable.
 
     Raises:
       ValueError: an axis that a leaf does not have; integer leaves; rules with groups; NaN or infinite weights (concrete
@@ -126,7 +131,7 @@ def quantize(params: Any, rules: Sequence[Rule[PTQConfig | int]] | None = None, 
         check_finite(name, leaf)
         setting = _setting(rule.pattern, name, rule.setting, config or PTQConfig(), leaf.ndim)
         codes, scale, zero_point = _quantize(jnp.asarray(leaf), setting)
-        new[name] = Affine(codes, scale, zero_point, setting.axis, leaf.dtype, int(setting.bits))
+        new[name] = Affine(codes, scale.astype(setting.scale_dtype), zero_point, setting.axis, leaf.dtype, int(setting.bits))
     return replace(params, new)
 
 
@@ -168,6 +173,8 @@ def _line(low: jax.Array, high: jax.Array, config: PTQConfig) -> tuple[jax.Array
     scale = jnp.maximum(-low, high) / last if config.symmetric else high / (last - first) - low / (last - first)
     # A range may be empty, or its scale too small to be a normal number: any scale then stands for a row of zeros.
     scale = jnp.where(scale >= jnp.finfo(jnp.float32).tiny, scale, 1)
+    if config.scale_dtype == "bfloat16":
+        scale = jnp.minimum(scale, jnp.float32(jnp.finfo(jnp.bfloat16).max)).astype(jnp.bfloat16).astype(jnp.float32)
     zero = jnp.zeros_like(scale) if config.symmetric else jnp.clip(jnp.round(first - low / scale), first, last)
     return scale, zero
 

@@ -37,6 +37,7 @@ __all__ = ["ErrorFeedback", "WeightedKMeans", "quantize_by_feedback", "share_by_
 
 _SHRINKS = np.linspace(1.0, 0.4, 31)  # of a row's range
 _BLOCK = 128
+_SCALE = np.dtype(jnp.bfloat16)  # has the range of float32; codes are of the rounded scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class _OnCurvature:
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorFeedback(_OnCurvature):
-    """GPTQ: error feedback on even grids of ``2^bits`` values, a scale and a zero point a row.
+    """GPTQ: error feedback on even grids of ``2^bits`` values, a scale (bfloat16) and a zero point a row.
 
     Attributes:
       bits: 2 to 8.
@@ -134,7 +135,7 @@ def quantize_by_feedback(params: Any, curvature: Curvature, bits: int, rules: Se
             levels = (np.arange(2**bits)[None, None] - rows[1][..., None]) * rows[0][..., None]
             codes = layout.to_leaf(_fed_back(layout.to_rows(leaf), leaf_stats(known), levels.astype(np.float32)))
         codes = np.clip(codes, 0, 2**bits - 1).astype(np.uint8)
-        new[name] = Affine(codes, scale, zero, axis, leaves[name].dtype, bits)
+        new[name] = Affine(codes, scale.astype(_SCALE), zero, axis, leaves[name].dtype, bits)
     return replace(params, new)
 
 
@@ -149,14 +150,17 @@ def _along(values: np.ndarray, axis: int | None, ndim: int) -> np.ndarray:
 
 
 def _grid(leaf: np.ndarray, axis: int | None, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scales float32 and zero points int32 of the range, shrunk by the factor of least squared error, a row or the whole."""
+    """Scales and zero points int32 of the range, shrunk by the factor of least squared error, a row or the whole.
+
+    Scales are float32 of what bfloat16 can hold.
+    """
     rows = leaf.reshape(1, -1) if axis is None else np.moveaxis(leaf, axis, 0).reshape(leaf.shape[axis], -1)
     low, high = np.minimum(rows.min(1), 0), np.maximum(rows.max(1), 0)
     last = 2**bits - 1
     least = np.full(len(rows), np.inf)
     scale, zero = np.ones(len(rows), np.float32), np.zeros(len(rows), np.int32)
     for shrink in _SHRINKS:
-        own = np.maximum((high - low) * shrink / last, np.finfo(np.float32).tiny).astype(np.float32)
+        own = np.maximum((high - low) * shrink / last, np.finfo(np.float32).tiny).astype(_SCALE).astype(np.float32)
         start = np.rint(-low * shrink / own).astype(np.int32)
         codes = np.clip(np.rint(rows / own[:, None]) + start[:, None], 0, last)
         error = np.square((codes - start[:, None]) * own[:, None] - rows).sum(1)

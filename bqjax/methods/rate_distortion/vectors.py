@@ -11,7 +11,7 @@ from bqjax.core.leaves import Affine
 
 __all__ = ["affine_vector"]
 
-_TABLE_BITS = 8.0 * 8  # scale and zero point
+_TABLE_BITS = 8.0 * 5  # scale and zero point
 _BITS = (8, 7, 6, 5, 4, 3)
 
 

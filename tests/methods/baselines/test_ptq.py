@@ -87,9 +87,10 @@ def test_zero_stays_zero_and_extremes_are_no_trouble():
     w[:, 2] = [0, 1e-45, 0, -1e-40, 0, 0]
     w[:, 3] = [0, 5, 6, 7, 8, 9]
     w[:, 4] = [0, -5, -6, -7, -8, -9]
-    for symmetric in (True, False):
+    for symmetric, scale_dtype in ((True, "float32"), (False, "float32"), (True, "bfloat16"), (False, "bfloat16")):
         for limits in ("minmax", "percentile", "mse"):
-            leaf = quantize({"w": w}, config=PTQConfig(symmetric=symmetric, limits=limits, percentile=100))["w"]
+            config = PTQConfig(symmetric=symmetric, limits=limits, percentile=100, scale_dtype=scale_dtype)
+            leaf = quantize({"w": w}, config=config)["w"]
             leaf.validate()
             got = np.asarray(decode(leaf))
             assert np.isfinite(got).all()
@@ -106,6 +107,24 @@ def test_short_types_and_jit(dtype):
     assert float(jnp.abs(decode(leaf).astype(jnp.float32) - tree["w"].astype(jnp.float32)).max()) < 0.06
     for a, b in zip(jax.tree.leaves(quantize(tree)), jax.tree.leaves(jax.jit(quantize)(tree)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_scales_of_two_bytes():
+    w = weights(64, 16)
+    w[:, 0] *= 3.4e38 / np.abs(w[:, 0]).max()  # bfloat16 ends below
+    wide, short = (quantize({"w": w}, config=PTQConfig(bits=2, limits="mse", scale_dtype=d))["w"] for d in ("float32", "bfloat16"))
+    short.validate()
+    assert (short.scale.dtype, short.codes.dtype) == (jnp.bfloat16, jnp.int8)
+    # What is lost to the nearest of the range's 64 parts is more than what is lost to the nearest scale.
+    np.testing.assert_allclose(np.asarray(short.scale, np.float32), wide.scale, rtol=0.03)
+    with np.errstate(over="ignore"):
+        lost = [np.square(np.asarray(decode(leaf) - w, np.float64)).sum(0) for leaf in (wide, short)]
+    np.testing.assert_allclose(lost[1], lost[0], rtol=2e-3)
+    # Codes are those of the scale that is stored.
+    expected = np.clip(np.rint(w / np.asarray(short.scale, np.float32)), -1, 1)
+    assert (np.asarray(short.codes) != expected).mean() < 1e-2
+    with pytest.raises(ValueError, match='scale_dtype must be "float32" or "bfloat16", got \'float16\''):
+        PTQConfig(scale_dtype="float16")
 
 
 def test_rules():
