@@ -18,6 +18,7 @@ bytes; 0.008 bits a symbol at most), and no symbols take no bytes.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import constriction
@@ -99,7 +100,9 @@ def unzstd(data: bytes | memoryview, size: int) -> bytes:
     return content
 
 
-def encode(symbols: np.ndarray, k: int, coder: str = "auto", earlier: np.ndarray | None = None) -> tuple[str, bytes]:
+def encode(
+    symbols: np.ndarray, k: int, coder: str = "auto", earlier: np.ndarray | None = None, breaks: Sequence[int] = ()
+) -> tuple[str, bytes]:
     """Encodes the codes of one leaf.
 
     Args:
@@ -108,6 +111,7 @@ def encode(symbols: np.ndarray, k: int, coder: str = "auto", earlier: np.ndarray
       coder: one of the table above. Where one that counts cannot do it (more than 65,536 kinds) or there is nothing to code
         (``k = 1``), ``"raw"`` takes its place.
       earlier: ``[k]`` numbers of occurrences in earlier leaves of the group, which ``"adaptive"`` may start from.
+      breaks: positions from which on frequencies are others, rising, inside the stream; ``"adaptive"`` looks at them.
 
     Returns:
       The coder used, never ``"auto"``, and its bytes.
@@ -133,7 +137,7 @@ def encode(symbols: np.ndarray, k: int, coder: str = "auto", earlier: np.ndarray
         coder = "raw"
 
     def encoded(name: str) -> bytes:
-        data = adaptive.encode_payload(symbols, k, earlier) if name == "adaptive" else _ENCODERS[name](symbols, k)
+        data = adaptive.encode_payload(symbols, k, earlier, breaks) if name == "adaptive" else _ENCODERS[name](symbols, k)
         return data.ljust(min_bytes(symbols.size), b"\0")
 
     if coder != "auto":
@@ -143,7 +147,9 @@ def encode(symbols: np.ndarray, k: int, coder: str = "auto", earlier: np.ndarray
     return min(candidates, key=lambda named: len(named[1]))
 
 
-def decode(data: bytes | memoryview, n: int, k: int, coder: str, earlier: np.ndarray | None = None) -> np.ndarray:
+def decode(
+    data: bytes | memoryview, n: int, k: int, coder: str, earlier: np.ndarray | None = None, breaks: Sequence[int] = ()
+) -> np.ndarray:
     """Inverse of :func:`encode`.
 
     Whatever the bytes are, the answer is ``n`` symbols below ``k`` or one ``ValueError``, and no more memory is taken
@@ -154,7 +160,7 @@ def decode(data: bytes | memoryview, n: int, k: int, coder: str, earlier: np.nda
       n: number of symbols.
       k: kinds of symbols.
       coder: the coder that :func:`encode` used.
-      earlier: what it was given.
+      earlier, breaks: what it was given.
 
     Returns:
       ``[n]`` symbols of ``index_dtype(k)``.
@@ -173,7 +179,7 @@ def decode(data: bytes | memoryview, n: int, k: int, coder: str, earlier: np.nda
         return np.zeros(n, index_dtype(k))
     if coder in _TABLED and k > MODEL_LIMIT:
         raise ValueError(f"{coder} streams have at most {MODEL_LIMIT} kinds of symbols, not {k}")
-    symbols = adaptive.decode_payload(data, n, k, earlier) if coder == "adaptive" else _DECODERS[coder](data, n, k)
+    symbols = adaptive.decode_payload(data, n, k, earlier, breaks) if coder == "adaptive" else _DECODERS[coder](data, n, k)
     if int(symbols.max()) >= k:
         raise ValueError(f"symbol {int(symbols.max())} in a stream of {k} kinds")
     return symbols

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 from bqjax.codec.structure import DTYPES
 from bqjax.core import blocks
 
-__all__ = ["FileInfo", "LeafInfo"]
+__all__ = ["FileInfo", "LeafInfo", "factored_info", "masked_info", "residual_info", "scaled_info"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class LeafInfo:
 
     Attributes:
       name: as :func:`bqjax.core.tree.named_leaves` gives it.
-      kind: ``"array"``, ``"clustered"``, ``"affine"``, ``"residual"``, ``"factored"`` or ``"masked"``; ``"bits"`` for a part.
+      kind: ``"array"``, ``"clustered"``, ``"affine"``, ``"residual"``, ``"factored"``, ``"masked"`` or ``"scaled"``;
+        ``"bits"`` for a part.
       shape: shape of the weight.
       dtype: name of the weight's dtype.
       coder: coder of the codes; of an array ``"raw"``, ``"zstd"`` or ``"planes"``; those of all parts.
@@ -33,8 +34,8 @@ class LeafInfo:
       code_dtype: dtype of affine codes.
       zero_bytes: of an affine zero point: 4, 1 in the dtype of the codes, or 0 where all are 0 and none is stored.
       parts: the streams of a leaf that has several: the stages of a residual leaf; the binary matrices of a factored one,
-        whose number of columns, or rows, is ``k``; the leaf under a mask, and the mask. Bytes of the leaf are those of its parts
-        together, and of its own table.
+        whose number of columns, or rows, is ``k``; the leaf under a mask, and the mask; the leaf in other units, and the exponents
+        of these. Bytes of the leaf are those of its parts together, and of its own table.
       axis: axis of affine scales.
       axis_order: axis order of clustered leaves.
       same_as: name of an earlier leaf that holds the bytes of this one, too, which then takes none; None where it has its own.
@@ -164,3 +165,68 @@ class FileInfo:
     def ratio(self) -> float:
         """Bytes of the decoded arrays over bytes of the file."""
         return self.weight_bytes / self.file_bytes
+
+
+def _coders(parts: Sequence[LeafInfo]) -> str:
+    return ", ".join(dict.fromkeys(part.coder for part in parts))
+
+
+def residual_info(name: str, shape: tuple[int, ...], dtype: str, order: tuple[int, ...], stages: Sequence[LeafInfo]) -> LeafInfo:
+    """The description of a sum from those of its stages."""
+    return LeafInfo(
+        name,
+        kind="residual",
+        shape=shape,
+        dtype=dtype,
+        coder=_coders(stages),
+        code_bytes=sum(stage.code_bytes for stage in stages),
+        table_bytes=sum(stage.table_bytes for stage in stages),
+        axis_order=order,
+        parts=tuple(stages),
+    )
+
+
+def factored_info(
+    name: str, shape: tuple[int, ...], dtype: str, k: int, table_dtype: str, streams: Sequence[tuple[str, int]]
+) -> LeafInfo:
+    """The description of a product: ``streams`` are coder and bytes of the left and of the right binary matrix."""
+    m, n = math.prod(shape[:-1]), shape[-1]
+    parts = tuple(
+        LeafInfo(name, kind="bits", shape=sides, dtype="uint8", coder=coder, code_bytes=size, k=2)
+        for sides, (coder, size) in zip(((m, k), (k, n)), streams, strict=True)
+    )
+    return LeafInfo(
+        name,
+        kind="factored",
+        shape=shape,
+        dtype=dtype,
+        coder=_coders(parts),
+        code_bytes=sum(part.code_bytes for part in parts),
+        table_bytes=(m + n) * DTYPES[table_dtype].itemsize + 2 * k,
+        k=k,
+        table_dtype=table_dtype,
+        parts=parts,
+    )
+
+
+def masked_info(name: str, leaf: LeafInfo, mask: LeafInfo) -> LeafInfo:
+    """The description of a leaf and of the mask over it."""
+    return LeafInfo(
+        name,
+        kind="masked",
+        shape=leaf.shape,
+        dtype=leaf.dtype,
+        coder=_coders((leaf, mask)),
+        code_bytes=leaf.code_bytes + mask.code_bytes,
+        table_bytes=leaf.table_bytes + mask.table_bytes,
+        k=leaf.k,
+        d=leaf.d,
+        group=leaf.group,
+        table_dtype=leaf.table_dtype,
+        parts=(leaf, mask),
+    )
+
+
+def scaled_info(name: str, dtype: str, leaf: LeafInfo, exponents: LeafInfo) -> LeafInfo:
+    """The description of a leaf from that of its indices and of the exponents of its slices."""
+    return replace(masked_info(name, leaf, exponents), kind="scaled", dtype=dtype)

@@ -13,6 +13,8 @@ list of the stages with ``n``, ``e``, ``k``, ``d``, ``q`` and ``h`` each.
 Factored: ``w`` middle dimension, ``q`` dtype of the outer diagonals, and ``p`` with ``n`` and ``e`` of the two binary matrices.
 Masked (``m``): ``l``, the record of the leaf whose weights are masked, and ``p``, one record of the mask's
 blocks with ``n``, ``e``, ``k``, ``d``, ``o`` and ``h``.
+Scaled (``v``): ``t``, ``l``, the record of the clustered leaf in slices by rising exponent, ``a``, the axes along which exponents
+differ, and ``p``, one record of the exponents, which come first, with ``n``, ``e``, ``k`` and ``h``.
 Kind ``s`` is a leaf equal to an earlier one, whose name is ``r``, and has no bytes; with ``i: 1`` the two were one object.
 (Releases that do not know it refuse a file that has one as of an unknown leaf kind; others are not changed by it.)
 """
@@ -25,15 +27,15 @@ from dataclasses import replace as with_fields
 from typing import Any
 
 from bqjax.codec import entropy
-from bqjax.codec.info import LeafInfo
+from bqjax.codec.info import LeafInfo, factored_info, masked_info, residual_info, scaled_info
 from bqjax.codec.structure import DTYPES
 from bqjax.core.leaves.residual import MAX_STAGES
 
-__all__ = ["factored_info", "masked_info", "parse_records", "residual_info", "to_record"]
+__all__ = ["parse_records", "to_record"]
 
 _MAX_SIZE = 1 << 48  # bytes or entries of anything in one leaf: what addresses reach, so that products cannot overflow
 _MAX_DIMS = 64
-_TAGS = {"array": "", "clustered": "c", "affine": "a", "residual": "r", "factored": "f", "masked": "m"}
+_TAGS = {"array": "", "clustered": "c", "affine": "a", "residual": "r", "factored": "f", "masked": "m", "scaled": "v"}
 _KINDS = {tag: kind for kind, tag in _TAGS.items()}
 _ARRAY_CODERS = ("planes",)  # that a record names
 _KEYS = {
@@ -43,69 +45,10 @@ _KEYS = {
     "residual": "xstop",
     "factored": "xstqwp",
     "masked": "xlp",
+    "scaled": "xtlap",
 }
 _SAME = "s"
-_PART_KEYS = {"residual": "enqkdh", "factored": "en", "masked": "enkdoh"}
-
-
-def _coders(parts: Sequence[LeafInfo]) -> str:
-    return ", ".join(dict.fromkeys(part.coder for part in parts))
-
-
-def residual_info(name: str, shape: tuple[int, ...], dtype: str, order: tuple[int, ...], stages: Sequence[LeafInfo]) -> LeafInfo:
-    """The description of a sum from those of its stages."""
-    return LeafInfo(
-        name,
-        kind="residual",
-        shape=shape,
-        dtype=dtype,
-        coder=_coders(stages),
-        code_bytes=sum(stage.code_bytes for stage in stages),
-        table_bytes=sum(stage.table_bytes for stage in stages),
-        axis_order=order,
-        parts=tuple(stages),
-    )
-
-
-def factored_info(
-    name: str, shape: tuple[int, ...], dtype: str, k: int, table_dtype: str, streams: Sequence[tuple[str, int]]
-) -> LeafInfo:
-    """The description of a product: ``streams`` are coder and bytes of the left and of the right binary matrix."""
-    m, n = math.prod(shape[:-1]), shape[-1]
-    parts = tuple(
-        LeafInfo(name, kind="bits", shape=sides, dtype="uint8", coder=coder, code_bytes=size, k=2)
-        for sides, (coder, size) in zip(((m, k), (k, n)), streams, strict=True)
-    )
-    return LeafInfo(
-        name,
-        kind="factored",
-        shape=shape,
-        dtype=dtype,
-        coder=_coders(parts),
-        code_bytes=sum(part.code_bytes for part in parts),
-        table_bytes=(m + n) * DTYPES[table_dtype].itemsize + 2 * k,
-        k=k,
-        table_dtype=table_dtype,
-        parts=parts,
-    )
-
-
-def masked_info(name: str, leaf: LeafInfo, mask: LeafInfo) -> LeafInfo:
-    """The description of a leaf and of the mask over it."""
-    return LeafInfo(
-        name,
-        kind="masked",
-        shape=leaf.shape,
-        dtype=leaf.dtype,
-        coder=_coders((leaf, mask)),
-        code_bytes=leaf.code_bytes + mask.code_bytes,
-        table_bytes=leaf.table_bytes + mask.table_bytes,
-        k=leaf.k,
-        d=leaf.d,
-        group=leaf.group,
-        table_dtype=leaf.table_dtype,
-        parts=(leaf, mask),
-    )
+_PART_KEYS = {"residual": "enqkdh", "factored": "en", "masked": "enkdoh", "scaled": "enkh"}
 
 
 def to_record(info: LeafInfo) -> dict[str, Any]:
@@ -115,6 +58,12 @@ def to_record(info: LeafInfo) -> dict[str, Any]:
     if info.kind == "masked":
         leaf, mask = map(to_record, info.parts)
         return {"x": _TAGS["masked"], "l": leaf, "p": [{key: v for key, v in mask.items() if key in _PART_KEYS["masked"]}]}
+    if info.kind == "scaled":
+        leaf, part = map(to_record, info.parts)
+        axes = [axis for axis, size in enumerate(info.parts[1].shape) if size == info.shape[axis]]
+        exponents = {key: v for key, v in part.items() if key in _PART_KEYS["scaled"]}
+        record = {"x": _TAGS["scaled"], "l": leaf, "a": axes, "p": [exponents]}
+        return record if info.dtype == "float32" else record | {"t": info.dtype}
     order = (list(info.axis_order), list(range(len(info.shape))))
     fields: dict[str, tuple[Any, Any]] = {
         "x": (_TAGS[info.kind], ""),
@@ -227,6 +176,8 @@ def _parse(name: str, record: Any, groups: dict[str, LeafInfo]) -> LeafInfo:
     _known(record, _KEYS[kind])
     if kind == "masked":
         return _parse_masked(name, record, groups)
+    if kind == "scaled":
+        return _parse_scaled(name, record)
     shape = _numbers(record, "s", None)
     dtype = _choice(record, "t", "float32", DTYPES, "dtype")
     if math.prod(max(size, 1) for size in shape) * DTYPES[dtype].itemsize > _MAX_SIZE:
@@ -317,11 +268,28 @@ def _parse_masked(name: str, record: dict[str, Any], groups: dict[str, LeafInfo]
     inner = record.get("l")
     if type(inner) is not dict:
         raise ValueError(f"'l' must be the record of the leaf under the mask, is {_short(inner)}")
-    _choice(inner, "x", "", {*_KINDS} - {_TAGS["array"], _TAGS["masked"]}, "leaf kind under a mask")
+    _choice(inner, "x", "", {*_KINDS} - {_TAGS[kind] for kind in ("array", "masked", "scaled")}, "leaf kind under a mask")
     leaf = _parse(name, inner, groups)
     (part,) = _part_list(record, "masked", 1, 1)
     order = _numbers(part, "o", list(range(len(leaf.shape))))
     return masked_info(name, leaf, _parse_clustered(f"{name}, mask", part | {"q": "uint8"}, leaf.shape, "uint8", order))
+
+
+def _parse_scaled(name: str, record: dict[str, Any]) -> LeafInfo:
+    inner, dtype = record.get("l"), _choice(record, "t", "float32", DTYPES, "dtype")
+    if type(inner) is not dict:
+        raise ValueError(f"'l' must be the record of the leaf in other units, is {_short(inner)}")
+    _choice(inner, "x", "", {_TAGS["clustered"]}, "leaf kind in other units")
+    if "g" in inner or "o" in inner:
+        raise ValueError("a leaf in other units is in C order and in no group")
+    leaf, axes = _parse(name, inner, {}), _numbers(record, "a", None)
+    if list(axes) != sorted(set(axes)) or not all(axis < len(leaf.shape) for axis in axes):
+        raise ValueError(f"'a' must be axes of {leaf.shape}, each once, is {_short(list(axes))}")
+    (part,) = _part_list(record, "scaled", 1, 1)
+    shape = tuple(size if axis in axes else 1 for axis, size in enumerate(leaf.shape))
+    order = tuple(range(len(shape)))
+    exponents = _parse_clustered(f"{name}, exponents", part | {"q": "int8"}, shape, "int8", order)
+    return scaled_info(name, dtype, leaf, exponents)
 
 
 def _parse_clustered(

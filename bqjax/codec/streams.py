@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace as with_fields
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from bqjax.codec import entropy, structure
 from bqjax.codec.header import read_exactly
-from bqjax.codec.info import LeafInfo
+from bqjax.codec.info import LeafInfo, factored_info, masked_info, residual_info, scaled_info
 from bqjax.codec.planes import decode_planes, encode_planes
-from bqjax.codec.records import factored_info, masked_info, residual_info
-from bqjax.core.leaves import Affine, Clustered, CompressedLeaf, Factored, Masked, Residual, is_compressed
+from bqjax.core.leaves import Affine, Clustered, CompressedLeaf, Factored, Masked, Residual, Scaled, is_compressed
 
 __all__ = ["ReadGroup", "WrittenGroup", "decode_leaf", "encode_leaf"]
 
@@ -86,6 +87,8 @@ def encode_leaf(
         leaf.validate(name)
         parts = encode_leaf(name, leaf.leaf, coder, groups), _encode_clustered(f"{name}, mask", leaf.kept, coder, {})
         return masked_info(name, parts[0][0], parts[1][0]), [*parts[0][1], *parts[1][1]]
+    if isinstance(leaf, Scaled):
+        return _encode_scaled(name, leaf, coder)
     raise ValueError(f"leaf {name!r} is a {type(leaf).__name__}, which this version of the format cannot store")
 
 
@@ -112,8 +115,17 @@ def _encode_array(name: str, array: np.ndarray, thorough: bool) -> tuple[LeafInf
     return LeafInfo(name, shape=array.shape, dtype=array.dtype.name, coder=used, code_bytes=size), parts
 
 
+def _encode_scaled(name: str, leaf: Scaled, coder: str) -> tuple[LeafInfo, list[bytes | memoryview]]:
+    leaf.validate(name)
+    exponents, parts = _encode_clustered(f"{name}, exponents", leaf.exponents, coder, {})
+    order, breaks = leaf.slice_order()
+    sorted_leaf = with_fields(leaf.leaf, indices=structure.as_array(name, leaf.leaf.indices)[order])
+    info, own = _encode_clustered(name, sorted_leaf, coder, {}, breaks)
+    return scaled_info(name, leaf.dtype.name, info, exponents), [*parts, *own]
+
+
 def _encode_clustered(
-    name: str, leaf: Clustered, coder: str, groups: dict[str, WrittenGroup]
+    name: str, leaf: Clustered, coder: str, groups: dict[str, WrittenGroup], breaks: Sequence[int] = ()
 ) -> tuple[LeafInfo, list[bytes | memoryview]]:
     indices, codebook = structure.as_array(name, leaf.indices), structure.as_array(name, leaf.codebook)
     shape, order = tuple(map(int, leaf.shape)), tuple(map(int, leaf.axis_order))
@@ -123,7 +135,7 @@ def _encode_clustered(
     whole = [_bytes_of(x) for x in (codebook, *on_line) if x is not None]
     kinds, table = _smallest_table(codebook, whole) if _holds_codebook(name, leaf, whole, groups) else (None, [])
     counts = None if leaf.group is None else groups[leaf.group].counts
-    used, codes = entropy.encode(indices, leaf.k, coder, None if table else counts)
+    used, codes = entropy.encode(indices, leaf.k, coder, None if table else counts, breaks)
     _counted(counts, indices)
     info = LeafInfo(
         name,
@@ -249,6 +261,8 @@ def decode_leaf(file: BinaryIO, info: LeafInfo, groups: dict[str, ReadGroup]) ->
         return masked
     leaf: CompressedLeaf
     dtype = structure.DTYPES[info.dtype]
+    if info.kind == "scaled":
+        return _read_scaled(file, info)
     if info.kind == "affine":
         integers = _read_symbols(file, info).reshape(info.shape)
         slices = () if info.axis is None else (info.shape[info.axis],)
@@ -276,10 +290,25 @@ def _read_zero_point(file: BinaryIO, info: LeafInfo, slices: tuple[int, ...]) ->
     return _read_array(file, "int32" if info.zero_bytes == 4 else info.code_dtype, slices).astype(np.int32)
 
 
-def _read_symbols(file: BinaryIO, info: LeafInfo, earlier: np.ndarray | None = None) -> np.ndarray:
+def _read_scaled(file: BinaryIO, info: LeafInfo) -> Scaled:
+    inner, dtype = info.parts[0], structure.DTYPES[info.dtype]
+    exponents = _read_clustered(file, info.parts[1], {})
+    # What the leaf's indices are does not matter for their order; checked first, as a wrong shape has none.
+    leaf = Clustered(np.zeros(0), np.zeros((1, 1), np.float32), inner.shape, np.float32)
+    exponents.validate(f"{info.name}, exponents")
+    order, breaks = Scaled(leaf, exponents, dtype).slice_order()
+    found = _read_clustered(file, inner, {}, breaks)
+    indices = np.empty_like(found.indices)
+    indices[order] = found.indices
+    scaled = Scaled(with_fields(found, indices=indices), exponents, dtype)
+    scaled.validate(info.name)
+    return scaled
+
+
+def _read_symbols(file: BinaryIO, info: LeafInfo, earlier: np.ndarray | None = None, breaks: Sequence[int] = ()) -> np.ndarray:
     codes = read_exactly(file, info.code_bytes)
     try:
-        return entropy.decode(codes, info.n_symbols, info.k or 1, info.coder, earlier)
+        return entropy.decode(codes, info.n_symbols, info.k or 1, info.coder, earlier, breaks)
     except ValueError as error:
         raise ValueError(f"leaf {info.name!r}: {error}") from error
 
@@ -296,9 +325,9 @@ def _read_codebook(file: BinaryIO, info: LeafInfo) -> np.ndarray:
     return numbers.view(structure.DTYPES[info.table_dtype]).reshape(shape)
 
 
-def _read_clustered(file: BinaryIO, info: LeafInfo, groups: dict[str, ReadGroup]) -> Clustered:
+def _read_clustered(file: BinaryIO, info: LeafInfo, groups: dict[str, ReadGroup], breaks: Sequence[int] = ()) -> Clustered:
     if info.table_bytes:
-        symbols = _read_symbols(file, info)
+        symbols = _read_symbols(file, info, breaks=breaks)
         table = [_read_codebook(file, info)]
         if info.on_line:
             table += [_read_array(file, "float32", ()) for _ in range(2)]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bqjax import codec
 from bqjax.codec import header
-from bqjax.core.leaves import Affine, Clustered, Factored, Residual, is_compressed, mask_zeros
+from bqjax.core.leaves import Affine, Clustered, Factored, Residual, Scaled, exponents_of, is_compressed, mask_zeros
 from bqjax.core.tree import named_leaves
 from bqjax.kmeans import quantize_codebooks
 
@@ -55,6 +55,11 @@ TREE = {
             )
         },
         bits=4,
+    ),
+    "units": Scaled(
+        Clustered(RNG.integers(0, 8, 240).astype(np.uint8), RNG.normal(size=(8, 1)).astype(np.float32), (8, 30), np.float32),
+        exponents_of(RNG.integers(-2, 3, (8, 1))),
+        np.dtype(np.float32),
     ),
     "bn": (np.zeros((100,), np.float32), np.ones(3, np.int32)),
     "left": RNG.normal(size=1000).astype(np.float32),

@@ -13,7 +13,7 @@ import numpy as np
 
 from bqjax import codec
 from bqjax.adapters.safetensors import write_weights
-from bqjax.core.leaves import Affine, Clustered, Factored, Residual, mask_zeros
+from bqjax.core.leaves import Affine, Clustered, Factored, Residual, Scaled, exponents_of, mask_zeros
 
 __all__ = ["containers", "micro_files", "models", "stored_models", "weights"]
 
@@ -51,6 +51,7 @@ def _leaves() -> dict[str, Any]:
             "v": Affine(rng.integers(0, 16, 40).astype(np.uint8), np.float16(1), np.int32(3), bits=4),
             "far": Affine(rng.integers(0, 16, 40).astype(np.uint8), np.float16(1), np.int32(300), bits=4),
         },
+        "units": {"w": Scaled(clustered((20, 30), 8), exponents_of(rng.integers(-2, 3, (20, 1))), np.dtype(np.float32))},
         "sum": {"w": Residual([clustered((8, 12), 5, 4, (1, 0)), clustered((8, 12), 3, 2, (1, 0))])},
         "product": {"w": Factored(ones[0], bits[0], np.array([-5, 0, 9], np.int16), bits[1], ones[1], (2, 3, 5))},
         "mask": {

@@ -11,6 +11,7 @@ forward pass. Constructors do not check their fields, because JAX rebuilds these
 :class:`Residual`   sums of clustered leaves, each for what those before it left over
 :class:`Factored`   a matrix as the product of diagonal and binary matrices
 :class:`Masked`     one of these, and which of its weights are exactly zero
+:class:`Scaled`     a clustered leaf in units that differ from slice to slice by powers of two
 ==================  ======================================================================
 """
 
@@ -20,6 +21,7 @@ from bqjax.core.leaves.clustered import Clustered, trim_codebook
 from bqjax.core.leaves.factored import Factored
 from bqjax.core.leaves.masked import Masked, mask_zeros
 from bqjax.core.leaves.residual import Residual
+from bqjax.core.leaves.scaled import Scaled, exponents_of
 from bqjax.core.leaves.size import bits
 
 __all__ = [
@@ -29,9 +31,11 @@ __all__ = [
     "Factored",
     "Masked",
     "Residual",
+    "Scaled",
     "Stream",
     "bits",
     "decode",
+    "exponents_of",
     "index_dtype",
     "is_compressed",
     "mask_zeros",

@@ -16,13 +16,14 @@ import numpy as np
 
 from bqjax.methods.rate_distortion.feedback import compensated_values, descended_values, inverse_factor, ordered
 from bqjax.methods.rate_distortion.levels import Grid, balanced_step, even_grid, level_bits
-from bqjax.sensitivity.leaf_curvature import LeafCurvature
+from bqjax.sensitivity.leaf_curvature import Layout, LeafCurvature
 
 __all__ = [
     "LeafStats",
     "Price",
     "QuantizedRows",
     "diagonal_stats",
+    "in_units",
     "leaf_stats",
     "mean_curvature",
     "quantize_on",
@@ -107,6 +108,12 @@ def diagonal_stats(importance: np.ndarray, *, floor: float = 0.02) -> LeafStats:
     h = h + floor * h.mean() + 1e-30
     one = jnp.ones((1, 1, 1), jnp.float32)
     return LeafStats(jnp.zeros((1, 1), jnp.int32), one, one, jnp.asarray(h, jnp.float32), np.ones((1, 1), bool))
+
+
+def in_units(stats: LeafStats, layout: Layout, exponents: np.ndarray) -> LeafStats:
+    """Statistics of the leaf whose rows are in units of ``2^exponents``, which broadcast with the leaf: then they matter alike."""
+    rows = layout.to_rows(np.broadcast_to(np.exp2(2.0 * exponents), layout.shape))[..., 0]
+    return stats._replace(importance=stats.importance * jnp.asarray(rows, jnp.float32), uneven=False)
 
 
 def _at_once(moment: jax.Array) -> int:

@@ -20,12 +20,21 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bqjax.core.leaves import Clustered, CompressedLeaf, trim_codebook
+from bqjax.core.leaves import Clustered, CompressedLeaf, Scaled, exponents_of, trim_codebook
 from bqjax.core.rules import Rule, select
 from bqjax.core.tree import check_finite, named_leaves, replace
 from bqjax.kmeans.fixed_levels import pruned
 from bqjax.methods.rate_distortion.distortion import add_means, leaf_change
-from bqjax.methods.rate_distortion.leaf import LeafStats, QuantizedRows, diagonal_stats, leaf_stats, quantize_rows, unbiased
+from bqjax.methods.rate_distortion.leaf import (
+    LeafStats,
+    QuantizedRows,
+    diagonal_stats,
+    in_units,
+    leaf_stats,
+    quantize_rows,
+    unbiased,
+)
+from bqjax.methods.rate_distortion.row_steps import step_exponents, to_units
 from bqjax.methods.rate_distortion.vectors import affine_vector
 from bqjax.sensitivity.curvature import Curvature
 from bqjax.sensitivity.leaf_curvature import Layout
@@ -56,6 +65,8 @@ class SolverConfig:
       vectors: whether vectors go to 8 bits or fewer where outputs don't notice; False leaves them.
       shift: whether the bias or BatchNorm shift behind a leaf takes up the mean change of its outputs, so that only the inputs'
         covariance counts for the leaf's errors.
+      row_steps: whether rows of unequal importance get steps of their own, in powers of two, where that takes fewer bits: see
+        :mod:`bqjax.methods.rate_distortion.row_steps`.
       unbiased: whether levels are scaled so that the outputs of each leaf keep their size, at no bytes: see
         :func:`bqjax.methods.rate_distortion.leaf.unbiased`.
     """
@@ -67,6 +78,7 @@ class SolverConfig:
     sweeps: int = 4
     vectors: bool = True
     shift: bool = True
+    row_steps: bool = True
     unbiased: bool = False
 
     def __post_init__(self) -> None:
@@ -87,9 +99,10 @@ class Prepared:
     """What does not depend on lmbda, so that a search prepares once.
 
     Attributes:
-      rows: ``[G, rows, d]`` weights by name, of the leaves that get levels.
-      stats: of each.
+      rows: ``[G, rows, d]`` weights by name, of the leaves that get levels, in the units of their exponents.
+      stats: of each, in these units.
       layouts: of each.
+      exponents: of the rows' units by name, of the leaves whose rows have steps of their own; each broadcasts with its leaf.
       vectors: importance of the vectors that go to a line of integers, by name.
       shifts: by name, of the leaves whose outputs' mean is corrected.
     """
@@ -97,6 +110,7 @@ class Prepared:
     rows: Mapping[str, np.ndarray]
     stats: Mapping[str, LeafStats]
     layouts: Mapping[str, Layout]
+    exponents: Mapping[str, np.ndarray]
     vectors: Mapping[str, np.ndarray]
     shifts: Mapping[str, Shift]
 
@@ -124,6 +138,7 @@ def prepare(
     rows: dict[str, np.ndarray] = {}
     stats: dict[str, LeafStats] = {}
     layouts: dict[str, Layout] = {}
+    exponents: dict[str, np.ndarray] = {}
     vectors: dict[str, np.ndarray] = {}
     shifts = shifts_taken(params, curvature, rules, config)
     small = [n for n, x in leaves.items() if config.vectors and rules is None and _is_vector(x) and n in curvature.importance]
@@ -140,11 +155,19 @@ def prepare(
         if name in curvature.leaves:
             known = curvature[name]
             layouts[name], stats[name] = known.layout, leaf_stats(known, centred=name in shifts, damping=config.damping)
+            own = step_exponents(known.layout, np.asarray(stats[name].importance)) if config.row_steps else None
+            if own is not None:
+                exponents[name], stats[name] = own, in_units(stats[name], known.layout, own)
         else:
             layouts[name] = _diagonal_layout(np.shape(leaf))
             stats[name] = diagonal_stats(np.asarray(curvature.importance[name]), floor=config.floor)
-        rows[name] = layouts[name].to_rows(np.asarray(leaf, np.float32))
-    return Prepared(rows=rows, stats=stats, layouts=layouts, vectors=vectors, shifts=shifts)
+        rows[name] = _rows(name, np.asarray(leaf, np.float32), layouts, exponents)
+    return Prepared(rows=rows, stats=stats, layouts=layouts, exponents=exponents, vectors=vectors, shifts=shifts)
+
+
+def _rows(name: str, leaf: np.ndarray, layouts: Mapping[str, Layout], exponents: Mapping[str, np.ndarray]) -> np.ndarray:
+    """``[G, rows, d]`` weights in the units of their rows."""
+    return layouts[name].to_rows(to_units(leaf, exponents[name]) if name in exponents else leaf)
 
 
 def shifts_taken(params: Any, curvature: Curvature, rules: Sequence[Rule[Any]] | None, config: SolverConfig) -> dict[str, Shift]:
@@ -186,8 +209,9 @@ def bin_and_quant_rd(
         others.
 
     Returns:
-      The tree with :class:`~bqjax.core.leaves.Clustered` leaves for kernels, whose codebooks hold the levels in use, and
-      :class:`~bqjax.core.leaves.Affine` for vectors where that pays. Zeros of pruned kernels, of which 5 % or more of the weights
+      The tree with :class:`~bqjax.core.leaves.Clustered` leaves for kernels, whose codebooks hold the levels in use (within
+      :class:`~bqjax.core.leaves.Scaled` where rows have steps of their own), and :class:`~bqjax.core.leaves.Affine` for vectors
+      where that pays. Zeros of pruned kernels, of which 5 % or more of the weights
       are zero, stay zeros: errors are passed on to the other weights alone.
 
     Raises:
@@ -208,7 +232,9 @@ def bin_and_quant_rd(
             new[name] = solved[name]
             _take_up(moved, leaves, name, new[name], prepared, curvature)
             continue
-        rows = layout.to_rows(moved[name].astype(np.float32)) if name in moved else prepared.rows[name]
+        rows = prepared.rows[name]
+        if name in moved:
+            rows = _rows(name, moved[name].astype(np.float32), prepared.layouts, prepared.exponents)
         found = quantize_rows(
             rows,
             prepared.stats[name],
@@ -219,7 +245,7 @@ def bin_and_quant_rd(
             hold_zeros=pruned(leaves[name]) is not None and name not in moved,
         )
         found = unbiased(found, rows, prepared.stats[name]) if config.unbiased else found
-        new[name] = _clustered(found, layout, leaves[name].dtype)
+        new[name] = _compressed(found, layout, prepared.exponents.get(name), leaves[name].dtype)
         _take_up(moved, leaves, name, new[name], prepared, curvature)
     for name, bias in moved.items():
         if name not in prepared.rows:
@@ -239,6 +265,12 @@ def _take_up(
         shift = prepared.shifts[name]
         bias = moved.setdefault(shift.bias, np.array(leaves[shift.bias], np.float64))
         add_means(bias, shift, curvature[name], leaf_change(leaves[name], new), -1)
+
+
+def _compressed(found: QuantizedRows, layout: Layout, exponents: np.ndarray | None, dtype: Any) -> Clustered | Scaled:
+    if exponents is None:
+        return _clustered(found, layout, dtype)
+    return Scaled(_clustered(found, layout, np.float32), exponents_of(exponents), np.dtype(dtype))
 
 
 def _clustered(found: QuantizedRows, layout: Layout, dtype: Any) -> Clustered:

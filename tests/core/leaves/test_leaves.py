@@ -13,7 +13,20 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bqjax.core.leaves import Affine, Clustered, Factored, Masked, Residual, bits, decode, index_dtype, is_compressed, mask_zeros
+from bqjax.core.leaves import (
+    Affine,
+    Clustered,
+    Factored,
+    Masked,
+    Residual,
+    Scaled,
+    bits,
+    decode,
+    exponents_of,
+    index_dtype,
+    is_compressed,
+    mask_zeros,
+)
 
 DTYPES = [np.float16, jnp.bfloat16, np.float32]
 # (shape, axis order, d): scalar, whole rows, padded rows, a moved row axis.
@@ -150,6 +163,7 @@ LEAVES = [
     masked(),
     masked(residual()),
     masked(factored()),
+    Scaled(clustered(), exponents_of(np.array([[-2], [3], [0]])), np.dtype(np.float32)),
 ]
 
 
@@ -303,7 +317,7 @@ def test_static_fields_survive_the_pytree(leaf):
     arrays = [f.name for f in dataclasses.fields(leaf) if isinstance(getattr(leaf, f.name), np.ndarray | np.generic)]
     back = jax.tree.unflatten(treedef, leaves)
     assert type(back) is type(leaf)
-    if isinstance(leaf, Residual | Masked):
+    if isinstance(leaf, Residual | Masked | Scaled):
         assert all(a is b for a, b in zip(leaves, jax.tree.leaves(back), strict=True))
         assert (back.shape, back.dtype) == (leaf.shape, leaf.dtype)
         return
