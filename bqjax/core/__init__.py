@@ -8,7 +8,7 @@ from bqjax.core.classification import (
     classification_score,
     classification_task,
 )
-from bqjax.core.leaves import Affine, Clustered, Factored, Masked, Residual, bits, decode, is_compressed
+from bqjax.core.leaves import Affine, Clustered, Factored, Masked, Residual, Scaled, bits, decode, is_compressed
 from bqjax.core.rules import Rule, Selection, select
 from bqjax.core.scoring import Scored, mean_metrics, paired_error, score_batches, score_on
 from bqjax.core.task import Predictions, Score, Storage, Task
@@ -22,6 +22,7 @@ __all__ = [
     "Predictions",
     "Residual",
     "Rule",
+    "Scaled",
     "Score",
     "Scored",
     "Selection",

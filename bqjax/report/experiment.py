@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bqjax.core.leaves import Clustered
+from bqjax.core.leaves import Clustered, Scaled
 from bqjax.core.task import Task
 from bqjax.core.tree import named_leaves
 from bqjax.experiment.entry import Comparison
@@ -50,6 +50,10 @@ def row_details(task: Task, outcome: Outcome, files: Table) -> str:
 def _histograms(task: Task, outcome: Outcome) -> list[str]:
     originals, found = named_leaves(task.params), []
     for name, leaf in named_leaves(outcome.tree).items():
+        weights, title = np.asarray(originals[name]), name
+        if isinstance(leaf, Scaled):
+            exponents = np.asarray(leaf.exponents.decode()).astype(np.int32)
+            weights, leaf, title = np.ldexp(weights.astype(np.float32), -exponents), leaf.leaf, f"{name}, in units of its rows"
         if not isinstance(leaf, Clustered) or leaf.d > 1:
             continue
         values = np.sort(np.asarray(leaf.entries()).astype(np.float64).reshape(-1))
@@ -57,7 +61,7 @@ def _histograms(task: Task, outcome: Outcome) -> list[str]:
         if isinstance(outcome.info, SearchInfo):
             searched = [layer.result.edges for layer in outcome.info.layers if name in layer.names]
             edges = np.array(searched[0]) if searched else edges
-        found.append(plots.weight_histogram(name, np.asarray(originals[name]), edges.tolist(), values.tolist()))
+        found.append(plots.weight_histogram(title, weights, edges.tolist(), values.tolist()))
     return found
 
 

@@ -355,8 +355,8 @@ def bits_are_those_of_the_formula(compressed, dtype):
         if not is_compressed(leaf):
             expected += 8 * leaf.nbytes
             continue
-        if isinstance(leaf, Affine):  # a float32 scale and an int32 zero point
-            expected += leaf.bits * math.prod(leaf.shape) + 64 * leaf.scale.size
+        if isinstance(leaf, Affine):  # a float32 scale, and a zero point among the codes where it is not 0 for all
+            expected += leaf.bits * math.prod(leaf.shape) + (32 + 8 * np.any(leaf.zero_point)) * leaf.scale.size
             continue
         if isinstance(leaf, Factored):  # a bit an entry; float32 outer diagonals and an int16 middle one
             m, n = math.prod(leaf.shape[:-1]), leaf.shape[-1]

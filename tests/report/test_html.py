@@ -12,6 +12,9 @@ from html_page import Page
 from tiny import before, searched, tiny_task
 
 from bqjax import codec
+from bqjax.core.leaves import Scaled, exponents_of
+from bqjax.core.tree import named_leaves
+from bqjax.core.tree import replace as replace_leaves
 from bqjax.experiment import Comparison, Entry
 from bqjax.report import plots
 from bqjax.report.experiment import experiment_page, row_details
@@ -75,6 +78,16 @@ def test_without_a_search(tmp_path):
     parsed = Page(report(tmp_path, outcome._replace(info=None), data))
     assert parsed.tags.count("table") == 3
     assert parsed.tags.count("svg") == 3
+
+
+def test_rows_with_steps_of_their_own_are_drawn_in_their_units(tmp_path):
+    outcome, data = searched()
+    leaf = named_leaves(outcome.tree)["hidden/kernel"]
+    own = Scaled(leaf, exponents_of(np.arange(leaf.shape[1])[None] - 3), leaf.dtype)
+    changed = outcome._replace(info=None, tree=replace_leaves(outcome.tree, {"hidden/kernel": own}))
+    parsed = Page(report(tmp_path, changed, data))
+    assert parsed.tags.count("svg") == 3
+    assert any(t.startswith("hidden/kernel, in units of its rows: 120 weights, 4 bins") for t in parsed.svg_text)
 
 
 def test_it_is_the_same_every_time(text, tmp_path):
