@@ -118,9 +118,9 @@ def _encode_array(name: str, array: np.ndarray, thorough: bool) -> tuple[LeafInf
 def _encode_scaled(name: str, leaf: Scaled, coder: str) -> tuple[LeafInfo, list[bytes | memoryview]]:
     leaf.validate(name)
     exponents, parts = _encode_clustered(f"{name}, exponents", leaf.exponents, coder, {})
-    order, breaks = leaf.slice_order()
-    sorted_leaf = with_fields(leaf.leaf, indices=structure.as_array(name, leaf.leaf.indices)[order])
-    info, own = _encode_clustered(name, sorted_leaf, coder, {}, breaks)
+    order = leaf.slice_order()
+    sorted_leaf = with_fields(leaf.leaf, indices=order.sort(structure.as_array(name, leaf.leaf.indices)))
+    info, own = _encode_clustered(name, sorted_leaf, coder, {}, order.breaks)
     return scaled_info(name, leaf.dtype.name, info, exponents), [*parts, *own]
 
 
@@ -296,11 +296,9 @@ def _read_scaled(file: BinaryIO, info: LeafInfo) -> Scaled:
     # What the leaf's indices are does not matter for their order; checked first, as a wrong shape has none.
     leaf = Clustered(np.zeros(0), np.zeros((1, 1), np.float32), inner.shape, np.float32)
     exponents.validate(f"{info.name}, exponents")
-    order, breaks = Scaled(leaf, exponents, dtype).slice_order()
-    found = _read_clustered(file, inner, {}, breaks)
-    indices = np.empty_like(found.indices)
-    indices[order] = found.indices
-    scaled = Scaled(with_fields(found, indices=indices), exponents, dtype)
+    order = Scaled(leaf, exponents, dtype).slice_order()
+    found = _read_clustered(file, inner, {}, order.breaks)
+    scaled = Scaled(with_fields(found, indices=order.unsort(np.asarray(found.indices))), exponents, dtype)
     scaled.validate(info.name)
     return scaled
 

@@ -23,12 +23,33 @@ class SliceOrder(NamedTuple):
     """The order in which a file has the indices of a scaled leaf: slices by rising exponent, those of one exponent as they were.
 
     Attributes:
-      order: ``[n]`` positions in the leaf's C order.
-      breaks: where in that order a new exponent begins.
+      shape: of the leaf.
+      axes: of the leaf, those along which exponents differ first.
+      slices: ``[rows]``, numbers of the slices in the file's order.
+      breaks: where in that order a new exponent begins, in indices.
     """
 
-    order: np.ndarray
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    slices: np.ndarray
     breaks: tuple[int, ...]
+
+    def sort(self, indices: np.ndarray) -> np.ndarray:
+        """``[n]`` in the leaf's C order to ``[n]`` in the file's."""
+        rows = indices.reshape(self.shape).transpose(self.axes).reshape(self._rows)
+        return rows[self.slices].reshape(-1)
+
+    def unsort(self, stored: np.ndarray) -> np.ndarray:
+        """The inverse of :meth:`sort`."""
+        rows = np.empty_like(stored).reshape(self._rows)
+        rows[self.slices] = stored.reshape(self._rows)
+        moved = rows.reshape([self.shape[axis] for axis in self.axes])
+        return moved.transpose(np.argsort(self.axes)).reshape(-1)
+
+    @property
+    def _rows(self) -> tuple[int, int]:
+        n = len(self.slices)
+        return n, math.prod(self.shape) // max(n, 1)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["leaf", "exponents"], meta_fields=["dtype"])
@@ -86,24 +107,28 @@ class Scaled(CompressedLeaf):
         shape, own = self.leaf.shape, self.exponents.shape
         slices = [axis for axis, size in enumerate(own) if size == shape[axis]]
         rest = [axis for axis in range(len(shape)) if axis not in slices]
-        rows, columns = math.prod(own), math.prod(shape[axis] for axis in rest)
-        positions = np.arange(rows * columns).reshape(shape).transpose(slices + rest).reshape(rows, columns)
+        columns = math.prod(shape[axis] for axis in rest)
         exponents = np.asarray(self.exponents.codebook)[np.asarray(self.exponents.indices), 0]
         by_exponent = np.argsort(exponents, kind="stable")
         edges = np.flatnonzero(np.diff(exponents[by_exponent])) + 1
-        return SliceOrder(positions[by_exponent].reshape(-1), tuple(int(edge) * columns for edge in edges))
+        return SliceOrder(tuple(shape), (*slices, *rest), by_exponent, tuple(int(edge) * columns for edge in edges))
 
 
 def exponents_of(values: np.ndarray) -> Clustered:
     """Whole numbers as the exponents of a scaled leaf.
 
     Args:
-      values: integers, 1 along the axes where all slices have the same.
+      values: integers from -64 to 64, of size 1 along the axes where all slices have the same.
+
+    Raises:
+      ValueError: a value beyond.
 
     Example:
       >>> exponents_of(np.array([[-1], [2], [-1]])).decode().tolist()
       [[-1], [2], [-1]]
     """
     used, indices = np.unique(values, return_inverse=True)
+    if used.size and not -_FURTHEST <= int(used[0]) <= int(used[-1]) <= _FURTHEST:
+        raise ValueError(f"exponents must lie between -{_FURTHEST} and {_FURTHEST}, got {int(used[0])} to {int(used[-1])}")
     codes = indices.reshape(-1).astype(index_dtype(len(used)))
     return Clustered(codes, used.astype(np.int8)[:, None], values.shape, np.int8)

@@ -112,8 +112,8 @@ def diagonal_stats(importance: np.ndarray, *, floor: float = 0.02) -> LeafStats:
 
 def in_units(stats: LeafStats, layout: Layout, exponents: np.ndarray) -> LeafStats:
     """Statistics of the leaf whose rows are in units of ``2^exponents``, which broadcast with the leaf: then they matter alike."""
-    rows = layout.to_rows(np.broadcast_to(np.exp2(2.0 * exponents), layout.shape))[..., 0]
-    return stats._replace(importance=stats.importance * jnp.asarray(rows, jnp.float32), uneven=False)
+    rows = layout.to_rows(np.broadcast_to(np.exp2(2 * exponents).astype(np.float32), layout.shape))[..., 0]
+    return stats._replace(importance=stats.importance * jnp.asarray(rows), uneven=False)
 
 
 def _at_once(moment: jax.Array) -> int:

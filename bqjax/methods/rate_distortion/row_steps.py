@@ -44,8 +44,8 @@ def step_exponents(layout: Layout, importance: np.ndarray) -> np.ndarray | None:
     if layout.view != layout.shape or not layout.inputs or not np.prod(layout.shape):
         return None
     # Blocks of wide inputs belong to one row.
-    whole = layout.to_leaf(np.broadcast_to(np.asarray(importance, np.float64)[..., None], layout.rows_shape))
-    g = whole.mean(layout.inputs, keepdims=True)
+    whole = layout.to_leaf(np.broadcast_to(np.asarray(importance, np.float32)[..., None], layout.rows_shape))
+    g = whole.mean(layout.inputs, dtype=np.float64, keepdims=True)
     wanted = -0.5 * np.log2(g / np.exp(np.log(g).mean()))
     one = np.zeros(g.shape, np.int64)
     tried = [one, *(np.clip(spacing * np.rint(wanted / spacing), -_FURTHEST, _FURTHEST).astype(np.int64) for spacing in _SPACINGS)]
