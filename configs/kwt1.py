@@ -16,7 +16,7 @@ config = Experiment(
     data="kwt1/ and speech/ (see train/tasks/keyword_spotting.py)",
     methods=(
         RateDistortion(max_drop=0.005, **CURVATURE, label="rate-distortion, drop 0.5"),
-        *(RateDistortion(lmbda=x, **CURVATURE, label=f"rate-distortion, lmbda {x:g}") for x in (1e-08, 2e-08, 4e-08)),
+        *(RateDistortion(lmbda=x, **CURVATURE, label=f"rate-distortion, lmbda {x:g}") for x in (6e-09, 1.2e-08, 2.5e-08)),
         *(
             PTQ(config=PTQConfig(bits=b, limits="mse", scale_dtype="bfloat16"), label=f"round to nearest, {b} bits a channel")
             for b in (3, 4, 5)

@@ -18,7 +18,7 @@ config = Experiment(
     task=lambda data_dir, progress: sts_task(data_dir),
     data="text/ and minilm/ (see train/tasks/sentences.py)",
     methods=(
-        *(RateDistortion(lmbda=x, **CURVATURE, label=f"rate-distortion, lmbda {x:g}") for x in (1e-08, 1.3e-08, 2e-08, 3e-08)),
+        *(RateDistortion(lmbda=x, **CURVATURE, label=f"rate-distortion, lmbda {x:g}") for x in (7e-09, 1e-08, 1.5e-08, 2e-08)),
         *(
             PTQ(config=PTQConfig(bits=b, axis=0, limits="mse", scale_dtype="bfloat16"), label=f"round to nearest, {b} bits a row")
             for b in (3, 4)

@@ -55,7 +55,7 @@ config = Experiment(
         # One row after the other, they share what was measured of the layers.
         *(WithinBudget(target_bytes=1000 * kb, budget=BUDGET, label=f"planned, {kb} kB") for kb in (120, 90, 160)),
         # Error feedback under the outputs' curvature: half a minute a row, after a minute for the curvature.
-        *(RateDistortion(lmbda=p, label=f"rate-distortion, lmbda {p:g}") for p in (1e-05, 3e-05, 6.4e-05, 0.00011)),
+        *(RateDistortion(lmbda=p, label=f"rate-distortion, lmbda {p:g}") for p in (7e-06, 2e-05, 4e-05, 7e-05)),
         RateDistortion(target_bytes=75_000, label="rate-distortion, 75 kB"),
     ),
     budget=BUDGET,

@@ -39,7 +39,7 @@ config = Experiment(
         GWK(config=GWKConfig(bits=8, cv=2, pw=2, weighting="none"), rules=SMALL, label="PQ, 8 bits for 2"),
         PTQ(config=PTQConfig(bits=5, limits="mse", scale_dtype="bfloat16"), label="PTQ, 5 bits a channel"),
         GaussianBins(bins=BinConfig(n_bins=16, sigma_scale=2.0), label="Gaussian bins of 2 sigma, 16"),
-        *(RateDistortion(lmbda=p, label=f"rate-distortion, lmbda {p:g}") for p in (3e-06, 6e-06, 9e-06, 1.3e-05)),
+        *(RateDistortion(lmbda=p, label=f"rate-distortion, lmbda {p:g}") for p in (2e-06, 4e-06, 6e-06, 9e-06)),
         RateDistortion(target_bytes=200_000, label="rate-distortion, 200 kB"),
     ),
 )

@@ -15,7 +15,7 @@ config = Experiment(
     task=lambda data_dir, progress: stories_task(data_dir),
     data="lm/stories260k/ (see train/tasks/stories.py)",
     methods=(
-        *(RateDistortion(lmbda=x, **CURVATURE, label=f"rate-distortion, lmbda {x:g}") for x in (4e-06, 8e-06, 1.2e-05, 3e-05)),
+        *(RateDistortion(lmbda=x, **CURVATURE, label=f"rate-distortion, lmbda {x:g}") for x in (3e-06, 6e-06, 1e-05, 2e-05)),
         *(
             PTQ(config=PTQConfig(bits=b, axis=0, limits="mse", scale_dtype="bfloat16"), label=f"round to nearest, {b} bits a row")
             for b in (3, 4, 5)

@@ -173,7 +173,7 @@ def quantize_rows(
     stats: LeafStats,
     lmbda: float,
     *,
-    step_scales: Sequence[float] = (1.2,),
+    step_scales: Sequence[float] = (1.6,),
     passes: int = 2,
     sweeps: int = 4,
     hold_zeros: bool = False,
@@ -184,8 +184,8 @@ def quantize_rows(
       weights: ``[G, rows, d]`` finite.
       stats: of the leaf.
       lmbda: of a bit, in the units of ``importance * output^2``; not negative.
-      step_scales: factors on the step in balance that are tried. At the rates of one to three bits a weight the balance is flat
-        between 1 and 1.4; 0.7 costs a tenth to a fifth more bytes at equal loss.
+      step_scales: factors on the step in balance that are tried. At one to five bits a weight 1.6 at a lower lmbda is as good as
+        1.2, or better by up to a twentieth of the bytes at equal loss, once rows have steps of their own.
       passes: over the leaf, each at the costs that the last one led to.
       sweeps: of coordinate descent after each.
       hold_zeros: weights of exactly zero, as pruned ones are, stay zero.

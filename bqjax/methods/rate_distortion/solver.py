@@ -59,21 +59,21 @@ class SolverConfig:
       damping: share of the mean diagonal that is added to the inputs' second moment, see
         :func:`bqjax.methods.rate_distortion.leaf.leaf_stats`.
       floor: share of the mean importance that every weight of a leaf without curvature has at least.
-      step_scales: factors on the step in balance; each leaf takes the best of them.
+      step_scales: factors on the step in balance; each leaf takes the best of them at its lmbda.
       passes: over a leaf, each at the costs of indices that the last one led to.
       sweeps: of coordinate descent after each pass.
       vectors: whether vectors go to 8 bits or fewer where outputs don't notice; False leaves them.
       shift: whether the bias or BatchNorm shift behind a leaf takes up the mean change of its outputs, so that only the inputs'
         covariance counts for the leaf's errors.
       row_steps: whether rows of unequal importance get steps of their own, in powers of two, where that takes fewer bits: see
-        :mod:`bqjax.methods.rate_distortion.row_steps`.
+        :mod:`bqjax.methods.rate_distortion.row_steps`. False, with ``step_scales=(1.2,)``, does what earlier releases did.
       unbiased: whether levels are scaled so that the outputs of each leaf keep their size, at no bytes: see
         :func:`bqjax.methods.rate_distortion.leaf.unbiased`.
     """
 
     damping: float = 0.01
     floor: float = 0.02
-    step_scales: tuple[float, ...] = (1.2,)
+    step_scales: tuple[float, ...] = (1.6,)
     passes: int = 2
     sweeps: int = 4
     vectors: bool = True
