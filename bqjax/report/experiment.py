@@ -12,6 +12,7 @@ from bqjax.core.tree import named_leaves
 from bqjax.experiment.entry import Comparison
 from bqjax.experiment.runner import Outcome
 from bqjax.methods.bins import SearchInfo
+from bqjax.methods.rate_distortion.row_steps import to_units
 from bqjax.report import plots
 from bqjax.report.html import page, sections_html
 from bqjax.report.pareto import pareto_plot
@@ -52,8 +53,8 @@ def _histograms(task: Task, outcome: Outcome) -> list[str]:
     for name, leaf in named_leaves(outcome.tree).items():
         weights, title = np.asarray(originals[name]), name
         if isinstance(leaf, Scaled):
-            exponents = np.asarray(leaf.exponents.decode()).astype(np.int32)
-            weights, leaf, title = np.ldexp(weights.astype(np.float32), -exponents), leaf.leaf, f"{name}, in units of its rows"
+            weights = to_units(weights, np.asarray(leaf.exponents.decode()))
+            leaf, title = leaf.leaf, f"{name}, in units of its rows"
         if not isinstance(leaf, Clustered) or leaf.d > 1:
             continue
         values = np.sort(np.asarray(leaf.entries()).astype(np.float64).reshape(-1))

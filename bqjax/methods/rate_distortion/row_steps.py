@@ -63,11 +63,11 @@ def _bits(g: np.ndarray, exponents: np.ndarray, size: int) -> float:
     return float(lost - (counts * np.log2(counts / counts.sum())).sum() + _RECORD_BITS)
 
 
-def to_units(values: np.ndarray, exponents: np.ndarray, power: int = -1) -> np.ndarray:
-    """``values * 2^(power exponents)`` in float32, exact where that does not end: weights to their rows' units by a power of -1.
+def to_units(values: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    """Weights in their rows' units, ``values * 2^-exponents`` in float32, exact where that does not end.
 
     Example:
       >>> to_units(np.float32([[3.0], [5.0]]), np.array([[1], [-1]])).tolist()
       [[1.5], [10.0]]
     """
-    return np.ldexp(np.asarray(values, np.float32), (power * exponents).astype(np.int32))
+    return np.ldexp(np.asarray(values, np.float32), -exponents.astype(np.int32))

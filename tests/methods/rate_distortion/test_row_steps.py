@@ -56,7 +56,7 @@ def test_exponents_follow_importance_and_units_change_nothing_else(problem):
     g = np.asarray(one.stats["first"].importance)[0]
     assert np.ptp(np.log2(np.asarray(own.stats["first"].importance)[0])) <= 2.001 < np.ptp(np.log2(g))
     assert (np.diff(exponents[0][np.argsort(g)]) <= 0).all()
-    np.testing.assert_array_equal(to_units(own.layouts["first"].to_leaf(own.rows["first"]), exponents, 1), params["first"])
+    np.testing.assert_array_equal(to_units(own.layouts["first"].to_leaf(own.rows["first"]), -exponents), params["first"])
     for a, b in zip(removal_distortion(one), removal_distortion(own), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
