@@ -12,7 +12,7 @@ from bqjax.codec import entropy, structure
 from bqjax.codec.header import read_exactly
 from bqjax.codec.info import LeafInfo, factored_info, masked_info, residual_info, scaled_info
 from bqjax.codec.planes import decode_planes, encode_planes
-from bqjax.core.leaves import Affine, Clustered, CompressedLeaf, Factored, Masked, Residual, Scaled, is_compressed
+from bqjax.core.leaves import Affine, Clustered, CompressedLeaf, Factored, Masked, Residual, Scaled, is_compressed, slice_order
 
 __all__ = ["ReadGroup", "WrittenGroup", "decode_leaf", "encode_leaf"]
 
@@ -118,7 +118,7 @@ def _encode_array(name: str, array: np.ndarray, thorough: bool) -> tuple[LeafInf
 def _encode_scaled(name: str, leaf: Scaled, coder: str) -> tuple[LeafInfo, list[bytes | memoryview]]:
     leaf.validate(name)
     exponents, parts = _encode_clustered(f"{name}, exponents", leaf.exponents, coder, {})
-    order = leaf.slice_order()
+    order = slice_order(leaf.shape, leaf.exponents)
     sorted_leaf = with_fields(leaf.leaf, indices=order.sort(structure.as_array(name, leaf.leaf.indices)))
     info, own = _encode_clustered(name, sorted_leaf, coder, {}, order.breaks)
     return scaled_info(name, leaf.dtype.name, info, exponents), [*parts, *own]
@@ -293,10 +293,8 @@ def _read_zero_point(file: BinaryIO, info: LeafInfo, slices: tuple[int, ...]) ->
 def _read_scaled(file: BinaryIO, info: LeafInfo) -> Scaled:
     inner, dtype = info.parts[0], structure.DTYPES[info.dtype]
     exponents = _read_clustered(file, info.parts[1], {})
-    # What the leaf's indices are does not matter for their order; checked first, as a wrong shape has none.
-    leaf = Clustered(np.zeros(0), np.zeros((1, 1), np.float32), inner.shape, np.float32)
-    exponents.validate(f"{info.name}, exponents")
-    order = Scaled(leaf, exponents, dtype).slice_order()
+    exponents.validate(f"{info.name}, exponents")  # first: indices beyond their codebook have no order
+    order = slice_order(inner.shape, exponents)
     found = _read_clustered(file, inner, {}, order.breaks)
     scaled = Scaled(with_fields(found, indices=order.unsort(np.asarray(found.indices))), exponents, dtype)
     scaled.validate(info.name)

@@ -21,7 +21,7 @@ from bqjax.core.leaves.clustered import Clustered, trim_codebook
 from bqjax.core.leaves.factored import Factored
 from bqjax.core.leaves.masked import Masked, mask_zeros
 from bqjax.core.leaves.residual import Residual
-from bqjax.core.leaves.scaled import Scaled, exponents_of
+from bqjax.core.leaves.scaled import Scaled, exponents_of, slice_order
 from bqjax.core.leaves.size import bits
 
 __all__ = [
@@ -40,5 +40,6 @@ __all__ = [
     "is_compressed",
     "mask_zeros",
     "round_to",
+    "slice_order",
     "trim_codebook",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 from bqjax.core.leaves.base import CompressedLeaf, Stream, index_dtype
 from bqjax.core.leaves.clustered import Clustered
 
-__all__ = ["Scaled", "SliceOrder", "exponents_of"]
+__all__ = ["Scaled", "SliceOrder", "exponents_of", "slice_order"]
 
 _FURTHEST = 64  # of an exponent: float32 has twice that
 
@@ -102,16 +102,21 @@ class Scaled(CompressedLeaf):
         if np.abs(np.asarray(self.exponents.codebook).astype(np.int32)).max() > _FURTHEST:
             raise ValueError(f"{name}: exponents must lie between -{_FURTHEST} and {_FURTHEST}")
 
-    def slice_order(self) -> SliceOrder:
-        """The order of indices in a file, from concrete exponents."""
-        shape, own = self.leaf.shape, self.exponents.shape
-        slices = [axis for axis, size in enumerate(own) if size == shape[axis]]
-        rest = [axis for axis in range(len(shape)) if axis not in slices]
-        columns = math.prod(shape[axis] for axis in rest)
-        exponents = np.asarray(self.exponents.codebook)[np.asarray(self.exponents.indices), 0]
-        by_exponent = np.argsort(exponents, kind="stable")
-        edges = np.flatnonzero(np.diff(exponents[by_exponent])) + 1
-        return SliceOrder(tuple(shape), (*slices, *rest), by_exponent, tuple(int(edge) * columns for edge in edges))
+
+def slice_order(shape: tuple[int, ...], exponents: Clustered) -> SliceOrder:
+    """The order of indices in a file.
+
+    Args:
+      shape: of the leaf.
+      exponents: of its slices, concrete and valid.
+    """
+    slices = [axis for axis, size in enumerate(exponents.shape) if size == shape[axis]]
+    rest = [axis for axis in range(len(shape)) if axis not in slices]
+    columns = math.prod(shape[axis] for axis in rest)
+    values = np.asarray(exponents.codebook)[np.asarray(exponents.indices), 0]
+    by_exponent = np.argsort(values, kind="stable")
+    edges = np.flatnonzero(np.diff(values[by_exponent])) + 1
+    return SliceOrder(tuple(shape), (*slices, *rest), by_exponent, tuple(int(edge) * columns for edge in edges))
 
 
 def exponents_of(values: np.ndarray) -> Clustered:
